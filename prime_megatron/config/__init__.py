@@ -1,0 +1,33 @@
+"""Every knob of a run. A section a class, a docstring a field; `load.py` reads YAML and overrides."""
+
+from prime_megatron.config.algorithm import (
+    AdvantageAlgorithm,
+    Estimator,
+    Granularity,
+    KlEstimator,
+    KlPlace,
+    LeaveOneOut,
+    PolicyAlgorithm,
+    PrmAlgorithm,
+    PrmLoss,
+    PrmReference,
+    RewardNorm,
+    UpdateOrder,
+)
+from prime_megatron.config.model import ModelsConfig, OptimizerConfig, PackingConfig, ParallelConfig, TrainedModel
+from prime_megatron.config.rollout import (
+    DataConfig,
+    EvalConfig,
+    FilterConfig,
+    RolloutConfig,
+    SamplingConfig,
+    VerifyConfig,
+)
+from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig, SftConfig, TrainConfig
+
+__all__ = [
+    "AdvantageAlgorithm", "CheckpointConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig", "Granularity",
+    "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "OptimizerConfig",
+    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLoss", "PrmReference", "RewardNorm",
+    "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+]  # fmt: skip

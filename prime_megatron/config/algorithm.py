@@ -1,0 +1,167 @@
+"""The algorithm: implicit PRM, advantages, policy loss. Symbols as in arXiv 2502.01456."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from prime_megatron.config.base import Section
+
+
+class UpdateOrder(StrEnum):
+    """When the PRM learns within a step, against when it scores."""
+
+    after = "after"
+    """One forward: the scores are those of the update's own forward (the paper's published script)."""
+    before = "before"
+    """Update, then score with the new weights (double forward; the recipe's default)."""
+    reverse = "reverse"
+    """Score, share the scores among siblings, then update; the dpo and bon losses need it."""
+    none = "none"
+    """Score only: a frozen PRM."""
+
+
+class PrmLoss(StrEnum):
+    """What the PRM learns from the outcome."""
+
+    ce = "ce"
+    """Binary cross-entropy of sigmoid(beta * sum_t q_t) against the outcome."""
+    dpo = "dpo"
+    """-log sigmoid of beta times the signed difference to the siblings of the opposite outcome (detached)."""
+    bon_acc = "bon_acc"
+    """dpo weighted by best-of-n's n * CDF^(n-1) over outcomes."""
+    bon_rm = "bon_rm"
+    """dpo weighted by best-of-n's n * CDF^(n-1) over PRM scores."""
+
+
+class Granularity(StrEnum):
+    """Where process rewards sit."""
+
+    token = "token"
+    step = "step"
+    """Summed over each reasoning step, on the step's last token."""
+    whole = "whole"
+    """Summed over the response, on its last token."""
+
+
+class PrmReference(StrEnum):
+    """The denominator of the implicit reward."""
+
+    freeze = "freeze"
+    """The PRM's own initial weights."""
+    policy = "policy"
+    """The policy before this step's update (old_logprobs)."""
+
+
+class RewardNorm(StrEnum):
+    """How process rewards are scaled over the global batch."""
+
+    none = "none"
+    batch_norm = "batch_norm"
+    """Divided by (max over samples and t of |sum_{s>=t} r_s|) + 1e-6."""
+
+
+class Estimator(StrEnum):
+    """How rewards become advantages."""
+
+    rloo = "rloo"
+    grpo = "grpo"
+    reinforce = "reinforce"
+    reinforce_pp = "reinforce++"
+    gae = "gae"
+    """PPO with a critic."""
+    prime_value = "prime_value"
+    """The PRM as the value function: A = o - v(y_<t), v = cumulative beta * q (paper, appendix B.3)."""
+
+
+class LeaveOneOut(StrEnum):
+    """The process baseline of RLOO; both are exact in the mean of a sequence."""
+
+    code = "code"
+    """K/(K-1) r_t - 1/(K-1) sum_j m_j, as in both public codes."""
+    paper = "paper"
+    """r_t - mean_{j != i} m_j, equation 5."""
+
+
+class KlPlace(StrEnum):
+    """Where the policy's KL penalty against its reference enters."""
+
+    none = "none"
+    reward = "reward"
+    loss = "loss"
+
+
+class KlEstimator(StrEnum):
+    """Schulman's estimators of KL(policy || reference) from one sample."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class PrmAlgorithm(Section):
+    """The implicit PRM: its reward and its loss (section 3 of the paper)."""
+
+    beta: PositiveFloat = 0.05
+    """Reward coefficient: r = beta * log(prm / ref)."""
+    update: UpdateOrder = UpdateOrder.after
+    """When the PRM learns against when it scores."""
+    loss: PrmLoss = PrmLoss.ce
+    """What the PRM learns from the outcome."""
+    bon_n: PositiveInt = 4
+    """n of the best-of-n losses."""
+    reference: PrmReference = PrmReference.freeze
+    """The denominator of the implicit reward."""
+    granularity: Granularity = Granularity.token
+    """Where process rewards sit."""
+    step_delimiter: str = "\n\n"
+    """Text that ends a reasoning step (granularity=step): a token that contains it closes the step."""
+    scale_by_beta: bool = True
+    """Process reward beta * q (paper, recipe) or q (original)."""
+    norm: RewardNorm = RewardNorm.batch_norm
+    """How process rewards are scaled over the global batch."""
+    smoothing_lambda: float = Field(default=0.0, ge=0.0, le=1.0)
+    """lambda of r_t = q_t + lambda * r_{t+1}; 0 turns it off."""
+    use_gt: bool = False
+    """Replace the last q of a response by outcome - sum of the others (recipe's prime_use_gt)."""
+
+
+class AdvantageAlgorithm(Section):
+    """From rewards to advantages (equation 5, appendix B.3)."""
+
+    estimator: Estimator = Estimator.rloo
+    """How rewards become advantages."""
+    process_weight: float = Field(default=1.0, ge=0.0)
+    """Factor on the process source; 0 leaves outcome-only training, which needs no PRM."""
+    outcome_weight: float = Field(default=1.0, ge=0.0)
+    """Factor on the outcome source."""
+    leave_one_out: LeaveOneOut = LeaveOneOut.paper
+    """Form of the process baseline in RLOO."""
+    gamma_process: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Discount of process rewards."""
+    gamma_outcome: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Discount of the outcome reward."""
+    gae_lambda: float = Field(default=1.0, ge=0.0, le=1.0)
+    """lambda of GAE (estimator=gae)."""
+    whiten: bool = True
+    """Subtract the mean and divide by the deviation over all valid tokens of the global batch."""
+
+
+class PolicyAlgorithm(Section):
+    """The policy's loss: PPO clip, entropy bonus, KL."""
+
+    clip_low: PositiveFloat = 0.2
+    """Lower clip of the ratio: 1 - clip_low."""
+    clip_high: PositiveFloat = 0.2
+    """Upper clip of the ratio: 1 + clip_high."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    kl_place: KlPlace = KlPlace.none
+    """Where the KL penalty against the reference enters."""
+    kl_coef: float = Field(default=0.0, ge=0.0)
+    """Weight of the KL penalty."""
+    kl_estimator: KlEstimator = KlEstimator.k3
+    """Estimator of the KL penalty."""
+    importance_cap: PositiveFloat | None = None
+    """Truncated importance sampling: weight tokens by min(trainer prob / engine prob, cap); none: off."""

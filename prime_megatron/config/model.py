@@ -1,0 +1,104 @@
+"""Models, optimizers and layout."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from prime_megatron.config.base import Section
+
+
+class OptimizerConfig(Section):
+    """AdamW, its schedule and the gradient clip of one role."""
+
+    lr: PositiveFloat = 5e-7
+    """Peak learning rate."""
+    min_lr: NonNegativeFloat = 0.0
+    """Floor of a decaying schedule."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Shape after the warm-up; cosine ends at min_lr at the last optimizer step of the run."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps of linear warm-up."""
+    betas: tuple[float, float] = Field(default=(0.9, 0.999))
+    """Adam's moment decays."""
+    eps: PositiveFloat = 1e-8
+    """Adam's epsilon."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay (not on biases and norms)."""
+    clip_grad: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+
+
+class TrainedModel(Section):
+    """A role that learns."""
+
+    path: str | None = None
+    """HF model folder; none: the policy's."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Its optimizer."""
+    num_mini_batches: PositiveInt = 1
+    """Optimizer steps per batch."""
+
+
+class ModelsConfig(Section):
+    """The models of a run, as HF folders."""
+
+    policy: TrainedModel
+    """The model that is trained to answer; its folder also gives the tokenizer."""
+    prm: TrainedModel = TrainedModel(optimizer=OptimizerConfig(lr=1e-6, clip_grad=10.0))
+    """The implicit PRM; may be smaller than the policy, with the same tokenizer."""
+    critic: TrainedModel = TrainedModel(optimizer=OptimizerConfig(lr=1e-6))
+    """The value model of estimator=gae; not built by the others."""
+    reference: str | None = None
+    """HF folder of the PRM's frozen reference; none: the PRM's initial weights."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Compute dtype; with bfloat16 the optimizer keeps float32 main weights and gradients."""
+    trust_remote_code: bool = False
+    """Let transformers run code from the model folder (tokenizer and config only)."""
+    logprob_impl: Literal["auto", "triton", "torch", "naive"] = "auto"
+    """Implementation of the log-prob head."""
+
+
+class ParallelConfig(Section):
+    """How every role is laid out over the processes: data = processes / (tensor x pipeline x context)."""
+
+    tensor: PositiveInt = 1
+    """Tensor-parallel size."""
+    pipeline: PositiveInt = 1
+    """Pipeline-parallel size."""
+    virtual_pipeline: PositiveInt | None = None
+    """Model chunks per pipeline stage (interleaved schedule); none: one."""
+    pipeline_layers: tuple[int, ...] | None = Field(default=None)
+    """Layers of each stage, for uneven splits; none: as even as possible."""
+    context: PositiveInt = 1
+    """Context-parallel size (sequences are split among these ranks)."""
+    expert: PositiveInt = 1
+    """Expert-parallel size (mixture-of-experts models)."""
+    expert_tensor: PositiveInt | None = None
+    """Tensor-parallel size inside experts; none: 1."""
+    sequence: bool = False
+    """Megatron's sequence parallelism: norms and residuals split over the tensor-parallel ranks."""
+    distributed_optimizer: bool = True
+    """Shard optimizer state over the data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Overlap the gradient reduction with the backward."""
+    overlap_param_gather: bool = False
+    """Overlap the parameter gather with the next forward (distributed optimizer only)."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activation recomputation in the backward."""
+    offload: bool = False
+    """Keep roles that sleep in host memory."""
+    timeout_s: PositiveFloat = 600.0
+    """Longest wait in any collective."""
+
+
+class PackingConfig(Section):
+    """How sequences become micro-batches; changes speed and memory, never a result."""
+
+    max_tokens: PositiveInt | None = None
+    """Tokens of one micro-batch per data-parallel rank; a longer sequence stands alone; none: no limit."""
+    max_sequences: PositiveInt | None = None
+    """Sequences of one micro-batch; none: no limit."""
+    padded: bool = False
+    """Pad every sequence of a micro-batch to the longest (for comparison; packing wastes nothing)."""

@@ -1,0 +1,129 @@
+"""Data, generation, verification and filtering."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from prime_megatron.config.base import Section
+
+
+class DataConfig(Section):
+    """Prompts in the Eurus-2-RL schema, JSONL or parquet."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    """Files with the training prompts."""
+    eval: tuple[str, ...] = Field(default=())
+    """Files with the held-out prompts."""
+    max_prompt_tokens: PositiveInt = 1024
+    """Longer prompts are skipped and counted."""
+    system_prompt: str | None = None
+    """Prepended as a system message when the row has none."""
+    shuffle: bool = True
+    """Shuffle every epoch, seeded by run.seed."""
+
+
+class SamplingConfig(Section):
+    """How a response is drawn."""
+
+    temperature: PositiveFloat = 1.0
+    """Divides the logits; applied to the policy's training log-probs too, never to PRM and reference."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Nucleus; below 1 the engine's log-probs no longer match the trainer's."""
+    max_response_tokens: PositiveInt = 3072
+    """A response is cut here."""
+
+
+class FilterConfig(Section):
+    """Which prompts teach (paper, section 3.3)."""
+
+    lower: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Keep a prompt when lower <= mean outcome, inclusive."""
+    upper: float = Field(default=0.8, ge=0.0, le=1.0)
+    """Keep a prompt when mean outcome <= upper, inclusive."""
+    drop_truncated: bool = False
+    """Drop a group with a response that was cut at the length limit."""
+    max_rounds: PositiveInt = 8
+    """Generation rounds of one step before the run stops with the pass rate."""
+    max_age: NonNegativeInt = 1
+    """Steps that a surplus group may wait before it is dropped and counted; 0: surplus is dropped at once."""
+
+
+class VllmConfig(Section):
+    """Settings of the vLLM engine."""
+
+    memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """Share of device memory for weights and KV cache (GPU)."""
+
+
+class SglangConfig(Section):
+    """Settings of the SGLang engine."""
+
+    memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """Share of device memory for weights and KV cache (GPU)."""
+    server: bool = False
+    """Talk to the engine over loopback HTTP instead of in-process."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Longest wait for the engine to load."""
+
+
+class RolloutConfig(Section):
+    """Generation: prompts, samples, engine."""
+
+    engine: Literal["embedded", "sglang", "vllm", "replay"] = "sglang"
+    """Who generates; replay reads a recording made with rollout.record."""
+    prompts_per_step: PositiveInt = 256
+    """Groups in a batch."""
+    samples_per_prompt: PositiveInt = 4
+    """K, responses per prompt."""
+    oversample: float = Field(default=1.0, ge=1.0)
+    """Prompts of the first round over prompts_per_step; later rounds ask for what the pass rate predicts."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How a response is drawn."""
+    filter: FilterConfig = FilterConfig()
+    """Which prompts teach."""
+    tensor: PositiveInt = 1
+    """Tensor-parallel size of one engine replica; replicas = processes / tensor."""
+    max_concurrent: PositiveInt = 256
+    """Sequences that one replica decodes together (embedded engine)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """The engine's compute dtype; none: models.dtype."""
+    bucket_bytes: PositiveInt = 256 * 2**20
+    """Largest bucket of a weight sync."""
+    check_every: NonNegativeInt = 1
+    """Compare a checksum of the engine's weights with the trainer's every n syncs; 0: never."""
+    logprob_alarm: PositiveFloat | None = None
+    """Warn when the mean |engine - trainer| log-prob difference exceeds this; none: 1e-3 float32, 5e-2 bfloat16."""
+    max_restarts: NonNegativeInt = 2
+    """Restarts of a dead or hung engine before the run stops."""
+    generate_timeout_s: PositiveFloat = 3600.0
+    """Longest wait for one round of generation."""
+    record: str | None = None
+    """Write the collected groups of every step to this file, for replay."""
+    replay: str | None = None
+    """A recording to read (engine=replay)."""
+    vllm: VllmConfig = VllmConfig()
+    """Settings of the vLLM engine."""
+    sglang: SglangConfig = SglangConfig()
+    """Settings of the SGLang engine."""
+
+
+class VerifyConfig(Section):
+    """Outcome rewards."""
+
+    workers: PositiveInt = 2
+    """Processes per node that grade answers which need symbolic mathematics."""
+    timeout_s: PositiveFloat = 5.0
+    """Wall limit of one answer; past it the outcome is 0 and counted."""
+
+
+class EvalConfig(Section):
+    """Held-out evaluation."""
+
+    every: NonNegativeInt = 0
+    """Steps between evaluations; 0: only before the first and after the last step when data.eval is given."""
+    samples_per_prompt: NonNegativeInt = 0
+    """Samples per prompt for pass@k, beside the greedy answer; 0: greedy only."""
+    max_prompts: PositiveInt | None = None
+    """Evaluate on the first n prompts; none: all."""

@@ -1,0 +1,145 @@
+"""The whole config of a run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from prime_megatron.config.algorithm import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm
+from prime_megatron.config.base import Section
+from prime_megatron.config.model import ModelsConfig, OptimizerConfig, PackingConfig, ParallelConfig
+from prime_megatron.config.rollout import DataConfig, EvalConfig, RolloutConfig, VerifyConfig
+
+
+class RunSection(Section):
+    """The run itself."""
+
+    name: str = "prime"
+    """Names the run in logs."""
+    output_dir: str
+    """Everything the run writes; must be empty or absent unless --resume or --overwrite is given."""
+    seed: NonNegativeInt = 0
+    """Seeds data order, sampling and initialisation of new parameters."""
+    steps: PositiveInt
+    """Training steps (batches)."""
+    max_nonfinite: PositiveInt = 3
+    """Stop after this many skipped updates in a row."""
+    stall_timeout_s: PositiveFloat = 1800.0
+    """A stage that takes longer has every rank's stack written and ends the run."""
+
+
+class LaunchConfig(Section):
+    """Processes that `prime-megatron train` starts by itself when no launcher did."""
+
+    nodes: PositiveInt = 1
+    """Nodes of the job."""
+    processes_per_node: PositiveInt = 1
+    """Processes (GPUs) of a node."""
+
+
+class LogConfig(Section):
+    """Where metrics go; console and metrics.jsonl always."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events below the output folder."""
+    wandb_project: str | None = None
+    """Weights & Biases project; none: off."""
+    samples_every: NonNegativeInt = 1
+    """Steps between writes of samples.jsonl; 0: never."""
+    samples_per_step: PositiveInt | None = None
+    """Samples written per such step; none: all."""
+
+
+class CheckpointConfig(Section):
+    """Saving and stopping."""
+
+    every: NonNegativeInt = 0
+    """Steps between checkpoints; 0: only the last step's."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints kept."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints whose step is a multiple of this are kept for good; 0: none."""
+    asynchronous: bool = False
+    """Write in the background while training goes on."""
+    save_final: bool = True
+    """Save when the run ends."""
+    export_final: bool = True
+    """Export policy and PRM as HF folders when the run ends."""
+    signal: str = "USR1"
+    """Signal, besides TERM, that asks for a save and exit code 85."""
+    grace_s: PositiveFloat = 120.0
+    """Seconds between the signal and the latest moment to start the save."""
+    wall_limit_s: PositiveFloat | None = None
+    """Wall-clock seconds of this attempt after which it saves and exits with 85; none: no limit."""
+
+
+class TrainConfig(Section):
+    """A PRIME run: `prime-megatron train CONFIG.yaml [section.key=value ...]`."""
+
+    preset: Literal["default", "paper", "original", "recipe"] = "default"
+    """Algorithm settings of a source, below what the file sets itself: see config/presets.py."""
+    run: RunSection
+    """The run itself."""
+    models: ModelsConfig
+    """Policy, PRM, reference."""
+    data: DataConfig
+    """Prompts."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Generation."""
+    verify: VerifyConfig = VerifyConfig()
+    """Outcome rewards."""
+    prm: PrmAlgorithm = PrmAlgorithm()
+    """The implicit PRM's reward and loss."""
+    advantage: AdvantageAlgorithm = AdvantageAlgorithm()
+    """From rewards to advantages."""
+    policy: PolicyAlgorithm = PolicyAlgorithm()
+    """The policy's loss."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout of every role."""
+    packing: PackingConfig = PackingConfig()
+    """Micro-batches."""
+    eval: EvalConfig = EvalConfig()
+    """Held-out evaluation."""
+    log: LogConfig = LogConfig()
+    """Where metrics go."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving and stopping."""
+    launch: LaunchConfig = LaunchConfig()
+    """Processes to start."""
+
+
+class SftData(Section):
+    """Supervised rows: JSONL or parquet with `messages` (chat, the last one the assistant's), or `prompt`, `response`."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    """Files with the training rows."""
+    max_tokens: PositiveInt = 4096
+    """Longer rows are skipped and counted."""
+
+
+class SftConfig(Section):
+    """Supervised warm-up: `prime-megatron sft CONFIG.yaml`."""
+
+    run: RunSection
+    """The run itself; steps counts optimizer steps."""
+    model: str
+    """HF model folder to start from."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Compute dtype."""
+    trust_remote_code: bool = False
+    """Let transformers run code from the model folder (tokenizer and config only)."""
+    data: SftData
+    """Supervised rows."""
+    batch_size: PositiveInt = 96
+    """Rows per optimizer step over all ranks."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, schedule="cosine")
+    """Its optimizer."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Layout."""
+    packing: PackingConfig = PackingConfig()
+    """Micro-batches."""
+    log: LogConfig = LogConfig()
+    """Where metrics go."""
+    launch: LaunchConfig = LaunchConfig()
+    """Processes to start."""

@@ -1,0 +1,166 @@
+"""What passes between the stages of one step.
+
+Shape legend: N sequences and T tokens on this data-parallel rank, V vocabulary, H hidden. Everything per
+token is packed: sequence i owns tokens cu_seqlens[i] to cu_seqlens[i + 1], prompt first, response after it.
+Index t always speaks of token t: ``logprobs_T[t]`` is log p(token t | the tokens before it in its sequence),
+and 0 at the first token of a sequence, which nothing predicts. The shift happens in one function,
+``prime_megatron.mcore.head.predict_next``.
+
+Example, one prompt [5, 6] with two responses [7, 8] and [9]:
+    tokens_T        5 6 7 8 5 6 9
+    cu_seqlens      0 4 7
+    response_mask_T 0 0 1 1 0 0 1
+    group_N         0 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of the data, tokenized."""
+
+    uid: str
+    """Unique in a run: epoch and row, such as "0-17"."""
+    draw: int
+    """Position in the shuffled stream since the start of the run; seeds the sampling."""
+    token_ids: tuple[int, ...]
+    ability: str
+    ground_truth: str
+    data_source: str = ""
+    text: str = ""
+    """The prompt as the model reads it, for samples.jsonl."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response to a prompt."""
+
+    token_ids: tuple[int, ...]
+    """Response tokens, the end-of-sequence token included when the engine stopped at one."""
+    logprobs: tuple[float, ...]
+    """The engine's log-prob of each response token at the sampling temperature (nats)."""
+    finish: str
+    """"stop" (end of sequence) or "length" (cut at the limit)."""
+    version: int
+    """Policy version (number of updates) of the weights that made it."""
+    text: str = ""
+    outcome: float = 0.0
+    """Verified reward in [0, 1]."""
+    verdict: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its K samples; siblings never part."""
+
+    prompt: Prompt
+    samples: tuple[Sample, ...]
+
+    @property
+    def outcomes(self) -> list[float]:
+        return [sample.outcome for sample in self.samples]
+
+    @property
+    def mean_outcome(self) -> float:
+        return sum(self.outcomes) / len(self.samples)
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """One optimizer step's sequences on this rank, cut into micro-batches (indices into the batch).
+
+    Every data-parallel rank has the same number of micro-batches; a rank with fewer sequences has empty ones.
+    """
+
+    micro: tuple[tuple[int, ...], ...]
+    num_tokens: int
+    """Valid response tokens of this mini-batch over all data-parallel ranks: the normaliser of token means."""
+    num_sequences: int
+    """Sequences of this mini-batch over all data-parallel ranks: the normaliser of sequence means."""
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """The step's sequences on this data-parallel rank, packed.
+
+    All ranks of one model-parallel block (TP, PP, CP) hold the same batch.
+    """
+
+    tokens_T: Tensor  # int64
+    cu_seqlens: Tensor  # int64 [N + 1]
+    response_mask_T: Tensor  # bool
+    group_N: Tensor  # int64, 0 .. num_groups - 1, siblings adjacent
+    outcome_N: Tensor  # float32
+    truncated_N: Tensor  # bool, cut at the length limit
+    version_N: Tensor  # int64, policy version that made the sequence
+    engine_logprobs_T: Tensor  # float32, 0 outside the response
+    step_end_T: Tensor  # bool, last token of a reasoning step (granularity "step"); the last response token always is
+    num_tokens: int
+    """Valid response tokens over all data-parallel ranks."""
+    num_sequences: int
+    """Sequences over all data-parallel ranks."""
+    groups: tuple[Group, ...] = field(repr=False, default=())
+    """This rank's groups, in the order of group_N."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence, prompt and response."""
+        return (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).tolist()
+
+    @property
+    def num_groups(self) -> int:
+        return int(self.group_N.max()) + 1 if self.group_N.numel() else 0
+
+    @property
+    def sequence_T(self) -> Tensor:
+        """Sequence index of each token, int64 [T]."""
+        sizes = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
+        return torch.repeat_interleave(torch.arange(sizes.numel(), device=sizes.device), sizes)
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """A model's view of the tokens, float32 [T], nats; 0 where a token has no prediction."""
+
+    logprobs_T: Tensor
+    entropy_T: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Log-probs of the batch under each model, float32 [T]; None where the step does not need one."""
+
+    old_logprobs_T: Tensor | None
+    """The policy before its update; None: identical by construction to the first mini-batch's own forward."""
+    ref_logprobs_T: Tensor | None
+    """The reference of the PRM (or old_logprobs_T with prm.reference=policy)."""
+    policy_ref_logprobs_T: Tensor | None
+    """The reference of the policy's KL term; the same tensor where both references are one model."""
+    prm_logprobs_T: Tensor
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """Credit per token, float32 [T], 0 outside the response."""
+
+    process_rewards_T: Tensor
+    returns_T: Tensor
+    advantages_T: Tensor
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Weights on their way to the engine: HF-named tensors of one policy version."""
+
+    names: Sequence[str]
+    tensors: Sequence[Tensor]
+    nbytes: int
+    version: int
