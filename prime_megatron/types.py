@@ -4,7 +4,7 @@ Shape legend: N sequences and T tokens on this data-parallel rank, V vocabulary,
 token is packed: sequence i owns tokens cu_seqlens[i] to cu_seqlens[i + 1], prompt first, response after it.
 Index t always speaks of token t: ``logprobs_T[t]`` is log p(token t | the tokens before it in its sequence),
 and 0 at the first token of a sequence, which nothing predicts. The shift happens in one function,
-``prime_megatron.mcore.head.predict_next``.
+``prime_megatron.mcore.head.place``.
 
 Example, one prompt [5, 6] with two responses [7, 8] and [9]:
     tokens_T        5 6 7 8 5 6 9
@@ -124,6 +124,39 @@ class RolloutBatch:
         """Sequence index of each token, int64 [T]."""
         sizes = self.cu_seqlens[1:] - self.cu_seqlens[:-1]
         return torch.repeat_interleave(torch.arange(sizes.numel(), device=sizes.device), sizes)
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """A micro-batch: some sequences of a batch, packed anew, with padding where the layout needs it.
+
+    P tokens. Padding (after a sequence up to a multiple, or a dummy sequence at the end) is never in the mask.
+    """
+
+    tokens_P: Tensor  # int64
+    positions_P: Tensor  # int64, 0 at the start of each sequence
+    cu_seqlens: Tensor  # int64 [sequences + 1], padded lengths
+    response_mask_P: Tensor  # bool
+    source_P: Tensor  # int64, index into the batch's T; -1 for padding
+    sequences: tuple[int, ...]
+    """Indices of its sequences in the batch; a dummy sequence has none."""
+
+    def gather(self, values_T: Tensor) -> Tensor:
+        """The micro-batch's part of a per-token tensor of the batch; 0 at padding. [T] -> [P]."""
+        taken = values_T[self.source_P.clamp(min=0)]
+        return torch.where(self.source_P >= 0, taken, torch.zeros((), dtype=taken.dtype, device=taken.device))
+
+
+@dataclass(frozen=True)
+class MiniBatch:
+    """One optimizer step's work on this rank."""
+
+    micro: tuple[PackedSequences, ...]
+    """Equally many on every data-parallel rank."""
+    num_tokens: int
+    """Valid response tokens over all data-parallel ranks: the normaliser of token means."""
+    num_sequences: int
+    """Sequences over all data-parallel ranks: the normaliser of sequence means."""
 
 
 @dataclass(frozen=True)

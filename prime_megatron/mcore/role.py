@@ -1,0 +1,200 @@
+"""One model in one role: policy, reference, PRM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from prime_megatron.config import OptimizerConfig, ParallelConfig
+from prime_megatron.device import current_device
+from prime_megatron.mcore.context import LocalTokens, localize
+from prime_megatron.mcore.head import predict_next
+from prime_megatron.mcore.hf_config import FamilyConfig, read_family_config
+from prime_megatron.mcore.hf_weights import load_hf
+from prime_megatron.mcore.model import build_model
+from prime_megatron.mcore.optimizer import Optimizer, UpdateResult
+from prime_megatron.mcore.schedule import run_pipeline
+from prime_megatron.parallel.topology import Topology
+from prime_megatron.types import LogProbs, MiniBatch, PackedSequences
+
+
+class Loss(Protocol):
+    """What a role learns: a differentiable scalar and additive statistics of one micro-batch.
+
+    The loss is already divided by the mini-batch's global counts, so that micro-batches, data-parallel and
+    context-parallel ranks only add up. Statistics are sums (0-dim tensors) that add up the same way.
+    """
+
+    def __call__(
+        self, micro: PackedSequences, mini: MiniBatch, scored: LogProbs
+    ) -> tuple[Tensor, Mapping[str, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a role's update did; the same on every rank of its data-parallel row."""
+
+    stats: Mapping[str, float]
+    """Sums over micro-batches, mini-batches and data-parallel ranks."""
+    updates: tuple[UpdateResult, ...]
+    """One per mini-batch."""
+    logprobs: LogProbs
+    """Of the update's own forwards, float32 [T]: each mini-batch under the weights before its step."""
+
+
+class Role:
+    """A Megatron model laid out over the topology, with or without an optimizer.
+
+    Args:
+        name: "policy", "prm", "reference", ...: for logs and checkpoints.
+        folder: HF folder to load.
+        topology: sizes, groups and this rank's place.
+        parallel: layout settings.
+        dtype: compute dtype.
+        optimizer: None for a frozen role.
+        total_updates: optimizer steps of the whole run (decaying schedules).
+        logprob_impl: implementation of the log-prob head.
+    Raises:
+        InputError: the folder is missing, of an unknown family, or its tensors disagree with its config.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: str,
+        topology: Topology,
+        parallel: ParallelConfig,
+        *,
+        dtype: torch.dtype,
+        optimizer: OptimizerConfig | None,
+        total_updates: int = 1,
+        logprob_impl: str = "auto",
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.topology = topology
+        self.family: FamilyConfig = read_family_config(folder)
+        self.logprob_impl = logprob_impl
+        self.chunks: list[nn.Module] = build_model(
+            self.family, topology, parallel, dtype, wrap_ddp=optimizer is not None
+        )
+        load_hf(self.chunks, folder, topology)
+        self.optimizer = (
+            Optimizer(self.chunks, optimizer, parallel, dtype, total_updates) if optimizer is not None else None
+        )
+        if self.optimizer is None:
+            for chunk in self.chunks:
+                chunk.requires_grad_(False)
+
+    def logprobs(
+        self, micro_batches: Sequence[PackedSequences], num_tokens: int, *, temperature: float = 1.0
+    ) -> LogProbs:
+        """Score a batch without learning: float32 [num_tokens] on every rank of the model-parallel block."""
+        for chunk in self.chunks:
+            chunk.eval()
+        local = self._localize(micro_batches)
+
+        def consume(micro: LocalTokens, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            scored = self._score(hidden, micro, temperature)
+            return scored.logprobs_T.sum(), {"scored": scored}
+
+        kept = run_pipeline(self.chunks, local, consume, train=False)
+        return self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens)
+
+    def train(
+        self, mini_batches: Sequence[MiniBatch], loss: Loss, num_tokens: int, *, temperature: float = 1.0
+    ) -> TrainResult:
+        """One optimizer step per mini-batch. Collective over the world.
+
+        A step whose gradient is not finite on any rank is skipped on all (``UpdateResult.applied``).
+        """
+        assert self.optimizer is not None, f"{self.name} is frozen"
+        for chunk in self.chunks:
+            chunk.train()
+        micro_batches: list[PackedSequences] = []
+        kept: list[dict[str, Any]] = []
+        updates: list[UpdateResult] = []
+        for mini in mini_batches:
+            kept += self._backward(mini, loss, temperature)
+            updates.append(self.optimizer.step())
+            micro_batches += mini.micro
+        return TrainResult(
+            stats=self._reduce([row["stats"] for row in kept]),
+            updates=tuple(updates),
+            logprobs=self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens),
+        )
+
+    def _backward(self, mini: MiniBatch, loss: Loss, temperature: float) -> list[dict[str, Any]]:
+        """Forward and backward of one mini-batch into the gradient buffers."""
+        assert self.optimizer is not None
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
+        def consume(micro: LocalTokens, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            scored = self._score(hidden, micro, temperature)
+            value, stats = loss(micro.packed, mini, scored)
+            detached = LogProbs(scored.logprobs_T.detach(), scored.entropy_T.detach())
+            return value, {"scored": detached, "stats": {key: stat.detach() for key, stat in stats.items()}}
+
+        return run_pipeline(self.chunks, self._localize(mini.micro), consume, train=True)
+
+    def _localize(self, micro_batches: Sequence[PackedSequences]) -> list[LocalTokens]:
+        return [
+            localize(
+                micro,
+                context_size=self.topology.context_size,
+                context_rank=self.topology.context_rank,
+                device=current_device(),
+            )
+            for micro in micro_batches
+        ]
+
+    def _score(self, hidden: Tensor, micro: LocalTokens, temperature: float) -> LogProbs:
+        return predict_next(
+            unwrap(self.chunks[-1]),
+            hidden,
+            micro,
+            self.topology,
+            vocab_size=self.family.vocab_size,
+            temperature=temperature,
+            impl=self.logprob_impl,
+        )
+
+    def _scatter(
+        self, micro_batches: Sequence[PackedSequences], scored: Sequence[LogProbs], num_tokens: int
+    ) -> LogProbs:
+        """Micro-batch results back to the batch's order, from the last stage to all."""
+        both = torch.zeros(2, num_tokens, device=current_device())
+        for micro, part in zip(micro_batches, scored, strict=False):
+            real = micro.source_P >= 0
+            both[0, micro.source_P[real]] = part.logprobs_T[real]
+            both[1, micro.source_P[real]] = part.entropy_T[real]
+        if self.topology.pipeline_size > 1:
+            dist.broadcast(both, self.topology.last_stage_rank, group=self.topology.pipeline_group)
+        return LogProbs(both[0], both[1])
+
+    def _reduce(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+        """Sum the statistics over micro-batches and data-parallel ranks; known on every rank."""
+        totals = {key: sum(float(row[key]) for row in rows) for key in (rows[0] if rows else {})}
+        if self.topology.pipeline_size > 1:
+            carrier = [totals]
+            dist.broadcast_object_list(carrier, self.topology.last_stage_rank, group=self.topology.pipeline_group)
+            totals = carrier[0]
+        if self.topology.data_size > 1:
+            sums = torch.tensor(list(totals.values()), dtype=torch.float64, device=current_device())
+            dist.all_reduce(sums, group=self.topology.data_group)
+            totals = dict(zip(totals, sums.tolist(), strict=True))
+        return totals
+
+
+def unwrap(chunk: nn.Module) -> nn.Module:
+    """The GPTModel inside Megatron's wrappers (DDP, Float16Module)."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
