@@ -37,7 +37,7 @@ def predict_next(
         model.head_weight(),
         micro.targets,
         temperature=temperature,
-        group=topology.tensor_group if topology.tensor_size > 1 else None,
+        group=topology.tensor if topology.sizes.tensor > 1 else None,
         vocab_size=vocab_size,
         impl=impl,
     )
@@ -49,7 +49,7 @@ def response_hidden(model: nn.Module, hidden_T1H: Tensor, micro: LocalTokens, to
     if model.config.sequence_parallel:
         # The head sums the gradient over the tensor-parallel group itself, so the backward only splits.
         hidden_T1H = gather_from_sequence_parallel_region(
-            hidden_T1H, tensor_parallel_output_grad=False, group=topology.tensor_group
+            hidden_T1H, tensor_parallel_output_grad=False, group=topology.tensor
         )
     return hidden_T1H.squeeze(1).index_select(0, micro.rows)
 
@@ -58,7 +58,7 @@ def place(values: Tensor, micro: LocalTokens, topology: Topology) -> Tensor:
     """Put per-row values at the token they speak of, [rows] -> [P], whole on every context rank."""
     whole = torch.zeros(micro.packed.tokens_P.numel(), dtype=values.dtype, device=values.device)
     whole = whole.index_copy(0, micro.slots, values)
-    return _SumOverContext.apply(whole, topology.context_group) if topology.context_size > 1 else whole
+    return _SumOverContext.apply(whole, topology.context) if topology.sizes.context > 1 else whole
 
 
 class _SumOverContext(torch.autograd.Function):

@@ -148,8 +148,8 @@ class Role:
         return [
             localize(
                 micro,
-                context_size=self.topology.context_size,
-                context_rank=self.topology.context_rank,
+                context_size=self.topology.sizes.context,
+                context_rank=self.topology.at.context,
                 device=current_device(),
             )
             for micro in micro_batches
@@ -175,20 +175,20 @@ class Role:
             real = micro.source_P >= 0
             both[0, micro.source_P[real]] = part.logprobs_T[real]
             both[1, micro.source_P[real]] = part.entropy_T[real]
-        if self.topology.pipeline_size > 1:
-            dist.broadcast(both, self.topology.last_stage_rank, group=self.topology.pipeline_group)
+        if self.topology.sizes.pipeline > 1:
+            dist.broadcast(both, self.topology.last_stage_rank, group=self.topology.pipeline)
         return LogProbs(both[0], both[1])
 
     def _reduce(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         """Sum the statistics over micro-batches and data-parallel ranks; known on every rank."""
         totals = {key: sum(float(row[key]) for row in rows) for key in (rows[0] if rows else {})}
-        if self.topology.pipeline_size > 1:
+        if self.topology.sizes.pipeline > 1:
             carrier = [totals]
-            dist.broadcast_object_list(carrier, self.topology.last_stage_rank, group=self.topology.pipeline_group)
+            dist.broadcast_object_list(carrier, self.topology.last_stage_rank, group=self.topology.pipeline)
             totals = carrier[0]
-        if self.topology.data_size > 1:
+        if self.topology.sizes.data > 1:
             sums = torch.tensor(list(totals.values()), dtype=torch.float64, device=current_device())
-            dist.all_reduce(sums, group=self.topology.data_group)
+            dist.all_reduce(sums, group=self.topology.data)
             totals = dict(zip(totals, sums.tolist(), strict=True))
         return totals
 

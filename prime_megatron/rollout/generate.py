@@ -1,0 +1,119 @@
+"""Prompts in, verified groups out, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from prime_megatron.parallel.collectives import gather_all
+from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling
+from prime_megatron.rollout.sampling import SampleKey
+from prime_megatron.types import Group, Prompt, Sample
+from prime_megatron.verify import Answer, Verdict, Verifiers
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a set of responses is drawn: the stream's name and the sampling."""
+
+    seed: int
+    step: int
+    purpose: int
+    sampling: Sampling
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A verified response on its way between ranks: compact, without its text."""
+
+    index: int
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    finish: str
+    verdict: Verdict
+
+
+class Generator:
+    """Spreads requests over the engine's replicas, verifies each response when it is finished, gathers all.
+
+    Args:
+        engine: this rank's replica.
+        speaks: True on the one rank of each replica that reports its answers.
+        verifiers: outcome rewards.
+        tokenizer: turns responses into text for the verifier.
+    """
+
+    def __init__(
+        self, engine: Engine, speaks: bool, verifiers: Verifiers, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.engine = engine
+        self.speaks = speaks
+        self.verifiers = verifiers
+        self.tokenizer = tokenizer
+
+    def groups(self, prompts: Sequence[Prompt], draw: Draw) -> list[Group]:
+        """``draw.num_samples`` verified responses to each prompt, in order. Collective over the world.
+
+        A prompt's samples are made by one replica, so that they can share its prefill.
+        """
+        mine = [index for index in range(len(prompts)) if index % self.engine.num_replicas == self.engine.replica]
+        answered = self._answer([(index, prompts[index]) for index in mine], draw)
+        by_prompt: dict[int, list[_Answered]] = {index: [] for index in range(len(prompts))}
+        for part in gather_all(answered):
+            for item in part:
+                by_prompt[item.index].append(item)
+        version = self.engine.version
+        return [
+            Group(prompts[index], tuple(self._sample(item, version) for item in items))
+            for index, items in by_prompt.items()
+        ]
+
+    def _answer(self, prompts: Sequence[tuple[int, Prompt]], draw: Draw) -> list[_Answered]:
+        requests, owners = [], []
+        for index, prompt in prompts:
+            for sample in range(draw.num_samples):
+                key = SampleKey(draw.seed, draw.step, prompt.draw, sample, draw.purpose)
+                requests.append(Request(prompt.token_ids, key, draw.sampling))
+                owners.append((index, prompt))
+        prompt_of = {request.key: prompt for request, (_, prompt) in zip(requests, owners, strict=True)}
+        verdicts: dict[SampleKey, Future[Verdict]] = {}
+
+        def verify(completion: Completion) -> None:
+            prompt = prompt_of[completion.request.key]
+            answer = Answer(prompt.ability, self._text(completion.token_ids), prompt.ground_truth)
+            verdicts[completion.request.key] = self.verifiers.submit(answer)
+
+        completions = self.engine.generate(requests, verify if self.speaks else None)
+        if not self.speaks:
+            return []
+        return [
+            _Answered(
+                index=index,
+                token_ids=np.asarray(completion.token_ids, dtype=np.int32),
+                logprobs=np.asarray(completion.logprobs, dtype=np.float32),
+                finish=completion.finish,
+                verdict=verdicts[completion.request.key].result(),
+            )
+            for (index, _), completion in zip(owners, completions, strict=True)
+        ]
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _sample(self, item: _Answered, version: int) -> Sample:
+        token_ids = tuple(item.token_ids.tolist())
+        return Sample(
+            token_ids=token_ids,
+            logprobs=tuple(item.logprobs.tolist()),
+            finish=item.finish,
+            version=version,
+            text=self._text(token_ids),
+            outcome=item.verdict.score,
+            verdict=item.verdict.verdict,
+            reason=item.verdict.reason,
+        )

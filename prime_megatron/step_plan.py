@@ -1,0 +1,120 @@
+"""What one step must run, decided from the config alone; everything that is exact to skip is skipped.
+
+F is one forward pass over the step's kept tokens; a backward counts 2 F.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from prime_megatron.config import Estimator, KlPlace, PrmReference, TrainConfig, UpdateOrder
+
+
+class OldLogprobs(StrEnum):
+    """Which tokens need the policy's log-probs from before its update."""
+
+    none = "none"
+    later = "later"
+    """Those of the second and later mini-batches: the first one's ratio is 1 by construction."""
+    all = "all"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over the batch: who runs it, what, its cost in F, and why it is needed or why not."""
+
+    role: str
+    what: str
+    forwards: float
+    why: str
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The passes of a step."""
+
+    old_logprobs: OldLogprobs
+    reference: bool
+    """The PRM's frozen reference scores the batch."""
+    policy_reference: bool
+    """The policy's KL term needs a reference's log-probs."""
+    shared_reference: bool
+    """One frozen model serves the PRM and the KL term."""
+    prm: bool
+    """There is a PRM at all."""
+    critic: bool
+    passes: tuple[Pass, ...]
+
+    @property
+    def forwards(self) -> float:
+        """Cost of the step in F."""
+        return sum(item.forwards for item in self.passes)
+
+
+def plan_step(config: TrainConfig) -> StepPlan:
+    """Decide the passes of a step. Pure; needs no model."""
+    prm = needs_prm(config)
+    kl = config.policy.kl_place is not KlPlace.none and config.policy.kl_coef > 0.0
+    from_policy = prm and config.prm.reference is PrmReference.policy
+    reference = prm and not from_policy
+    shared = kl and reference and _reference_folder(config) == config.models.policy.path
+    old = _old_logprobs(config, from_policy=from_policy, kl_in_reward=kl and config.policy.kl_place is KlPlace.reward)
+    critic = config.advantage.estimator is Estimator.gae
+    passes = [*_score_passes(config, old, reference=reference, from_policy=from_policy, kl=kl, shared=shared)]
+    if prm:
+        passes += _prm_passes(config)
+    if critic:
+        passes += [Pass("critic", "values", 1.0, "GAE needs a value per token"), Pass("critic", "update", 3.0, "learns")]
+    passes.append(Pass("policy", "update", 3.0, "forward and backward of every mini-batch"))
+    return StepPlan(old, reference, kl, shared, prm, critic, tuple(passes))
+
+
+def needs_prm(config: TrainConfig) -> bool:
+    """Outcome-only training (process_weight 0) builds no PRM."""
+    return config.advantage.process_weight > 0.0 or config.advantage.estimator is Estimator.prime_value
+
+
+def _reference_folder(config: TrainConfig) -> str | None:
+    return config.models.reference or config.models.prm.path or config.models.policy.path
+
+
+def _old_logprobs(config: TrainConfig, *, from_policy: bool, kl_in_reward: bool) -> OldLogprobs:
+    if from_policy or kl_in_reward:
+        return OldLogprobs.all
+    return OldLogprobs.later if config.models.policy.num_mini_batches > 1 else OldLogprobs.none
+
+
+def _score_passes(
+    config: TrainConfig, old: OldLogprobs, *, reference: bool, from_policy: bool, kl: bool, shared: bool
+) -> list[Pass]:
+    minis = config.models.policy.num_mini_batches
+    passes = {
+        OldLogprobs.none: Pass("policy", "old log-probs", 0.0, "one mini-batch: its ratio is 1 by construction"),
+        OldLogprobs.later: Pass(
+            "policy", "old log-probs", (minis - 1) / minis, "the first mini-batch's ratio is 1 by construction"
+        ),
+        OldLogprobs.all: Pass(
+            "policy", "old log-probs", 1.0, "the PRM's reference" if from_policy else "KL enters the reward"
+        ),
+    }
+    result = [passes[old]]
+    if reference:
+        result.append(Pass("reference", "log-probs", 1.0, "denominator of the implicit reward, once per step"))
+    if kl:
+        cost, why = (0.0, "the PRM's reference is the same model") if shared else (1.0, "KL against the start")
+        result.append(Pass("policy reference", "log-probs", cost, why))
+    return result
+
+
+def _prm_passes(config: TrainConfig) -> list[Pass]:
+    update = Pass("prm", "update", 3.0, "forward and backward of every mini-batch")
+    match config.prm.update:
+        case UpdateOrder.after:
+            return [update, Pass("prm", "scores", 0.0, "those of the update's own forward")]
+        case UpdateOrder.before:
+            return [update, Pass("prm", "scores", 1.0, "with the updated weights")]
+        case UpdateOrder.reverse:
+            return [Pass("prm", "scores", 1.0, "before the update, shared among siblings"), update]
+        case UpdateOrder.none:
+            return [Pass("prm", "scores", 1.0, "a frozen PRM")]
