@@ -1,0 +1,175 @@
+"""prime-megatron verify: scores answers in a JSONL file, offline."""
+
+import argparse
+import collections
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from prime_megatron.errors import InputError
+from prime_megatron.verify import Answer, Verdict, Verifiers, VerifyOptions, build_verifiers
+
+KEYS = ("ability", "response", "ground_truth")
+WINDOW = 1024  # rows in flight: bounds memory, and keeps the workers fed past one slow answer
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Adds the `verify` verb; its run is `run`."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="score answers in a JSONL file",
+        description='Scores rows {"ability", "response", "ground_truth"} and writes each row with "score" (0 to 1),'
+        ' "verdict" and "reason" added, in the same order.',
+    )
+    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="the rows to score")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT.jsonl", help="where the scored rows go")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="math processes (default: one per core)"
+    )
+    parser.add_argument(
+        "--timeout-s", type=float, default=VerifyOptions.timeout_s, metavar="S", help="limit per answer (default: 5)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.jsonl if it exists")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scores args.input into args.output (.input, .output, .workers, .timeout_s, .overwrite). Returns the exit code.
+
+    Raises InputError for anything wrong with the input; nothing is left at the output path then.
+    """
+    options = VerifyOptions(num_workers=args.workers, timeout_s=args.timeout_s)
+    if not args.input.is_file():
+        raise InputError(f"{args.input}: no such file")
+    if args.output.exists() and not args.overwrite:
+        raise InputError(f"{args.output} exists; give --overwrite to replace it")
+    if args.output.is_dir():
+        raise InputError(f"{args.output} is a folder; give a file")
+    if not args.output.parent.is_dir():
+        raise InputError(f"{args.output.parent}: no such folder for the output")
+    start_s = time.monotonic()
+    tally = Tally()
+    with open(args.input, "rb") as rows, build_verifiers(options) as verifiers, whole_file(args.output) as out:
+        with _progress() as bar:
+            task = bar.add_task(f"verify {args.input.name}", total=os.fstat(rows.fileno()).st_size, done_rows=0)
+            for row, verdict in scored_rows(_lines(rows), str(args.input), verifiers):
+                out.write(
+                    _encode({**row, "score": verdict.score, "verdict": verdict.verdict, "reason": verdict.reason})
+                )
+                tally.add(verdict)
+                bar.update(task, completed=rows.tell(), done_rows=tally.num_rows)
+    print(tally.summary(time.monotonic() - start_s, args.output))
+    return 0
+
+
+@dataclass
+class Tally:
+    """Running totals for the closing line."""
+
+    num_rows: int = 0
+    total_score: float = 0.0
+    verdicts: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def add(self, verdict: Verdict) -> None:
+        self.num_rows += 1
+        self.total_score += verdict.score
+        self.verdicts[verdict.verdict] += 1
+
+    def summary(self, seconds: float, output: Path) -> str:
+        if not self.num_rows:
+            return f"no rows; {output} is empty"
+        parts = ", ".join(f"{count} {verdict}" for verdict, count in self.verdicts.most_common())
+        mean, rate = self.total_score / self.num_rows, self.num_rows / max(seconds, 1e-9)
+        return f"{self.num_rows} rows in {seconds:.1f} s ({rate:.0f}/s): {parts}; mean score {mean:.4f} -> {output}"
+
+
+def scored_rows(
+    lines: Iterator[tuple[int, bytes]], name: str, verifiers: Verifiers
+) -> Iterator[tuple[dict[str, Any], Verdict]]:
+    """Each (row, verdict), in order, at most WINDOW rows in flight. Raises InputError naming file and row."""
+    flying: collections.deque[tuple[dict[str, Any], Future[Verdict]]] = collections.deque()
+    for number, line in lines:
+        row = parse_row(line, name, number)
+        try:
+            future = verifiers.submit(Answer(row["ability"], row["response"], row["ground_truth"]))
+        except InputError as problem:
+            raise InputError(f"{name}, row {number}: {problem}") from None
+        flying.append((row, future))
+        while flying and (len(flying) >= WINDOW or flying[0][1].done()):
+            done_row, done = flying.popleft()
+            yield done_row, done.result()
+    for row, future in flying:
+        yield row, future.result()
+
+
+def parse_row(line: bytes, name: str, number: int) -> dict[str, Any]:
+    """One JSON object with the three string keys. Raises InputError naming file, row and key."""
+    where = f"{name}, row {number}"
+    try:
+        row = json.loads(line, parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: not UTF-8") from None
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"{where}: not JSON ({problem})") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: a {type(row).__name__}, not an object with the keys {', '.join(KEYS)}")
+    for key in KEYS:
+        if key not in row:
+            raise InputError(f"{where}: no key {key!r} (a row needs {', '.join(KEYS)})")
+        if not isinstance(row[key], str):
+            raise InputError(f"{where}: {key!r} is a {type(row[key]).__name__}, not a string")
+    return row
+
+
+def _refuse_constant(constant: str) -> float:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _lines(rows: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(row number from 1, line) for every line that is not blank. The number is the line's in the file."""
+    for number, line in enumerate(rows, start=1):
+        if not line.isspace():
+            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def _encode(row: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair has no UTF-8
+        return json.dumps(row).encode() + b"\n"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears at path when the block ends well, and not at all when it raises."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[done_rows]} rows"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(file=sys.stderr))

@@ -1,0 +1,58 @@
+r"""Math answers: the last \boxed{}, then strings and exact numbers, then math-verify in a process one can kill."""
+
+from concurrent.futures import Future
+
+from prime_megatron.verify.answer import CORRECT, ERROR, NO_ANSWER, REFUSED, WRONG, Answer, Verdict, finished
+from prime_megatron.verify.boxed import last_boxed
+from prime_megatron.verify.compare import quick_equal
+from prime_megatron.verify.limits import MAX_CHARS, refuse
+from prime_megatron.verify.normalize import to_ascii_math
+from prime_megatron.verify.pool import WorkerPool
+
+
+def final_ground_truth(ground_truth: str) -> str:
+    r"""The answer in a ground truth: after the last "####" (GSM8K), inside the last \boxed{}, or all of it."""
+    if "####" in ground_truth:
+        return ground_truth.rpartition("####")[2].strip()
+    boxed = last_boxed(ground_truth).text if "\\boxed" in ground_truth else None
+    return ground_truth.strip() if boxed is None else boxed
+
+
+def decide(response: str, ground_truth: str) -> Verdict | tuple[str, str]:
+    r"""The verdict where it needs no computer algebra, else the (answer, ground truth) LaTeX that does.
+
+    Response: any length; only its last \boxed{} counts. Ground truth: one answer, in any form of final_ground_truth.
+    """
+    found = last_boxed(response)
+    if found.text is None:
+        return Verdict(0.0, NO_ANSWER, found.problem)
+    gold = final_ground_truth(ground_truth)
+    if not gold:
+        return Verdict(0.0, ERROR, "the ground truth is empty")
+    if found.text == gold:
+        return Verdict(1.0, CORRECT, "same text")
+    if len(found.text) <= MAX_CHARS and len(gold) <= MAX_CHARS:
+        equal = quick_equal(gold, found.text)
+        if equal is not None:
+            return Verdict(1.0, CORRECT, "same value") if equal else Verdict(0.0, WRONG, "another value")
+    refusal = refuse(found.text, gold)
+    if refusal is not None:
+        return Verdict(0.0, REFUSED, refusal)
+    return to_ascii_math(found.text), to_ascii_math(gold)
+
+
+class MathVerifier:
+    """Scores ability "math": 1 for an answer equal to the ground truth, 0 for everything else.
+
+    num_workers, timeout_s, memory_bytes: as in WorkerPool; no process starts before an answer needs one.
+    """
+
+    def __init__(self, num_workers: int, timeout_s: float, memory_bytes: int) -> None:
+        self.pool = WorkerPool(num_workers, timeout_s, memory_bytes)
+
+    def submit(self, answer: Answer) -> "Future[Verdict]":
+        decision = decide(answer.response, answer.ground_truth)
+        return finished(decision) if isinstance(decision, Verdict) else self.pool.submit(*decision)
+
+    def close(self) -> None:
+        self.pool.close()

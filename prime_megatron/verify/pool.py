@@ -1,0 +1,153 @@
+"""A few worker processes behind a queue, each killed when it overruns; no answer suffers for another's."""
+
+import collections
+import logging
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from prime_megatron.errors import RunError
+from prime_megatron.verify.answer import CORRECT, ERROR, TIMEOUT, Verdict
+from prime_megatron.verify.process import WorkerDied, WorkerProcess, WorkerTimeout
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    answer: str
+    ground_truth: str
+    future: "Future[Verdict]" = field(default_factory=Future)
+
+
+@dataclass
+class Lane:
+    """What one thread holds: its process, or None before the first job and after a failure."""
+
+    process: WorkerProcess | None = None
+
+
+class WorkerPool:
+    """Grades (answer, ground truth) pairs with math-verify in separate processes.
+
+    Each thread here owns at most one process. Threads and processes start when there is work for them and not before.
+    Per job: waiting in the queue and starting a process do not count against timeout_s. A process that overruns is
+    killed and its job gets "timeout"; one that dies costs its job one retry, then "error"; other jobs notice nothing.
+
+    num_workers: processes at most. timeout_s: wall-clock seconds for one answer. memory_bytes: address space of one
+    process. start_timeout_s: seconds for one process to load math-verify.
+    """
+
+    def __init__(self, num_workers: int, timeout_s: float, memory_bytes: int, start_timeout_s: float = 120.0) -> None:
+        self._num_workers = num_workers
+        self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
+        self._start_timeout_s = start_timeout_s
+        self._lock = threading.Condition()
+        self._jobs: collections.deque[Job] = collections.deque()
+        self._threads: list[threading.Thread] = []
+        self._processes: dict[int, WorkerProcess] = {}  # by pid, for close()
+        self._num_idle = 0
+        self._closed = False
+
+    def submit(self, answer: str, ground_truth: str) -> "Future[Verdict]":
+        """Queues one pair. The future raises RunError when math-verify cannot be started at all."""
+        job = Job(answer, ground_truth)
+        with self._lock:
+            if self._closed:
+                raise RunError("the math verifier is closed")
+            self._jobs.append(job)
+            if self._num_idle < len(self._jobs) and len(self._threads) < self._num_workers:
+                # Daemon: an interpreter that exits must not wait for answers nobody will read.
+                thread = threading.Thread(target=self._serve, name=f"verify-{len(self._threads)}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._lock.notify()
+        return job.future
+
+    def pids(self) -> list[int]:
+        """The processes alive now."""
+        with self._lock:
+            return list(self._processes)
+
+    def close(self) -> None:
+        """Kills the processes; jobs that wait are cancelled, jobs that run get RunError."""
+        with self._lock:
+            self._closed = True
+            while self._jobs:
+                self._jobs.popleft().future.cancel()
+            for process in self._processes.values():
+                process.kill()
+            self._lock.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        """A thread's life: jobs one by one, on a process that is replaced when it fails."""
+        lane = Lane()
+        while (job := self._next_job()) is not None:
+            if not job.future.set_running_or_notify_cancel():
+                continue
+            try:
+                verdict = self._grade(lane, job)
+            except BaseException as failure:
+                self._discard(lane)
+                job.future.set_exception(failure)
+            else:
+                job.future.set_result(verdict)
+        self._discard(lane)
+
+    def _next_job(self) -> Job | None:
+        with self._lock:
+            self._num_idle += 1
+            while not self._jobs and not self._closed:
+                self._lock.wait()
+            self._num_idle -= 1
+            return None if self._closed else self._jobs.popleft()
+
+    def _grade(self, lane: Lane, job: Job) -> Verdict:
+        request = {"answer": job.answer, "ground_truth": job.ground_truth}
+        cause = ""
+        for _ in range(2):
+            process = lane.process or self._start(lane)
+            try:
+                reply = process.ask(request, self._timeout_s)
+            except WorkerTimeout:
+                self._discard(lane)
+                return Verdict(0.0, TIMEOUT, f"not decided within {self._timeout_s:g} s")
+            except WorkerDied as death:
+                self._discard(lane)
+                self._raise_if_closed()
+                cause = str(death)
+                logger.warning("a math verifier process ended while it graded an answer (%s)", cause)
+                continue
+            if reply["last"]:
+                self._discard(lane)
+            return Verdict(1.0 if reply["verdict"] == CORRECT else 0.0, reply["verdict"], reply["reason"])
+        return Verdict(0.0, ERROR, f"the verifier process ended twice on this answer ({cause})")
+
+    def _start(self, lane: Lane) -> WorkerProcess:
+        with self._lock:
+            # Under the lock: close() either sees this process or keeps it from starting.
+            self._raise_if_closed()
+            process = lane.process = WorkerProcess(self._memory_bytes)
+            self._processes[process.pid] = process
+        try:
+            process.wait_ready(self._start_timeout_s)
+        except WorkerDied as death:
+            self._raise_if_closed()
+            raise RunError(f"the math verifier cannot start: {death}") from None
+        return process
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise RunError("the math verifier was closed before this answer was decided")
+
+    def _discard(self, lane: Lane) -> None:
+        """Ends the lane's process, if it has one."""
+        if lane.process is None:
+            return
+        with self._lock:
+            self._processes.pop(lane.process.pid, None)
+        lane.process.discard()
+        lane.process = None

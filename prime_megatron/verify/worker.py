@@ -1,0 +1,118 @@
+r"""The process that runs math-verify: one JSON request a line on stdin, one JSON reply a line on stdout.
+
+Started as a file by ``pool.WorkerProcess`` with `MEMORY_BYTES PARENT_PID`; imports nothing of ours, so that it starts
+without torch. It ends when its parent does, holds no more than its memory limit, and can neither write a file nor
+start a process. It keeps no time: the parent kills it.
+"""
+
+import ctypes
+import functools
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_REASON_CHARS = 200
+
+
+def confine(memory_bytes: int, parent_pid: int) -> None:
+    """Dies with the parent; bounded memory, no file writes, no core dump."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:  # the parent died before the line above
+        os._exit(1)
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def own_stdio() -> tuple[int, int]:
+    """Private copies of stdin and stdout; fd 0 and 1 become /dev/null, so that no library can speak on the pipe."""
+    requests, replies = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    return requests, replies
+
+
+class Grader:
+    """math-verify, loaded once; only its LaTeX route, which parses with a grammar and evaluates nothing."""
+
+    def __init__(self) -> None:
+        import math_verify
+
+        self._mv = math_verify
+        self._latex = [math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+        self._gold = functools.lru_cache(maxsize=256)(self._parse)  # siblings share a ground truth
+        self.grade("\\frac{1}{2}", "x^2")  # builds the grammar's tables before the first answer's clock runs
+
+    def _parse(self, latex: str) -> list:
+        # The parent holds the time limit; math-verify's own needs SIGALRM.
+        return self._mv.parse("\\boxed{" + latex + "}", self._latex, parsing_timeout=None)
+
+    def grade(self, answer: str, ground_truth: str) -> tuple[str, str]:
+        """("correct" or "wrong", why)."""
+        gold, given = self._gold(ground_truth), self._parse(answer)
+        if not given:
+            return "wrong", "the answer does not parse"
+        equal = self._mv.verify(gold, given, float_rounding=_decimals(gold), timeout_seconds=None)
+        if equal:
+            return "correct", "math-verify: equal"
+        if all(isinstance(value, str) for value in given):
+            return "wrong", "the answer does not parse, and is not the same text"
+        if all(isinstance(value, str) for value in gold):
+            return "wrong", "the ground truth does not parse, and is not the same text"
+        return "wrong", "math-verify: not equal"
+
+
+def _decimals(gold: list) -> int:
+    """math-verify rounds to 6 decimals; a small decimal ground truth gets more, 6 significant ones."""
+    value = gold[0] if gold else None
+    if getattr(value, "is_Float", False) and 0 < abs(value) < 0.1:
+        return 5 - math.floor(math.log10(abs(float(value))))
+    return 6
+
+
+def answer_one(grader: Grader, line: bytes) -> dict[str, object]:
+    """The reply to one request; `last` says that this process should be replaced."""
+    request = json.loads(line)
+    try:
+        verdict, reason = grader.grade(request["answer"], request["ground_truth"])
+    except (MemoryError, RecursionError) as failure:
+        return {"verdict": "error", "reason": f"{type(failure).__name__} in math-verify", "last": True}
+    except Exception as failure:
+        reason = f"{type(failure).__name__} in math-verify: {failure}"[:_REASON_CHARS]
+        return {"verdict": "error", "reason": reason, "last": False}
+    return {"verdict": verdict, "reason": reason, "last": False}
+
+
+def main(memory_bytes: int, parent_pid: int) -> int:
+    requests, replies = own_stdio()
+    confine(memory_bytes, parent_pid)
+    logging.disable(logging.CRITICAL)
+
+    def say(message: dict[str, object]) -> None:
+        os.write(replies, json.dumps(message).encode() + b"\n")
+
+    try:
+        grader = Grader()
+    except Exception as failure:
+        say({"ready": False, "reason": f"{type(failure).__name__}: {failure}"[:_REASON_CHARS]})
+        return 1
+    say({"ready": True})
+    with open(requests, "rb") as lines:
+        for line in lines:
+            reply = answer_one(grader, line)
+            say(reply)
+            if reply["last"]:
+                return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
