@@ -1,6 +1,7 @@
 """What passes between the stages of one step.
 
-Shape legend: N sequences and T tokens on this data-parallel rank, V vocabulary, H hidden. Everything per
+Shape legend: N sequences and T tokens on this data-parallel rank, S tokens of a micro-batch (padding included),
+V vocabulary, H hidden. Everything per
 token is packed: sequence i owns tokens cu_seqlens[i] to cu_seqlens[i + 1], prompt first, response after it.
 Index t always speaks of token t: ``logprobs_T[t]`` is log p(token t | the tokens before it in its sequence),
 and 0 at the first token of a sequence, which nothing predicts. The shift happens in one function,
@@ -15,6 +16,7 @@ Example, one prompt [5, 6] with two responses [7, 8] and [9]:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -128,23 +130,54 @@ class RolloutBatch:
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """A micro-batch: some sequences of a batch, packed anew, with padding where the layout needs it.
+    """A micro-batch as a model reads it.
 
-    P tokens. Padding (after a sequence up to a multiple, or a dummy sequence at the end) is never in the mask.
+    Sequence i owns positions cu_seqlens[i] to cu_seqlens[i + 1]; the first `num_sequences` are real (each perhaps
+    with padding after its last token), one more may be a dummy that fills the total up to a multiple. The mask is
+    false on all padding. Causal attention never sees the padding after a token.
+
+    Example: sequences [5, 6, 7] and [8, 9] of a batch [5, 6, 7, 8, 9], padded=True, total_multiple=4:
+        tokens_S         5 6 7 | 8 9 0 | 0 0
+        cu_seqlens       0 3 6 8
+        positions_S      0 1 2 | 0 1 2 | 0 1
+        source_S         0 1 2 | 3 4 -1 | -1 -1
+        real_cu_seqlens  0 3 5
     """
 
-    tokens_P: Tensor  # int64
-    positions_P: Tensor  # int64, 0 at the start of each sequence
-    cu_seqlens: Tensor  # int64 [sequences + 1], padded lengths
-    response_mask_P: Tensor  # bool
-    source_P: Tensor  # int64, index into the batch's T; -1 for padding
-    sequences: tuple[int, ...]
-    """Indices of its sequences in the batch; a dummy sequence has none."""
+    tokens_S: Tensor  # int64
+    cu_seqlens: Tensor  # int32, dummy included
+    positions_S: Tensor  # int64, from 0 in each sequence
+    response_mask_S: Tensor  # bool
+    source_S: Tensor  # int64, index of the token in the batch; -1 on padding
+    sequence_index: Tensor  # int64 [num_sequences], indices of the real sequences in the batch
+    real_cu_seqlens: Tensor  # int64 [num_sequences + 1], bounds once padding is taken out
+    max_seqlen: int
+
+    @property
+    def num_sequences(self) -> int:
+        """Real sequences."""
+        return self.sequence_index.numel()
+
+    @property
+    def real_S(self) -> Tensor:
+        """bool [S], true on tokens of the batch: `x_S[packed.real_S]` lines up with real_cu_seqlens."""
+        return self.source_S >= 0
 
     def gather(self, values_T: Tensor) -> Tensor:
-        """The micro-batch's part of a per-token tensor of the batch; 0 at padding. [T] -> [P]."""
-        taken = values_T[self.source_P.clamp(min=0)]
-        return torch.where(self.source_P >= 0, taken, torch.zeros((), dtype=taken.dtype, device=taken.device))
+        """The micro-batch's part of a per-token tensor of the batch, 0 on padding: [T] to [S]."""
+        values_S = values_T.new_zeros(self.source_S.numel())
+        real_S = self.real_S
+        values_S[real_S] = values_T[self.source_S[real_S].to(values_T.device)]
+        return values_S
+
+    def to(self, device: torch.device | str) -> PackedSequences:
+        """The same on another device."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
 
 
 @dataclass(frozen=True)

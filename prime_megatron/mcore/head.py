@@ -25,10 +25,10 @@ def predict_next(
     temperature: float,
     impl: str,
 ) -> LogProbs:
-    """Log-probs and entropies of the micro-batch's response tokens, float32 [P]; 0 elsewhere.
+    """Log-probs and entropies of the micro-batch's response tokens, float32 [S]; 0 elsewhere.
 
     Index t speaks of token t: position t - 1 predicts it. Only positions that predict a response token go
-    through the vocabulary projection. Under context parallelism every rank gets all P values, and the
+    through the vocabulary projection. Under context parallelism every rank gets all S values, and the
     gradient of its own positions alone.
     """
     hidden_TH = response_hidden(model, hidden_T1H, micro, topology)
@@ -55,8 +55,8 @@ def response_hidden(model: nn.Module, hidden_T1H: Tensor, micro: LocalTokens, to
 
 
 def place(values: Tensor, micro: LocalTokens, topology: Topology) -> Tensor:
-    """Put per-row values at the token they speak of, [rows] -> [P], whole on every context rank."""
-    whole = torch.zeros(micro.packed.tokens_P.numel(), dtype=values.dtype, device=values.device)
+    """Put per-row values at the token they speak of, [rows] -> [S], whole on every context rank."""
+    whole = torch.zeros(micro.packed.tokens_S.numel(), dtype=values.dtype, device=values.device)
     whole = whole.index_copy(0, micro.slots, values)
     return _SumOverContext.apply(whole, topology.context) if topology.sizes.context > 1 else whole
 

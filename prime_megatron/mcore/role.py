@@ -146,12 +146,7 @@ class Role:
 
     def _localize(self, micro_batches: Sequence[PackedSequences]) -> list[LocalTokens]:
         return [
-            localize(
-                micro,
-                context_size=self.topology.sizes.context,
-                context_rank=self.topology.at.context,
-                device=current_device(),
-            )
+            localize(micro, context_size=self.topology.sizes.context, context_rank=self.topology.at.context)
             for micro in micro_batches
         ]
 
@@ -172,9 +167,9 @@ class Role:
         """Micro-batch results back to the batch's order, from the last stage to all."""
         both = torch.zeros(2, num_tokens, device=current_device())
         for micro, part in zip(micro_batches, scored, strict=False):
-            real = micro.source_P >= 0
-            both[0, micro.source_P[real]] = part.logprobs_T[real]
-            both[1, micro.source_P[real]] = part.entropy_T[real]
+            source, real = micro.source_S[micro.real_S], micro.real_S
+            both[0, source] = part.logprobs_T[real]
+            both[1, source] = part.entropy_T[real]
         if self.topology.sizes.pipeline > 1:
             dist.broadcast(both, self.topology.last_stage_rank, group=self.topology.pipeline)
         return LogProbs(both[0], both[1])

@@ -153,6 +153,6 @@ def _starved(step: int, kept: int, rounds: int, reasons: Counter[str], config: R
     counts: Sequence[str] = [f"{reasons[key]} {key.replace('_', ' ')}" for key in ("too_easy", "too_hard", "truncated")]
     rate = 100.0 * reasons["kept"] / max(reasons.total(), 1)
     return (
-        f"step {step}: {kept} of {config.prompts_per_step} prompts after {rounds} rounds; the pass rate is {rate:.1f} % "
+        f"step {step}: {kept} of {config.prompts_per_step} prompts after {rounds} rounds; pass rate {rate:.1f} % "
         f"({', '.join(counts)}); widen rollout.filter, raise rollout.filter.max_rounds, or use other prompts"
     )

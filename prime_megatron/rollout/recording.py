@@ -36,7 +36,7 @@ def read_recording(path: str) -> dict[int, list[Group]]:
     try:
         lines = Path(path).read_text().splitlines()
     except OSError as error:
-        raise InputError(f"{path}: cannot read the recording ({error.strerror}); make one with rollout.record") from None
+        raise InputError(f"{path}: no recording ({error.strerror}); make one with rollout.record") from None
     steps = {}
     for number, line in enumerate(lines, 1):
         try:
