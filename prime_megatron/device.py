@@ -1,0 +1,102 @@
+"""The place where CPU and GPU differ: which device this process drives; how to wait for, time and weigh it."""
+
+import os
+import time
+
+import torch
+
+
+def on_gpu() -> bool:
+    """True when this process drives a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def current_device() -> torch.device:
+    """The device this rank computes on: its current CUDA device, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
+
+
+def backend_name() -> str:
+    """torch.distributed backend for tensors on `current_device()`."""
+    return "nccl" if on_gpu() else "gloo"
+
+
+def bind_local_rank() -> torch.device:
+    """Bind this process to the GPU of its LOCAL_RANK (torchrun and srun set it; 0 without); a no-op on CPU."""
+    if on_gpu():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return current_device()
+
+
+def synchronize() -> None:
+    """Wait for the work queued on the current device."""
+    if on_gpu():
+        torch.cuda.synchronize()
+
+
+def empty_cache() -> None:
+    """Give unused cached device memory back to the driver, so that another process or allocator may have it."""
+    if on_gpu():
+        torch.cuda.empty_cache()
+
+
+def memory_allocated_bytes() -> int:
+    """Device memory held by live tensors; 0 on CPU, whose allocator keeps no such count."""
+    return torch.cuda.memory_allocated() if on_gpu() else 0
+
+
+def peak_memory_bytes() -> int:
+    """Highest `memory_allocated_bytes` since `reset_peak_memory`; 0 on CPU."""
+    return torch.cuda.max_memory_allocated() if on_gpu() else 0
+
+
+def reset_peak_memory() -> None:
+    """Start a new peak-memory window."""
+    if on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def has_triton() -> bool:
+    """True when Triton kernels can run on this process's tensors: a GPU, or the interpreter on CPU.
+
+    Triton reads TRITON_INTERPRET when a kernel is defined, so it must be set before kernels are imported.
+    """
+    if not on_gpu() and os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+class Timer:
+    """Seconds between `start` and `stop`: device events on a GPU (no synchronisation until read), wall clock on CPU."""
+
+    def __init__(self) -> None:
+        self._marks: list[torch.cuda.Event | float] = []
+
+    def start(self) -> None:
+        """Begin a new interval."""
+        self._marks = [self._mark()]
+
+    def stop(self) -> None:
+        """End the interval begun by `start`."""
+        assert len(self._marks) == 1, "stop without start"
+        self._marks.append(self._mark())
+
+    def elapsed_s(self) -> float:
+        """Seconds of the last interval; waits for the device to reach its end."""
+        begin, end = self._marks
+        if isinstance(begin, float):
+            return end - begin
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    @staticmethod
+    def _mark() -> "torch.cuda.Event | float":
+        if not on_gpu():
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

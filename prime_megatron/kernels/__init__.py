@@ -1,0 +1,1 @@
+"""Fused operations: one public function a file, its plain-torch definition beside it. Imports nothing but `device`."""

@@ -1,0 +1,223 @@
+"""The vocabulary head in tiles that stay in a CPU's cache; plain torch, so it also runs where Triton is missing.
+
+Everything is in powers of two: torch's exp2 is four times as fast as its exp, and in fp32 the factor log2(e) /
+temperature costs nothing once multiplied into the hidden states. Sums of 2**x are taken without subtracting a
+maximum first; rows whose sum leaves the safe range (very large or very negative logits) are done again with one.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from prime_megatron.kernels.vocab_parallel import Partial
+
+LOG2E = math.log2(math.e)
+LN2 = math.log(2.0)
+TILE_ELEMENTS = 2048 * 1024  # fp32: 8 MB, a share of the last-level cache
+MAX_ROWS = 2048
+MIN_COLUMNS = 512
+CHUNK_BYTES = 128 << 20  # logits of one gradient chunk
+# Beyond these a row's sum of powers may have overflowed, or have lost terms to underflow: 2**-60 leaves terms down
+# to 2**-66 of the sum in normal fp32 range, and 2**120 leaves room for sum x 2**x.
+LOW, HIGH = 2.0**-60, 2.0**118
+
+
+def chunk_tokens(num_tokens: int, num_rows: int, dtype: torch.dtype) -> int:
+    """Tokens whose logits are held at once for the gradient."""
+    return max(1, min(num_tokens, MAX_ROWS, CHUNK_BYTES // (max(num_rows, 1) * dtype.itemsize)))
+
+
+def _columns(num_rows: int) -> int:
+    return max(MIN_COLUMNS, TILE_ELEMENTS // max(num_rows, 1))
+
+
+def _prescaled(hidden_tH: torch.Tensor, inv_temperature: float) -> torch.Tensor:
+    """Hidden states whose product with the weight is in powers of two; bf16 is left alone, it would be rounded."""
+    return hidden_tH if hidden_tH.dtype == torch.bfloat16 else hidden_tH * (LOG2E * inv_temperature)
+
+
+class _Tiles:
+    """Base-2 fp32 logit tiles [t, c], column by column, from a product or from stored logits; tiles share memory."""
+
+    def __init__(self, num_rows: int, num_columns: int, device: torch.device, inv_temperature: float) -> None:
+        self.width = min(_columns(num_rows), num_columns)
+        self.num_columns = num_columns
+        self.scale = LOG2E * inv_temperature
+        self._x = torch.empty(num_rows * self.width, dtype=torch.float32, device=device)
+        self._y = torch.empty_like(self._x)
+        self._low: torch.Tensor | None = None
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        for begin in range(0, self.num_columns, self.width):
+            yield begin, min(begin + self.width, self.num_columns)
+
+    def scratch(self, num_rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two fp32 [num_rows, width] buffers."""
+        size = num_rows * width
+        return self._x[:size].view(num_rows, width), self._y[:size].view(num_rows, width)
+
+    def product(self, hidden_tH: torch.Tensor, weight_VH: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        """The tile of a product whose hidden states came from `_prescaled`."""
+        x_tc, _ = self.scratch(hidden_tH.shape[0], end - begin)
+        weight_Hc = weight_VH[begin:end].t()
+        if hidden_tH.dtype != torch.bfloat16:
+            return torch.mm(hidden_tH, weight_Hc, out=x_tc)
+        if self._low is None:
+            self._low = torch.empty(self._x.shape, dtype=torch.bfloat16, device=self._x.device)
+        low_tc = torch.mm(hidden_tH, weight_Hc, out=self._low[: x_tc.numel()].view(x_tc.shape))
+        return x_tc.copy_(low_tc).mul_(self.scale)
+
+    def stored(self, logits_tV: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+        """The tile of logits made by `chunk_logits`: fp32 ones are in base 2 already."""
+        tile_tc = logits_tV[:, begin:end]
+        if logits_tV.dtype != torch.bfloat16:
+            return tile_tc
+        return self.scratch(tile_tc.shape[0], end - begin)[0].copy_(tile_tc).mul_(self.scale)
+
+
+def _sums(tile_of, tiles: _Tiles, labels_t: torch.Tensor, entropy: bool) -> tuple[torch.Tensor, ...]:
+    """Sum of 2**x, sum of x 2**x, the label's x (0 without one) and whether the row's sums can be trusted."""
+    num_rows = labels_t.shape[0]
+    sum_t, weighted_t, target_t = torch.zeros(3, num_rows, device=labels_t.device)
+    for begin, end in tiles.spans():
+        x_tc = tile_of(begin, end)
+        _, e_tc = tiles.scratch(num_rows, end - begin)
+        torch.exp2(x_tc, out=e_tc)
+        sum_t += e_tc.sum(1)
+        _take_target(x_tc, labels_t, begin, end, target_t)
+        if entropy:
+            weighted_t += torch.mul(e_tc, x_tc, out=e_tc).sum(1)
+    return sum_t, weighted_t, target_t, (sum_t >= LOW) & (sum_t <= HIGH)
+
+
+def _take_target(x_tc: torch.Tensor, labels_t: torch.Tensor, begin: int, end: int, target_t: torch.Tensor) -> None:
+    inside_t = (labels_t >= begin) & (labels_t < end)
+    picked_t = x_tc.gather(1, (labels_t - begin).clamp(0, end - begin - 1)[:, None]).squeeze(1)
+    torch.where(inside_t, picked_t, target_t, out=target_t)
+
+
+def _shifted_sums(tile_of, tiles: _Tiles, num_rows: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """The running maximum m, sum of 2**(x-m) and sum of (x-m) 2**(x-m): safe for any finite logits."""
+    max_t = torch.full((num_rows,), -torch.inf, device=device)
+    sum_t, weighted_t = torch.zeros(2, num_rows, device=device)
+    for begin, end in tiles.spans():
+        x_tc = tile_of(begin, end)
+        new_t = torch.maximum(max_t, x_tc.amax(1))
+        drop_t = torch.where(max_t == -torch.inf, 0.0, max_t - new_t)
+        decay_t = torch.exp2(drop_t)
+        u_tc = x_tc - new_t[:, None]
+        e_tc = torch.exp2(u_tc)
+        weighted_t = (weighted_t + sum_t * drop_t) * decay_t + (e_tc * u_tc).sum(1)
+        sum_t = sum_t * decay_t + e_tc.sum(1)
+        max_t = new_t
+    return max_t, sum_t, weighted_t
+
+
+def _partial(tile_of, tile_of_rows, tiles: _Tiles, labels_t: torch.Tensor, entropy: bool) -> Partial:
+    """Partial in nats from `tile_of(begin, end)`; `tile_of_rows(rows)` makes the same for the rows to do again."""
+    sum_t, weighted_t, target_t, good_t = _sums(tile_of, tiles, labels_t, entropy)
+    lse_t, mean_t = torch.log2(sum_t), weighted_t / sum_t
+    if not bool(good_t.all()):
+        rows = (~good_t).nonzero().squeeze(1)
+        max_t, sum_t, weighted_t = _shifted_sums(tile_of_rows(rows), tiles, rows.numel(), rows.device)
+        lse_t[rows] = max_t + torch.log2(sum_t)
+        mean_t[rows] = max_t + weighted_t / sum_t
+    return Partial(lse_t.mul_(LN2), mean_t.mul_(LN2), target_t.mul_(LN2))
+
+
+def partial(
+    hidden_TH: torch.Tensor, weight_VH: torch.Tensor, labels_T: torch.Tensor, inv_temperature: float, entropy: bool
+) -> Partial:
+    """Partial of every token, one logit tile at a time: extra memory is three tiles and the scaled hidden states."""
+    tiles = _Tiles(min(hidden_TH.shape[0], MAX_ROWS), weight_VH.shape[0], hidden_TH.device, inv_temperature)
+    parts = []
+    for begin in range(0, hidden_TH.shape[0], MAX_ROWS):
+        scaled_tH = _prescaled(hidden_TH[begin : begin + MAX_ROWS], inv_temperature)
+
+        def tile_of(b: int, e: int, h: torch.Tensor = scaled_tH) -> torch.Tensor:
+            return tiles.product(h, weight_VH, b, e)
+
+        def tile_of_rows(rows: torch.Tensor, h: torch.Tensor = scaled_tH):
+            return lambda b, e: tiles.product(h[rows], weight_VH, b, e)
+
+        parts.append(_partial(tile_of, tile_of_rows, tiles, labels_T[begin : begin + MAX_ROWS], entropy))
+    if len(parts) == 1:
+        return parts[0]
+    return Partial(*(torch.cat([getattr(p, name) for p in parts]) for name in ("lse", "mean", "target")))
+
+
+def logits_buffer(num_elements: int, hidden_TH: torch.Tensor) -> torch.Tensor:
+    """A flat buffer for `chunk_logits`."""
+    return torch.empty(num_elements, dtype=hidden_TH.dtype, device=hidden_TH.device)
+
+
+def chunk_logits(
+    hidden_tH: torch.Tensor, weight_VH: torch.Tensor, inv_temperature: float, out: torch.Tensor
+) -> torch.Tensor:
+    """Logits of a chunk into `out` [t, V] of the input's dtype: raw in bf16, tempered and in base 2 in fp32."""
+    return torch.mm(_prescaled(hidden_tH, inv_temperature), weight_VH.t(), out=out)
+
+
+def chunk_partial(logits_tV: torch.Tensor, labels_t: torch.Tensor, inv_temperature: float, entropy: bool) -> Partial:
+    """Partial of the tokens of a chunk from its stored logits."""
+    tiles = _Tiles(*logits_tV.shape, logits_tV.device, inv_temperature)
+    return _partial(
+        lambda b, e: tiles.stored(logits_tV, b, e),
+        lambda rows: lambda b, e: tiles.stored(logits_tV[rows, b:e], 0, e - b),
+        tiles, labels_t, entropy,
+    )  # fmt: skip
+
+
+def chunk_grad_(
+    logits_tV: torch.Tensor,
+    labels_t: torch.Tensor,
+    inv_temperature: float,
+    lse_t: torch.Tensor,
+    entropy_t: torch.Tensor,
+    dlogprobs_t: torch.Tensor,
+    dentropy_t: torch.Tensor | None,
+) -> torch.Tensor:
+    """Overwrite stored logits with the loss's gradient in the raw logits; returns them.
+
+    d/dz_j = (dlogp * [j = y] - p_j * (dlogp + dentropy * (log p_j + entropy))) / temperature, from
+    dlogp/dx_j = [j = y] - p_j and dentropy/dx_j = -p_j (log p_j + entropy).
+    """
+    tiles = _Tiles(*logits_tV.shape, logits_tV.device, inv_temperature)
+    lse_t1 = (lse_t * LOG2E)[:, None]
+    flat_t, slope_t1 = -dlogprobs_t * inv_temperature, None
+    if dentropy_t is not None:
+        flat_t = flat_t - dentropy_t * entropy_t * inv_temperature
+        slope_t1 = (dentropy_t * (-LN2 * inv_temperature))[:, None]
+    flat_t1, label_t = flat_t[:, None], dlogprobs_t * inv_temperature
+    for begin, end in tiles.spans():
+        u_tc, e_tc = tiles.scratch(logits_tV.shape[0], end - begin)
+        torch.sub(tiles.stored(logits_tV, begin, end), lse_t1, out=u_tc)
+        torch.exp2(u_tc, out=e_tc)
+        factor_tc = flat_t1 if slope_t1 is None else torch.addcmul(flat_t1, u_tc, slope_t1, out=u_tc)
+        stored_tc = logits_tV[:, begin:end]
+        grad_tc = torch.mul(e_tc, factor_tc, out=e_tc if logits_tV.dtype == torch.bfloat16 else stored_tc)
+        # The label's own term is added before rounding: 1 - p of a likely token would not survive it.
+        inside_t = (labels_t >= begin) & (labels_t < end)
+        column_t1 = (labels_t - begin).clamp(0, end - begin - 1)[:, None]
+        grad_tc.scatter_add_(1, column_t1, torch.where(inside_t, label_t, 0.0)[:, None])
+        if grad_tc is e_tc:
+            stored_tc.copy_(grad_tc)
+    return logits_tV
+
+
+def weight_grad_(
+    grad_weight_VH: torch.Tensor, grad_tV: torch.Tensor, hidden_tH: torch.Tensor, first: bool, scale: float = 1.0
+) -> None:
+    """grad_weight (+)= scale * grad.T @ hidden; `first` overwrites. An fp32 sum of bf16 products goes in row tiles."""
+    if grad_weight_VH.dtype == grad_tV.dtype:
+        grad_weight_VH.addmm_(grad_tV.t(), hidden_tH, beta=0.0 if first else 1.0, alpha=scale)
+        return
+    step = max(1, TILE_ELEMENTS // hidden_tH.shape[1])
+    for begin in range(0, grad_weight_VH.shape[0], step):
+        rows_cH = grad_weight_VH[begin : begin + step]
+        product_cH = torch.mm(grad_tV[:, begin : begin + step].t(), hidden_tH)
+        if first:
+            rows_cH.copy_(product_cH).mul_(scale)
+        else:
+            rows_cH.add_(product_cH, alpha=scale)

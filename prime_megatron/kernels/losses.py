@@ -1,0 +1,185 @@
+"""Losses of the policy, the PRM and SFT in closed form, fused with their statistics, each beside its plain definition.
+
+`terms` is what the fused head calls on chunks; `plain` is the definition that autograd differentiates.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+
+from prime_megatron.kernels.token_loss import TokenTerms
+
+KL_KINDS = ("k1", "k2", "k3")
+
+
+@dataclass(frozen=True)
+class NllLoss:
+    """sum_t -weight_t * log p_t: SFT.
+
+    weights_T: fp32 [T], 0 where a token does not count.
+    """
+
+    weights_T: torch.Tensor
+    needs_entropy: bool = False
+    boundaries: tuple[int, ...] | None = field(default=None, init=False)
+
+    def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
+        """Stats: num_tokens, nll (unweighted), entropy where asked for."""
+        weights_t = self.weights_T[tokens]
+        valid_t = (weights_t != 0).float()
+        stats = {"num_tokens": valid_t.sum(), "nll": -(valid_t * logprobs_t).sum()}
+        if self.needs_entropy:
+            stats["entropy"] = (valid_t * entropy_t).sum()
+        return TokenTerms(-(weights_t * logprobs_t).sum(), -weights_t, None, stats)
+
+    def plain(self, logprobs_T: torch.Tensor, entropy_T: torch.Tensor) -> torch.Tensor:
+        return -(self.weights_T * logprobs_T).sum()
+
+
+def kl_penalty(logprobs_T: torch.Tensor, ref_logprobs_T: torch.Tensor, kind: str) -> torch.Tensor:
+    """Schulman's estimators of KL(policy || reference) at a sampled token: k1 = d, k2 = d^2 / 2, k3 = e^-d - 1 + d.
+
+    d = logprobs - ref_logprobs. joschu.net/blog/kl-approx.html.
+    """
+    diff_T = logprobs_T - ref_logprobs_T
+    if kind == "k1":
+        return diff_T
+    if kind == "k2":
+        return diff_T.square() / 2
+    assert kind == "k3", kind
+    return torch.expm1(-diff_T) + diff_T
+
+
+def _kl_slope(logprobs_t: torch.Tensor, ref_logprobs_t: torch.Tensor, kind: str) -> torch.Tensor:
+    diff_t = logprobs_t - ref_logprobs_t
+    return {"k1": torch.ones_like, "k2": torch.clone, "k3": lambda d: -torch.expm1(-d)}[kind](diff_t)
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """PPO's clipped loss with an entropy bonus and a KL term: sum_t w_t (L_t - entropy_coef H_t + kl_coef KL_t).
+
+    L_t = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), r = exp(logprob - old_logprob) (arXiv 1707.06347, eq. 7).
+    advantages_T, weights_T, old_logprobs_T, ref_logprobs_T: fp32 [T]; weight 0 where a token does not count.
+    old_logprobs_T None: the policy has not moved since it sampled, so that r is 1 by construction.
+    ref_logprobs_T is needed where kl_coef is not 0. needs_entropy also asks for entropy as a statistic.
+    """
+
+    advantages_T: torch.Tensor
+    weights_T: torch.Tensor
+    old_logprobs_T: torch.Tensor | None
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+    kl_kind: str = "k3"
+    ref_logprobs_T: torch.Tensor | None = None
+    needs_entropy: bool = True
+    boundaries: tuple[int, ...] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.kl_kind not in KL_KINDS:
+            raise ValueError(f"kl_kind must be one of {', '.join(KL_KINDS)}, not {self.kl_kind!r}")
+        if self.kl_coef != 0 and self.ref_logprobs_T is None:
+            raise ValueError("kl_coef needs ref_logprobs_T")
+        if self.entropy_coef != 0 and not self.needs_entropy:
+            raise ValueError("entropy_coef needs needs_entropy=True")
+
+    def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
+        """Stats: num_tokens, policy_loss, clipped, approx_kl (old - new), ratio, and where asked entropy, ref_kl."""
+        weights_t, advantages_t = self.weights_T[tokens], self.advantages_T[tokens]
+        valid_t = (weights_t != 0).float()
+        old_t = logprobs_t if self.old_logprobs_T is None else self.old_logprobs_T[tokens]
+        ratio_t = torch.exp(logprobs_t - old_t)
+        free_t = -advantages_t * ratio_t
+        held_t = -advantages_t * ratio_t.clamp(1 - self.clip_low, 1 + self.clip_high)
+        clipped_t = held_t > free_t
+        loss_t = torch.maximum(free_t, held_t)
+        slope_t = torch.where(clipped_t, 0.0, free_t)  # d(-A r)/dlogp = -A r
+        stats = {
+            "num_tokens": valid_t.sum(),
+            "policy_loss": (valid_t * loss_t).sum(),
+            "clipped": (valid_t * clipped_t).sum(),
+            "approx_kl": (valid_t * (old_t - logprobs_t)).sum(),
+            "ratio": (valid_t * ratio_t).sum(),
+        }
+        dentropy_t = None
+        if self.needs_entropy:
+            stats["entropy"] = (valid_t * entropy_t).sum()
+        if self.entropy_coef != 0:
+            loss_t = loss_t - self.entropy_coef * entropy_t
+            dentropy_t = -self.entropy_coef * weights_t
+        if self.ref_logprobs_T is not None:
+            kl_t = kl_penalty(logprobs_t, self.ref_logprobs_T[tokens], self.kl_kind)
+            stats["ref_kl"] = (valid_t * kl_t).sum()
+            loss_t = loss_t + self.kl_coef * kl_t
+            slope_t = slope_t + self.kl_coef * _kl_slope(logprobs_t, self.ref_logprobs_T[tokens], self.kl_kind)
+        return TokenTerms((weights_t * loss_t).sum(), weights_t * slope_t, dentropy_t, stats)
+
+    def plain(self, logprobs_T: torch.Tensor, entropy_T: torch.Tensor) -> torch.Tensor:
+        old_T = logprobs_T.detach() if self.old_logprobs_T is None else self.old_logprobs_T
+        ratio_T = torch.exp(logprobs_T - old_T)
+        clipped_T = torch.clamp(ratio_T, 1 - self.clip_low, 1 + self.clip_high)
+        loss_T = -torch.minimum(self.advantages_T * ratio_T, self.advantages_T * clipped_T)
+        loss_T = loss_T - self.entropy_coef * entropy_T
+        if self.kl_coef != 0:
+            loss_T = loss_T + self.kl_coef * kl_penalty(logprobs_T, self.ref_logprobs_T, self.kl_kind)
+        return (self.weights_T * loss_T).sum()
+
+
+@dataclass(frozen=True)
+class PrmLoss:
+    """The implicit PRM's loss: sum_i w_i BCEWithLogits(beta * (Q_i - b_i), o_i), Q_i = sum_t mask_t (logp_t - ref_t).
+
+    With w = 1 and b = 0 this is PRIME's cross-entropy (arXiv 2502.01456, eq. 4). Its detached DPO form is b_i = mean
+    Q of the siblings of the opposite outcome; the best-of-N forms are that with weights.
+    ref_logprobs_T fp32 [T]; mask_T bool [T]; cu_seqlens: N + 1 token offsets from 0 on the host; targets_N in [0, 1],
+    baselines_N and weights_N fp32 [N]. All tokens of a sequence share one derivative, known at its last token, so
+    chunks of the head end between sequences.
+    """
+
+    ref_logprobs_T: torch.Tensor
+    mask_T: torch.Tensor
+    boundaries: tuple[int, ...]
+    targets_N: torch.Tensor
+    beta: float
+    baselines_N: torch.Tensor | None = None
+    weights_N: torch.Tensor | None = None
+    needs_entropy: bool = field(default=False, init=False)
+
+    def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
+        """Stats: num_sequences, prm_loss, prm_correct (sign of Q against outcome over one half)."""
+        first, last = (bisect_left(self.boundaries, edge) for edge in (tokens.start, tokens.stop))
+        assert self.boundaries[first] == tokens.start and self.boundaries[last] == tokens.stop, "a cut sequence"
+        sequences, mask_t = slice(first, last), self.mask_T[tokens]
+        lengths_n = torch.tensor(
+            [b - a for a, b in pairwise(self.boundaries[first : last + 1])]
+        ).to(logprobs_t.device, non_blocking=True)
+        q_t = torch.where(mask_t, logprobs_t - self.ref_logprobs_T[tokens], 0.0)
+        sums_n = torch.segment_reduce(q_t, "sum", lengths=lengths_n, unsafe=True)
+        logits_n, targets_n = self._logits(sums_n, sequences), self.targets_N[sequences]
+        loss_n = F.binary_cross_entropy_with_logits(logits_n, targets_n, reduction="none")
+        slope_n = self.beta * (torch.sigmoid(logits_n) - targets_n)
+        if self.weights_N is not None:
+            loss_n, slope_n = loss_n * self.weights_N[sequences], slope_n * self.weights_N[sequences]
+        slope_t = torch.repeat_interleave(slope_n, lengths_n, output_size=tokens.stop - tokens.start)
+        stats = {
+            "num_sequences": torch.full((), float(last - first), device=q_t.device),
+            "prm_loss": loss_n.sum(),
+            "prm_correct": ((sums_n > 0) == (targets_n > 0.5)).float().sum(),
+        }
+        return TokenTerms(loss_n.sum(), torch.where(mask_t, slope_t, 0.0), None, stats)
+
+    def _logits(self, sums_n: torch.Tensor, sequences: slice) -> torch.Tensor:
+        return self.beta * (sums_n if self.baselines_N is None else sums_n - self.baselines_N[sequences])
+
+    def plain(self, logprobs_T: torch.Tensor, entropy_T: torch.Tensor) -> torch.Tensor:
+        q_T = torch.where(self.mask_T, logprobs_T - self.ref_logprobs_T, 0.0)
+        sums_N = torch.stack([q_T[a:b].sum() for a, b in pairwise(self.boundaries)])
+        logits_N = self._logits(sums_N, slice(None))
+        # p = sigmoid(logit); the log of a saturated p is what the logits form avoids.
+        loss_N = -self.targets_N * F.logsigmoid(logits_N) - (1 - self.targets_N) * F.logsigmoid(-logits_N)
+        return (loss_N if self.weights_N is None else self.weights_N * loss_N).sum()
