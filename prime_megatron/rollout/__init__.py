@@ -1,0 +1,1 @@
+"""Generation: the engine Protocol, its engines, and collecting a batch."""
