@@ -5,7 +5,7 @@ V vocabulary, H hidden. Everything per
 token is packed: sequence i owns tokens cu_seqlens[i] to cu_seqlens[i + 1], prompt first, response after it.
 Index t always speaks of token t: ``logprobs_T[t]`` is log p(token t | the tokens before it in its sequence),
 and 0 at the first token of a sequence, which nothing predicts. The shift happens in one function,
-``prime_megatron.mcore.head.place``.
+``prime_megatron.mcore.head``.
 
 Example, one prompt [5, 6] with two responses [7, 8] and [9]:
     tokens_T        5 6 7 8 5 6 9

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.device import current_device
+from prime_megatron.kernels.token_loss import TokenLoss
 from prime_megatron.mcore.context import LocalTokens, localize
-from prime_megatron.mcore.head import predict_next
+from prime_megatron.mcore.head import Head, learn_next, predict_next
 from prime_megatron.mcore.hf_config import FamilyConfig, read_family_config
 from prime_megatron.mcore.hf_weights import load_hf
 from prime_megatron.mcore.model import build_model
@@ -23,16 +24,12 @@ from prime_megatron.parallel.topology import Topology
 from prime_megatron.types import LogProbs, MiniBatch, PackedSequences
 
 
-class Loss(Protocol):
-    """What a role learns: a differentiable scalar and additive statistics of one micro-batch.
+MakeLoss = Callable[[PackedSequences, MiniBatch], TokenLoss]
+"""What a role learns from a micro-batch: a loss over its response tokens, in packed order.
 
-    The loss is already divided by the mini-batch's global counts, so that micro-batches, data-parallel and
-    context-parallel ranks only add up. Statistics are sums (0-dim tensors) that add up the same way.
-    """
-
-    def __call__(
-        self, micro: PackedSequences, mini: MiniBatch, scored: LogProbs
-    ) -> tuple[Tensor, Mapping[str, Tensor]]: ...
+The loss is already divided by the mini-batch's global counts, so that micro-batches, data-parallel and
+context-parallel ranks only add up; so do its statistics, which are sums.
+"""
 
 
 @dataclass(frozen=True)
@@ -100,14 +97,14 @@ class Role:
         local = self._localize(micro_batches)
 
         def consume(micro: LocalTokens, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
-            scored = self._score(hidden, micro, temperature)
+            scored = predict_next(self._head(), hidden, micro, temperature)
             return scored.logprobs_T.sum(), {"scored": scored}
 
         kept = run_pipeline(self.chunks, local, consume, train=False)
         return self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens)
 
     def train(
-        self, mini_batches: Sequence[MiniBatch], loss: Loss, num_tokens: int, *, temperature: float = 1.0
+        self, mini_batches: Sequence[MiniBatch], make_loss: MakeLoss, num_tokens: int, *, temperature: float = 1.0
     ) -> TrainResult:
         """One optimizer step per mini-batch. Collective over the world.
 
@@ -120,7 +117,7 @@ class Role:
         kept: list[dict[str, Any]] = []
         updates: list[UpdateResult] = []
         for mini in mini_batches:
-            kept += self._backward(mini, loss, temperature)
+            kept += self._backward(mini, make_loss, temperature)
             updates.append(self.optimizer.step())
             micro_batches += mini.micro
         return TrainResult(
@@ -129,7 +126,7 @@ class Role:
             logprobs=self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens),
         )
 
-    def _backward(self, mini: MiniBatch, loss: Loss, temperature: float) -> list[dict[str, Any]]:
+    def _backward(self, mini: MiniBatch, make_loss: MakeLoss, temperature: float) -> list[dict[str, Any]]:
         """Forward and backward of one mini-batch into the gradient buffers."""
         assert self.optimizer is not None
         for chunk in self.chunks:
@@ -137,10 +134,8 @@ class Role:
         self.optimizer.zero_grad()
 
         def consume(micro: LocalTokens, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
-            scored = self._score(hidden, micro, temperature)
-            value, stats = loss(micro.packed, mini, scored)
-            detached = LogProbs(scored.logprobs_T.detach(), scored.entropy_T.detach())
-            return value, {"scored": detached, "stats": {key: stat.detach() for key, stat in stats.items()}}
+            learned = learn_next(self._head(), hidden, micro, make_loss(micro.packed, mini), temperature)
+            return learned.loss, {"scored": learned.scored, "stats": learned.stats}
 
         return run_pipeline(self.chunks, self._localize(mini.micro), consume, train=True)
 
@@ -150,16 +145,8 @@ class Role:
             for micro in micro_batches
         ]
 
-    def _score(self, hidden: Tensor, micro: LocalTokens, temperature: float) -> LogProbs:
-        return predict_next(
-            unwrap(self.chunks[-1]),
-            hidden,
-            micro,
-            self.topology,
-            vocab_size=self.family.vocab_size,
-            temperature=temperature,
-            impl=self.logprob_impl,
-        )
+    def _head(self) -> Head:
+        return Head(unwrap(self.chunks[-1]), self.topology, self.family.vocab_size, self.logprob_impl)
 
     def _scatter(
         self, micro_batches: Sequence[PackedSequences], scored: Sequence[LogProbs], num_tokens: int
