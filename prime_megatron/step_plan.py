@@ -65,7 +65,10 @@ def plan_step(config: TrainConfig) -> StepPlan:
     if prm:
         passes += _prm_passes(config)
     if critic:
-        passes += [Pass("critic", "values", 1.0, "GAE needs a value per token"), Pass("critic", "update", 3.0, "learns")]
+        passes += [
+            Pass("critic", "values", 1.0, "GAE needs a value per token"),
+            Pass("critic", "update", 3.0, "learns"),
+        ]
     passes.append(Pass("policy", "update", 3.0, "forward and backward of every mini-batch"))
     return StepPlan(old, reference, kl, shared, prm, critic, tuple(passes))
 
@@ -80,7 +83,7 @@ def _reference_folder(config: TrainConfig) -> str | None:
 
 
 def _old_logprobs(config: TrainConfig, *, from_policy: bool, kl_in_reward: bool) -> OldLogprobs:
-    if from_policy or kl_in_reward:
+    if from_policy or kl_in_reward or config.policy.importance_cap is not None:
         return OldLogprobs.all
     return OldLogprobs.later if config.models.policy.num_mini_batches > 1 else OldLogprobs.none
 
@@ -95,7 +98,7 @@ def _score_passes(
             "policy", "old log-probs", (minis - 1) / minis, "the first mini-batch's ratio is 1 by construction"
         ),
         OldLogprobs.all: Pass(
-            "policy", "old log-probs", 1.0, "the PRM's reference" if from_policy else "KL enters the reward"
+            "policy", "old log-probs", 1.0, _why_all(config, from_policy)
         ),
     }
     result = [passes[old]]
@@ -105,6 +108,14 @@ def _score_passes(
         cost, why = (0.0, "the PRM's reference is the same model") if shared else (1.0, "KL against the start")
         result.append(Pass("policy reference", "log-probs", cost, why))
     return result
+
+
+def _why_all(config: TrainConfig, from_policy: bool) -> str:
+    if from_policy:
+        return "the PRM's reference"
+    if config.policy.importance_cap is not None:
+        return "importance weights against the engine"
+    return "KL enters the reward"
 
 
 def _prm_passes(config: TrainConfig) -> list[Pass]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from prime_megatron.algo.filtering import keep_group
+from prime_megatron.algo.filtering import FilterTally, keep_group, prompts_to_request
 from prime_megatron.config import RolloutConfig
 from prime_megatron.errors import RunError
 from prime_megatron.rollout.engine import Sampling
@@ -32,17 +29,12 @@ class Collected:
     generated: list[Group]
     """Every group generated in this step, kept or not."""
     rounds: int
-    reasons: Counter[str]
-    """Groups generated in this step by the filter's verdict: kept, too_easy, too_hard, truncated."""
+    tally: FilterTally
+    """Groups generated in this step by the filter's verdict."""
     carried_in: int
     """Groups of the batch that an earlier step generated."""
     expired: int
     """Waiting groups that grew too old and were dropped."""
-
-    @property
-    def pass_rate(self) -> float:
-        """Share of the groups generated in this step that passed the filter; 1 when none was needed."""
-        return self.reasons["kept"] / len(self.generated) if self.generated else 1.0
 
 
 class Collector:
@@ -72,17 +64,18 @@ class Collector:
         config = self.config
         fresh = [(made, group) for made, group in self.waiting if step - made <= config.filter.max_age]
         expired = len(self.waiting) - len(fresh)
-        kept, generated, reasons = list(fresh), [], Counter[str]()
+        kept, generated, tally = list(fresh), [], FilterTally()
         rounds = 0
         while len(kept) < config.prompts_per_step:
             if rounds == config.filter.max_rounds:
-                raise RunError(_starved(step, len(kept), rounds, reasons, config))
-            wanted = self._prompts_wanted(config.prompts_per_step - len(kept), rounds, reasons)
+                raise RunError(_starved(step, len(kept), rounds, tally, config))
+            missing, most = config.prompts_per_step - len(kept), 4 * config.prompts_per_step
+            wanted = prompts_to_request(missing, tally, config.oversample, most)
             groups = self.generator.groups(self.prompts.take(wanted), self._draw(step))
             rounds += 1
             for group in groups:
                 verdict = keep_group(group, config.filter)
-                reasons[verdict.reason] += 1
+                tally = tally.add(verdict)
                 if verdict.kept:
                     kept.append((step, group))
             generated += groups
@@ -92,7 +85,7 @@ class Collector:
             groups=[group for _, group in batch],
             generated=generated,
             rounds=rounds,
-            reasons=reasons,
+            tally=tally,
             carried_in=sum(1 for made, _ in batch if made != step),
             expired=expired,
         )
@@ -115,13 +108,6 @@ class Collector:
             num_samples=self.config.samples_per_prompt,
         )
 
-    def _prompts_wanted(self, missing: int, rounds: int, reasons: Counter[str]) -> int:
-        """First round: the missing groups times oversample; later: what this step's pass rate predicts."""
-        if rounds == 0:
-            return math.ceil(missing * self.config.oversample)
-        pass_rate = (reasons["kept"] + 1) / (reasons.total() + 2)  # never 0: a rule of succession
-        return min(math.ceil(missing / pass_rate), 4 * self.config.prompts_per_step)
-
 
 class ReplayCollector:
     """Serves recorded groups in place of generation, so that two runs can train on the same rollouts."""
@@ -139,7 +125,7 @@ class ReplayCollector:
         if step not in self.steps:
             raise RunError(f"{self.path}: the recording has no step {step}; it holds {sorted(self.steps)}")
         groups = self.steps[step]
-        return Collected(groups, groups, 0, Counter(kept=len(groups)), 0, 0)
+        return Collected(groups, groups, 0, FilterTally(kept=len(groups)), 0, 0)
 
     def state(self) -> dict[str, Any]:
         """A recording has no state of its own."""
@@ -149,10 +135,9 @@ class ReplayCollector:
         """Nothing to restore."""
 
 
-def _starved(step: int, kept: int, rounds: int, reasons: Counter[str], config: RolloutConfig) -> str:
-    counts: Sequence[str] = [f"{reasons[key]} {key.replace('_', ' ')}" for key in ("too_easy", "too_hard", "truncated")]
-    rate = 100.0 * reasons["kept"] / max(reasons.total(), 1)
+def _starved(step: int, kept: int, rounds: int, tally: FilterTally, config: RolloutConfig) -> str:
     return (
-        f"step {step}: {kept} of {config.prompts_per_step} prompts after {rounds} rounds; pass rate {rate:.1f} % "
-        f"({', '.join(counts)}); widen rollout.filter, raise rollout.filter.max_rounds, or use other prompts"
+        f"step {step}: {kept} of {config.prompts_per_step} prompts after {rounds} rounds; pass rate "
+        f"{100.0 * tally.pass_rate:.1f} % ({tally.too_easy} too easy, {tally.too_hard} too hard, {tally.truncated} "
+        "truncated); widen rollout.filter, raise rollout.filter.max_rounds, or use other prompts"
     )

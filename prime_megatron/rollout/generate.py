@@ -48,9 +48,7 @@ class Generator:
         tokenizer: turns responses into text for the verifier.
     """
 
-    def __init__(
-        self, engine: Engine, speaks: bool, verifiers: Verifiers, tokenizer: PreTrainedTokenizerBase
-    ) -> None:
+    def __init__(self, engine: Engine, speaks: bool, verifiers: Verifiers, tokenizer: PreTrainedTokenizerBase) -> None:
         self.engine = engine
         self.speaks = speaks
         self.verifiers = verifiers

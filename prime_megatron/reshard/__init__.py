@@ -1,0 +1,1 @@
+"""Policy weights to the engine: a pure plan over slices, and the transports that carry it out."""
