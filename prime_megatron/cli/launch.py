@@ -1,0 +1,242 @@
+"""Start a run's processes on this node and pass their verdict on."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from prime_megatron import exit_codes
+from prime_megatron.cli.worker import LAUNCHED, as_error, signal_number
+from prime_megatron.config import LaunchConfig
+from prime_megatron.errors import InputError
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the nodes of a job meet; nothing is needed for one node."""
+
+    endpoint: str | None
+    """HOST:PORT of the first node."""
+    node_rank: int | None
+    """This node's number; none: the nodes number themselves."""
+    run_id: str
+    """The same on all nodes, different from other jobs at the same endpoint."""
+    timeout_s: int
+    """Longest wait for the other nodes."""
+
+
+def add_launch_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a job over many nodes."""
+    group = parser.add_argument_group(
+        "many nodes (launch.nodes > 1)", "Run the same command on every node; under torchrun or srun leave these out."
+    )
+    group.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="a free port of the first node")
+    group.add_argument("--node-rank", type=int, metavar="N", help="number of this node (default: they agree on it)")
+    group.add_argument("--rdzv-id", default="prime", metavar="ID", help="name of the job (default: %(default)s)")
+    group.add_argument(
+        "--rdzv-timeout-s", type=int, default=900, metavar="S", help="wait for the other nodes (default: %(default)s)"
+    )
+
+
+def rendezvous_of(args: argparse.Namespace, launch: LaunchConfig) -> Rendezvous:
+    """The options as a value.
+
+    Raises:
+        InputError: an option is missing or out of range for launch.nodes.
+    """
+    rendezvous = Rendezvous(args.rdzv_endpoint, args.node_rank, args.rdzv_id, args.rdzv_timeout_s)
+    if launch.nodes > 1 and rendezvous.endpoint is None:
+        raise InputError(f"launch.nodes is {launch.nodes}: give --rdzv-endpoint HOST:PORT, the same on every node")
+    if rendezvous.node_rank is not None and not 0 <= rendezvous.node_rank < launch.nodes:
+        raise InputError(f"--node-rank {rendezvous.node_rank}: launch.nodes is {launch.nodes}; count from 0")
+    return rendezvous
+
+
+def start(
+    command: list[str], in_process: Callable[[], int], launch: LaunchConfig, rendezvous: Rendezvous, *, stop_signal: str
+) -> int:
+    """Run a job's processes of this node to their end; returns the exit code.
+
+    One process is run here, without an agent. More are started by torch's elastic agent, without restarts: when one
+    fails, the others are ended, and the failure that came first decides the exit code and is the one printed. SIGTERM
+    and `stop_signal` are handed to the workers, which save and end with the requeue code; Ctrl-C ends everything.
+
+    Args:
+        command: a worker's command line.
+        in_process: the worker's part as a function, for a job of one process.
+        launch: nodes and processes per node.
+        rendezvous: where the nodes meet.
+        stop_signal: checkpoint.signal, such as "USR1".
+    """
+    # More threads than cores only fight; a GPU run needs few. The user's own setting wins.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if launch.nodes * launch.processes_per_node == 1:
+        port = str(_free_port())
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        return in_process()
+    os.environ[LAUNCHED] = "1"
+    if launch.nodes == 1:
+        # gloo finds its address through the host's name, which need not resolve; one node needs no more than this.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    stop = _StopForwarder({signal.SIGTERM, signal_number(stop_signal)})
+    with stop.installed(), _quiet_agent(), tempfile.TemporaryDirectory(prefix="prime-megatron-") as logs:
+        return _run_agent(command, launch, rendezvous, logs, stop)
+
+
+class _StopForwarder:
+    """Hands signals to the workers; before there are any, ends the launcher with the requeue code."""
+
+    def __init__(self, signals: set[signal.Signals]) -> None:
+        self._signals = signals
+        self.seen = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._forward) for number in self._signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        workers = [child for child in psutil.Process().children() if _is_rank(child)]
+        if not workers:
+            raise SystemExit(exit_codes.REQUEUE)
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.send_signal(number)
+
+
+def _is_rank(process: psutil.Process) -> bool:
+    try:
+        return "RANK" in process.environ()
+    except psutil.Error:
+        return False
+
+
+@contextlib.contextmanager
+def _quiet_agent() -> Iterator[None]:
+    """Silence this process's log: the agent's warnings and its failure report repeat what we say in one line."""
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _run_agent(
+    command: list[str], launch: LaunchConfig, rendezvous: Rendezvous, logs: str, stop: _StopForwarder
+) -> int:
+    # Imported here: the launcher answers a config error before torch is loaded.
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig as AgentConfig
+    from torch.distributed.launcher.api import launch_agent
+
+    one_node = launch.nodes == 1
+    static = not one_node and rendezvous.node_rank is not None
+    # "timeout" is the static rendezvous's key, the other two are c10d's.
+    seconds = rendezvous.timeout_s
+    meeting: dict[str, Any] = {"timeout": seconds, "join_timeout": seconds, "read_timeout": seconds}
+    if static:
+        meeting["rank"] = rendezvous.node_rank
+    config = AgentConfig(
+        min_nodes=launch.nodes,
+        max_nodes=launch.nodes,
+        nproc_per_node=launch.processes_per_node,
+        logs_specs=DefaultLogsSpecs(log_dir=logs),
+        run_id=rendezvous.run_id,
+        rdzv_backend="static" if static else "c10d",
+        rdzv_endpoint="127.0.0.1:0" if one_node else str(rendezvous.endpoint),
+        rdzv_configs=meeting,
+        max_restarts=0,
+        local_addr="127.0.0.1" if one_node else None,
+        # TERM and the stop signal are ours (forwarded, so that the workers can save).
+        signals_to_handle="SIGINT,SIGHUP,SIGQUIT",
+    )
+    try:
+        launch_agent(config, command[0], command[1:])
+    except ChildFailedError as error:
+        return _verdict(dict(error.failures), stop.seen)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    except RendezvousError as error:
+        print(as_error(f"the nodes did not meet at {rendezvous.endpoint}: {error}"), file=sys.stderr)
+        return exit_codes.FAILED
+    return exit_codes.DONE
+
+
+def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
+    """Print the failure that came first and return its exit code.
+
+    Args:
+        failures: rank -> torch's ProcessFailure.
+        stop_seen: the launcher handed a stop signal on.
+    """
+    rank = first_failure(failures)
+    failure = failures[rank]
+    code = int(failure.exitcode)
+    if code == exit_codes.REQUEUE or (stop_seen and code < 0):
+        return exit_codes.REQUEUE
+    report = _report_of(failure)
+    if report is not None:
+        print(as_error(report[1]), file=sys.stderr)
+    if code != exit_codes.BAD_INPUT:
+        end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        print(as_error(f"rank {rank} (process {failure.pid}) {end}; the run is over"), file=sys.stderr)
+    sys.stderr.flush()
+    return code if code in (exit_codes.BAD_INPUT, exit_codes.FAILED) else exit_codes.FAILED
+
+
+def first_failure(failures: dict[int, Any]) -> int:
+    """The rank whose failure made the others fail.
+
+    A process killed from outside leaves no report, and the others report a lost connection: it comes first. SIGTERM
+    is how the agent ends the others, so it comes last. Reports come by their time.
+    """
+
+    def order(rank: int) -> tuple[int, float]:
+        failure = failures[rank]
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            return (0, 0.0)
+        report = _report_of(failure)
+        if report is not None:
+            return (1, report[0])
+        return (3 if failure.exitcode == -signal.SIGTERM else 2, float(failure.timestamp))
+
+    return min(sorted(failures), key=order)
+
+
+def _report_of(failure: Any) -> tuple[float, str] | None:
+    """(time in seconds, text) that the worker left, if it did."""
+    path = Path(failure.error_file)
+    if not path.is_file():
+        return None
+    message = json.loads(path.read_text(encoding="utf-8"))["message"]
+    if "time_s" not in message["extraInfo"]:
+        return float(message["extraInfo"]["timestamp"]), str(message["message"])
+    return float(message["extraInfo"]["time_s"]), str(message["message"])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,77 @@
+"""The command line: one verb, one file."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+
+from prime_megatron import __version__, exit_codes
+from prime_megatron.cli.worker import as_error
+from prime_megatron.errors import InputError, RunError
+
+VERBS = {
+    "train": "train a policy with PRIME",
+    "sft": "warm a model up by supervised fine-tuning",
+    "validate": "check a config and show what it means; starts nothing",
+    "verify": "score answers offline, JSON lines in, JSON lines out",
+}
+
+_EPILOG = """\
+examples:
+  prime-megatron validate run.yaml
+  prime-megatron train run.yaml parallel.pipeline=2 launch.processes_per_node=2
+  prime-megatron train run.yaml --resume auto
+  prime-megatron verify answers.jsonl --output scored.jsonl
+
+exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (start again with --resume auto)
+"""
+
+_WITH_OVERRIDES = ("train", "sft", "validate")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; returns the exit code. Errors of the user and of the run are one line each on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parse(arguments)
+        return int(args.run(args))
+    except InputError as error:
+        print(as_error(str(error)), file=sys.stderr, flush=True)
+        return exit_codes.BAD_INPUT
+    except RunError as error:
+        print(as_error(str(error)), file=sys.stderr, flush=True)
+        return exit_codes.FAILED
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse; only the chosen verb's file is imported, so that no verb pays for another's libraries."""
+    parser = argparse.ArgumentParser(
+        prog="prime-megatron",
+        description="PRIME on Megatron-core: policy, reference and implicit PRM in one trainer.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"prime-megatron {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verb = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if verb is not None and verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(VERBS)}"
+        raise InputError(f"unknown verb {verb!r}; {hint}")
+    for name, help_text in VERBS.items():
+        if name == verb:
+            importlib.import_module(f"prime_megatron.cli.{name}").add_parser(subparsers)
+        else:
+            subparsers.add_parser(name, help=help_text)
+    return parser.parse_args(_overrides_last(arguments) if verb in _WITH_OVERRIDES else arguments)
+
+
+def _overrides_last(arguments: list[str]) -> list[str]:
+    """Move key=value words behind the options: argparse takes one run of positional arguments only."""
+    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+    return [word for word in arguments if word not in overrides] + overrides

@@ -1,0 +1,72 @@
+"""What can be told from the launcher in seconds: folders, files, the tokenizer; before any process is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prime_megatron.config import Estimator, SftConfig, TrainConfig
+from prime_megatron.errors import InputError
+from prime_megatron.output_dir import check_inputs_outside, check_output_dir
+
+
+def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:
+    """Output folder, model folders, tokenizer, the first row of every data file.
+
+    Raises:
+        InputError: naming the key, the folder or the file.
+    """
+    _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
+    if config.models.policy.path is None:
+        raise InputError("models.policy.path: is required; give the HF folder of the model to train")
+    models = [config.models.policy.path, config.models.prm.path, config.models.reference]
+    if config.advantage.estimator is Estimator.gae:
+        models.append(config.models.critic.path)
+    _check_models([path for path in models if path is not None], config.models.trust_remote_code)
+    _check_data((*config.data.train, *config.data.eval))
+
+
+def check_sft_inputs(config: SftConfig, *, overwrite: bool) -> None:
+    """As `check_train_inputs`, for supervised fine-tuning."""
+    inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
+    _check_output(config.run.output_dir, config.launch.nodes, None, overwrite, inputs)
+    _check_models([config.model], config.trust_remote_code)
+    _check_data(config.data.train)
+
+
+def train_inputs(config: TrainConfig) -> dict[str, str]:
+    """Config key -> path of everything that a run reads."""
+    paths = {
+        "models.policy.path": config.models.policy.path,
+        "models.prm.path": config.models.prm.path,
+        "models.critic.path": config.models.critic.path,
+        "models.reference": config.models.reference,
+        "rollout.replay": config.rollout.replay,
+    }
+    paths |= {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
+    paths |= {f"data.eval[{i}]": path for i, path in enumerate(config.data.eval)}
+    return {key: path for key, path in paths.items() if path is not None}
+
+
+def _check_output(output_dir: str, nodes: int, resume: str | None, overwrite: bool, inputs: dict[str, str]) -> None:
+    path = Path(output_dir)
+    check_inputs_outside(path, inputs)
+    # With many nodes another one's run may have begun to fill the shared folder: only the run's first rank can tell.
+    if nodes == 1:
+        check_output_dir(path, resume=resume, overwrite=overwrite)
+
+
+def _check_models(paths: list[str], trust_remote_code: bool) -> None:
+    # Imported here: transformers takes seconds, and config errors should not wait for it.
+    from prime_megatron.data.tokenizer import load_tokenizer, model_vocab_size
+
+    for path in paths[1:]:
+        model_vocab_size(path)
+    load_tokenizer(paths[0], trust_remote_code=trust_remote_code)
+
+
+def _check_data(paths: tuple[str, ...]) -> None:
+    from prime_megatron.data.rows import iterate
+
+    for path in paths:
+        if next(iterate(path), None) is None:
+            raise InputError(f"{path}: the data file is empty; it needs at least one row")

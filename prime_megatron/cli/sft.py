@@ -1,0 +1,65 @@
+"""prime-megatron sft: supervised fine-tuning, the warm-up before PRIME."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from prime_megatron.cli.launch import add_launch_options, rendezvous_of, start
+from prime_megatron.cli.preflight import check_sft_inputs
+from prime_megatron.cli.worker import is_worker, run_worker, world_size
+from prime_megatron.config.check import check_sft_config
+from prime_megatron.config.load import load_sft_config
+
+_EPILOG = """\
+examples:
+  prime-megatron sft sft.yaml
+  prime-megatron sft sft.yaml run.steps=500 optimizer.lr=3e-5 --overwrite
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb; its run is `run`."""
+    parser = subparsers.add_parser(
+        "sft",
+        help="warm a model up by supervised fine-tuning",
+        description="Fine-tune a model on chats or prompt and response pairs; writes an HF folder.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file; `prime-megatron validate CONFIG` explains it")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to change, dotted")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete what an earlier run wrote to the output folder"
+    )
+    add_launch_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Launch, or be a rank; returns the exit code.
+
+    Raises:
+        InputError: before anything is started or written.
+    """
+    if is_worker():
+        return _work(args)
+    config = load_sft_config(args.config, args.overrides)
+    for warning in check_sft_config(config):
+        print(f"warning: {warning}", file=sys.stderr)
+    rendezvous = rendezvous_of(args, config.launch)
+    check_sft_inputs(config, overwrite=args.overwrite)
+    options = ["--overwrite"] if args.overwrite else []
+    command = [sys.executable, "-m", "prime_megatron", "sft", args.config, *options, *args.overrides]
+    return start(command, lambda: _work(args), config.launch, rendezvous, stop_signal="TERM")
+
+
+def _work(args: argparse.Namespace) -> int:
+    def body() -> int:
+        config = load_sft_config(args.config, args.overrides)
+        check_sft_config(config, world_size=world_size())
+        from prime_megatron.sft import train_sft
+
+        return train_sft(config, overwrite=args.overwrite)
+
+    return run_worker(body)

@@ -1,0 +1,105 @@
+"""A process of a run: what it runs and how its end is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+from prime_megatron import exit_codes
+from prime_megatron.errors import InputError, RunError
+
+LAUNCHED = "PRIME_MEGATRON_LAUNCHED"
+"""Set by our launcher, which prints the one failure that matters; the workers then keep quiet."""
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Where the elastic agent expects a failing worker's report."""
+
+
+def is_worker() -> bool:
+    """True when a launcher (ours, torchrun, srun with RANK exported) started this process as a rank."""
+    return "RANK" in os.environ
+
+
+def world_size() -> int:
+    """Processes of the run, as the launcher set it.
+
+    Raises:
+        InputError: RANK is set and WORLD_SIZE is not.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        raise InputError("RANK is set in the environment and WORLD_SIZE is not: start with torchrun, or unset RANK")
+    return int(os.environ["WORLD_SIZE"])
+
+
+def run_worker(body: Callable[[], int]) -> int:
+    """Run the rank's part; returns its exit code and reports a failure once.
+
+    Under our launcher the report goes to the agent's file, and the launcher prints that of the first rank that failed.
+    Otherwise rank 0 prints InputError and RunError as one line (every rank meets the same one), and every rank prints
+    an unexpected traceback. Until the trainer installs its own handlers, SIGTERM (and what `on_signal` names) ends
+    the process with the requeue code: nothing is lost before the first step.
+    """
+    on_signal("TERM")
+    try:
+        return body()
+    except InputError as error:
+        _report(str(error), everyone=False)
+        return exit_codes.BAD_INPUT
+    except RunError as error:
+        _report(str(error), everyone=False)
+        return exit_codes.FAILED
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+    except Exception:
+        _report(traceback.format_exc(), everyone=True)
+        return exit_codes.FAILED
+
+
+def on_signal(name: str) -> None:
+    """End this process with the requeue code on a signal, until someone else handles it.
+
+    Raises:
+        InputError: no such signal.
+    """
+    signal.signal(signal_number(name), _requeue)
+
+
+def signal_number(name: str) -> signal.Signals:
+    """USR1 or SIGUSR1 as a number.
+
+    Raises:
+        InputError: no such signal.
+    """
+    try:
+        return signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
+    except KeyError:
+        raise InputError(f"checkpoint.signal: no signal is called {name!r}; use USR1, USR2, INT or the like") from None
+
+
+def _requeue(number: int, frame: FrameType | None) -> None:
+    # No clean-up: it may be inside a library's initialisation, and there is nothing to save yet.
+    os._exit(exit_codes.REQUEUE)
+
+
+def _report(text: str, *, everyone: bool) -> None:
+    path = os.environ.get(ERROR_FILE)
+    if LAUNCHED in os.environ and path:
+        # The agent's own format, in whole seconds; time_s tells apart failures within one second.
+        now = time.time()
+        extra = {"timestamp": str(int(now)), "time_s": now}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": text, "extraInfo": extra}}, file)
+    elif everyone or os.environ["RANK"] == "0":
+        print(as_error(text), file=sys.stderr, flush=True)
+
+
+def as_error(text: str) -> str:
+    """Each line marked as an error; a traceback as it is."""
+    if text.startswith("Traceback"):
+        return text.rstrip()
+    return "\n".join(f"error: {line}" for line in text.splitlines())
