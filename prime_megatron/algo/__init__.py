@@ -1,0 +1,5 @@
+"""The paper: filtering, process rewards, PRM losses, advantages, policy loss.
+
+Pure torch on the packed tensors of ``prime_megatron.types``: no torch.distributed, no Megatron, no device decision.
+What must be known over all data-parallel ranks comes in through a ``Reduction``.
+"""

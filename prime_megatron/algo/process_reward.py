@@ -1,0 +1,99 @@
+"""Process rewards of the implicit PRM (paper, equation 3; recipe's prime_dp_rm.py for lambda and use_gt).
+
+For response token t of a sequence with outcome o and last response token L, in this order:
+
+    1. log-ratio      q_t = log prm(y_t) - log ref(y_t)                     0 outside the response
+    2. scale          q_t <- beta * q_t                                     scale_by_beta
+    3. ground truth   q_L <- o - sum of q_t over the other response tokens  use_gt: the sequence then sums to o
+    4. smoothing      r_t = q_t + lambda * r_{t+1}                          lambda = 0: r = q
+    5. granularity    token: r_t stays at t; step: summed over each step onto its last token; whole: onto L
+    6. batch norm     r <- r / (max over all sequences and t of |sum_{s >= t} r_s| + 1e-6)
+
+Step 6 comes last because it bounds the returns that the policy sees, whatever the steps before did; its maximum is
+over all data-parallel ranks (both public codes take it over one rank, so their rewards depend on the layout). With
+batch norm and without use_gt, beta cancels but for the 1e-6. The recipe applies step 3 only when lambda > 0; here
+use_gt acts alone too. Every response token keeps its reward; the recipe drops the last one's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prime_megatron.algo.reduction import Reduction
+from prime_megatron.algo.segments import discounted_sum, last_mask, segment_sum
+from prime_megatron.config.algorithm import Granularity, PrmAlgorithm, RewardNorm
+from prime_megatron.types import RolloutBatch
+
+NORM_EPS = 1e-6
+
+
+def log_ratio(prm_logprobs_T: Tensor, ref_logprobs_T: Tensor, response_mask_T: Tensor) -> Tensor:
+    """q_t = log prm - log ref on response tokens, 0 elsewhere: [T], nats; differentiable in both."""
+    return torch.where(response_mask_T, prm_logprobs_T - ref_logprobs_T, 0.0)
+
+
+def sequence_log_ratio(
+    prm_logprobs_T: Tensor, ref_logprobs_T: Tensor, response_mask_T: Tensor, sequence_T: Tensor, num_sequences: int
+) -> Tensor:
+    """Q = sum_t q_t per sequence: [N], nats, not scaled by beta; differentiable."""
+    q_T = log_ratio(prm_logprobs_T, ref_logprobs_T, response_mask_T)
+    return segment_sum(q_T, sequence_T, num_sequences)
+
+
+def reward_mask(batch: RolloutBatch, granularity: Granularity) -> Tensor:
+    """Tokens that carry a process reward: bool [T].
+
+    token: every response token. step: where a step ends, the last response token always. whole: that token alone.
+    """
+    if granularity is Granularity.token:
+        return batch.response_mask_T
+    last_T = last_mask(batch.response_mask_T, batch.sequence_T, batch.outcome_N.numel())
+    if granularity is Granularity.whole:
+        return last_T
+    return last_T | (batch.step_end_T & batch.response_mask_T)
+
+
+def gather_rewards(rewards_T: Tensor, ends_T: Tensor) -> Tensor:
+    """Sum rewards onto the closing tokens: the reward at an end is the sum since the end before it: [T].
+
+    ends_T must close every sequence that has a reward, so that no sum crosses into the next sequence.
+    """
+    closed_T = torch.cumsum(ends_T, 0)
+    span_T = closed_T - ends_T.long()
+    sums = segment_sum(rewards_T, span_T, rewards_T.numel() + 1)
+    return torch.where(ends_T, sums[span_T], 0.0)
+
+
+def process_rewards(
+    batch: RolloutBatch, prm_logprobs_T: Tensor, ref_logprobs_T: Tensor, config: PrmAlgorithm, reduce: Reduction
+) -> Tensor:
+    """Process reward of each token, float [T] (the dtype of the log-probs), 0 outside the response; no gradient.
+
+    prm_logprobs_T, ref_logprobs_T: [T], nats; the reference is prm.reference's choice, made by the caller (the frozen
+    initial PRM or the policy before its update). Calls reduce.max once when config.norm is batch_norm.
+    """
+    with torch.no_grad():
+        num_sequences = batch.outcome_N.numel()
+        sequence_T = batch.sequence_T
+        q_T = log_ratio(prm_logprobs_T, ref_logprobs_T, batch.response_mask_T)
+        if config.scale_by_beta:
+            q_T = config.beta * q_T
+        if config.use_gt:
+            last_T = last_mask(batch.response_mask_T, sequence_T, num_sequences)
+            others_N = segment_sum(torch.where(last_T, 0.0, q_T), sequence_T, num_sequences)
+            q_T = torch.where(last_T, (batch.outcome_N.to(q_T.dtype) - others_N)[sequence_T], q_T)
+        rewards_T = discounted_sum(q_T, sequence_T, config.smoothing_lambda)
+        rewards_T = torch.where(batch.response_mask_T, rewards_T, 0.0)
+        if config.granularity is not Granularity.token:
+            rewards_T = gather_rewards(rewards_T, reward_mask(batch, config.granularity))
+        if config.norm is RewardNorm.batch_norm:
+            rewards_T = batch_norm(rewards_T, sequence_T, reduce)
+        return rewards_T
+
+
+def batch_norm(rewards_T: Tensor, sequence_T: Tensor, reduce: Reduction) -> Tensor:
+    """r / (max over all ranks, sequences and t of |sum_{s >= t} r_s| + 1e-6): [T]."""
+    returns_T = discounted_sum(rewards_T, sequence_T, 1.0).abs()
+    largest = torch.cat([returns_T, returns_T.new_zeros(1)]).max()
+    return rewards_T / (reduce.max(largest) + NORM_EPS)

@@ -1,0 +1,148 @@
+"""Presets: partial configs, merged below the user's file. Each reproduces a source's algorithm, not its defects.
+
+paper is arXiv 2502.01456; original is PRIME-RL/PRIME, training/verl; recipe is verl-project/verl-recipe, prime.
+Where a source is silent the key is left out and the config's own default holds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+_SHARED_ALGORITHM: dict[str, Any] = {
+    "prm": {
+        "beta": 0.05,  # all three
+        "loss": "ce",  # paper, equation 4; the original knows no other; the recipe's default
+        "reference": "freeze",  # paper; both scripts (the recipe's "policy" does not run)
+        "granularity": "token",  # paper; both scripts
+        "smoothing_lambda": 0.0,  # paper and original have none; the recipe's default
+        "use_gt": False,  # the same
+    },
+    "advantage": {
+        "estimator": "rloo",  # paper; both codes have only this
+        "process_weight": 1.0,  # paper; the codes' 5/5 is inert in the original and cancels in the recipe
+        "outcome_weight": 1.0,  # the same
+        "gamma_process": 1.0,  # both codes' default
+        "gamma_outcome": 1.0,  # both codes' default
+    },
+    "policy": {
+        "clip_low": 0.2,  # PPO clip of all three
+        "clip_high": 0.2,
+        "entropy_coef": 0.0,  # all three
+        "kl_place": "none",  # paper and original: coefficient 0; the recipe's RLOO never reads its KL penalty
+        "kl_coef": 0.0,
+    },
+    "rollout": {
+        "samples_per_prompt": 4,  # K of all three
+        "sampling": {"temperature": 1.0, "top_p": 1.0},  # all three
+        "filter": {"lower": 0.2, "upper": 0.8, "drop_truncated": False},  # paper, section 3.3; both scripts
+    },
+}
+
+_PUBLISHED_SIZES: dict[str, Any] = {
+    # 256 prompts x 4 responses in mini-batches of 256 responses: 4 optimizer steps for policy and PRM.
+    "rollout": {"prompts_per_step": 256, "sampling": {"max_response_tokens": 3072}},
+    "data": {"max_prompt_tokens": 1024},
+    "models": {
+        "policy": {
+            "num_mini_batches": 4,
+            "optimizer": {"lr": 5e-7, "schedule": "constant", "weight_decay": 0.0, "clip_grad": 1.0},
+        },
+        "prm": {
+            "num_mini_batches": 4,
+            "optimizer": {"lr": 1e-6, "schedule": "constant", "weight_decay": 0.0, "clip_grad": 10.0},
+        },
+    },
+}
+
+
+def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Deep merge, later layers over earlier ones; the result shares nothing with its sources."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping):
+                merged[key] = _merge(merged[key], value) if key in merged else _merge(value)
+            else:
+                merged[key] = copy.deepcopy(value)
+    return merged
+
+
+_PAPER: dict[str, Any] = {
+    "prm": {
+        "update": "after",  # algorithm 1 and the published script: one forward
+        "scale_by_beta": True,  # equation 3
+        "norm": "none",  # the paper has no norm on process rewards
+    },
+    "advantage": {
+        "leave_one_out": "paper",  # equation 5
+        "whiten": False,  # the codes whiten, the paper does not say so
+    },
+}
+
+_ORIGINAL: dict[str, Any] = {
+    "prm": {
+        "update": "after",  # the published script; before and none crash there
+        "scale_by_beta": False,  # process reward q, not beta * q
+        "norm": "batch_norm",  # the published script; its maximum is per rank, ours is global
+    },
+    "advantage": {
+        "leave_one_out": "code",  # K/(K-1) r_t - 1/(K-1) sum_j m_j
+        "whiten": True,
+    },
+    "rollout": {
+        "filter": {"max_age": 0},  # surplus responses are thrown away (it keeps their prompts for later)
+    },
+}
+
+_RECIPE: dict[str, Any] = {
+    "prm": {
+        "update": "before",  # its default: update, then score again
+        "scale_by_beta": True,  # process reward beta * q
+        "norm": "batch_norm",  # its default; its maximum is per rank, ours is global
+    },
+    "advantage": {
+        "leave_one_out": "code",
+        "whiten": True,
+    },
+    "rollout": {
+        "prompts_per_step": 64,  # run_prime_qwen.sh
+        "oversample": 4.0,  # one round at 4x; what it pads with failing groups, later rounds fill here
+        "filter": {"max_age": 0},  # no buffer
+        "sampling": {"max_response_tokens": 3072},
+    },
+    "data": {"max_prompt_tokens": 1024},
+    "models": {
+        # Learning rates and clip of run_prime_qwen.sh; mini-batches are left to the config's default.
+        "policy": {"optimizer": {"lr": 5e-7, "schedule": "constant", "clip_grad": 1.0}},
+        "prm": {"optimizer": {"lr": 1e-6, "schedule": "constant", "clip_grad": 10.0}},
+    },
+}
+
+_DEFAULT: dict[str, Any] = {
+    # Ours: the paper's formulas where the codes deviate by accident, the codes' scaling where it makes the result
+    # independent of scale. Every statistic is global, so no layout, packing or micro-batch size can change it.
+    "prm": {
+        "update": "after",  # one PRM forward a step (paper: as good as two)
+        "scale_by_beta": True,  # equation 3
+        # Bounds the process return by 1 whatever the length of the responses and the state of the PRM, so that it
+        # neither vanishes beside the outcome (beta * q is small at the start) nor drowns it later.
+        "norm": "batch_norm",
+    },
+    "advantage": {
+        # Equation 5: unbiased like the codes' form, without inflating differences between the tokens of a response
+        # by K/(K-1).
+        "leave_one_out": "paper",
+        # A unit scale of the advantages makes the learning rate portable across tasks and K.
+        "whiten": True,
+    },
+}
+
+PRESETS: Mapping[str, dict[str, Any]] = {
+    "default": _merge(_SHARED_ALGORITHM, _DEFAULT),
+    "paper": _merge(_SHARED_ALGORITHM, _PUBLISHED_SIZES, _PAPER),
+    "original": _merge(_SHARED_ALGORITHM, _PUBLISHED_SIZES, _ORIGINAL),
+    "recipe": _merge(_SHARED_ALGORITHM, _RECIPE),
+}
+"""Preset name -> nested partial config in YAML's own types, to merge below the user's file."""
