@@ -75,6 +75,7 @@ def compute_advantages(
         sequence_T = batch.sequence_T
         if config.estimator is Estimator.gae:
             assert values_T is not None, "estimator gae needs the critic's values"
+            assert config.gamma_process == config.gamma_outcome, "gae has one value function, so one discount"
             values_T = torch.where(mask_T, values_T.double(), 0.0)
             advantages_T = gae(
                 rewards_T + outcome_T, values_T, mask_T, sequence_T, config.gamma_process, config.gae_lambda

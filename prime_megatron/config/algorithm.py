@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from prime_megatron.config.base import Section
 
@@ -127,18 +126,12 @@ class PrmAlgorithm(Section):
     use_gt: bool = False
     """Replace the last q of a response by outcome - sum of the others (recipe's prime_use_gt)."""
 
-    @model_validator(mode="after")
-    def _loss_fits_order(self) -> Self:
-        if self.loss is not PrmLoss.ce and self.update in (UpdateOrder.after, UpdateOrder.before):
-            raise ValueError(f"loss {self.loss} compares siblings' scores from before the update: set update: reverse")
-        return self
-
 
 class AdvantageAlgorithm(Section):
     """From rewards to advantages (equation 5, appendix B.3)."""
 
     estimator: Estimator = Estimator.rloo
-    """How rewards become advantages."""
+    """How rewards become advantages; gae has one value function, so its gamma_process and gamma_outcome must agree."""
     process_weight: float = Field(default=1.0, ge=0.0)
     """Factor on the process source; 0 leaves outcome-only training, which needs no PRM."""
     outcome_weight: float = Field(default=1.0, ge=0.0)
@@ -155,12 +148,6 @@ class AdvantageAlgorithm(Section):
     """The critic's new value stays within this of its old one in the loss (estimator=gae); none: off."""
     whiten: bool = True
     """Subtract the mean and divide by the deviation over all valid tokens of the global batch; reinforce++ always."""
-
-    @model_validator(mode="after")
-    def _one_discount_for_gae(self) -> Self:
-        if self.estimator is Estimator.gae and self.gamma_process != self.gamma_outcome:
-            raise ValueError("estimator gae has one value function: set gamma_process and gamma_outcome alike")
-        return self
 
 
 class PolicyAlgorithm(Section):
