@@ -5,17 +5,14 @@ Shape legend: T tokens and N sequences of the batch, S tokens of a micro-batch, 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from prime_megatron.data.packing import BatchPlan, plan_batch
-from prime_megatron.types import Group, RolloutBatch
+from prime_megatron.types import Group, PackedSequences, RolloutBatch
 
 
 def plan_groups(
@@ -86,51 +83,6 @@ def make_batch(
     )
 
 
-@dataclass(frozen=True)
-class PackedSequences:
-    """A micro-batch as a model reads it.
-
-    Sequence i owns positions cu_seqlens[i] to cu_seqlens[i + 1]; the first `num_sequences` are real (each perhaps
-    with padding after its last token), one more may be a dummy that fills the total up to a multiple. The mask is
-    false on all padding. Causal attention never sees the padding after a token.
-
-    Example: sequences [5, 6, 7] and [8, 9] of a batch [5, 6, 7, 8, 9], padded=True, total_multiple=4:
-        tokens_S         5 6 7 | 8 9 0 | 0 0
-        cu_seqlens       0 3 6 8
-        positions_S      0 1 2 | 0 1 2 | 0 1
-        source_S         0 1 2 | 3 4 -1 | -1 -1
-        real_cu_seqlens  0 3 5
-    """
-
-    tokens_S: Tensor  # int64
-    cu_seqlens: Tensor  # int32, dummy included
-    positions_S: Tensor  # int64, from 0 in each sequence
-    response_mask_S: Tensor  # bool
-    source_S: Tensor  # int64, index of the token in the batch; -1 on padding
-    sequence_index: Tensor  # int64 [num_sequences], indices of the real sequences in the batch
-    real_cu_seqlens: Tensor  # int64 [num_sequences + 1], bounds once padding is taken out
-    max_seqlen: int
-
-    @property
-    def num_sequences(self) -> int:
-        """Real sequences."""
-        return self.sequence_index.numel()
-
-    @property
-    def real_S(self) -> Tensor:
-        """bool [S], true on tokens of the batch: `x_S[packed.real_S]` lines up with real_cu_seqlens."""
-        return self.source_S >= 0
-
-    def to(self, device: torch.device | str) -> PackedSequences:
-        """The same on another device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
-
-
 def select(
     batch: RolloutBatch,
     indices: Sequence[int],
@@ -156,7 +108,6 @@ def select(
     sizes = [_round_up(max(size, width), sequence_multiple) for size in real]
     total = sum(sizes)
     filled = _round_up(max(total, 1), math.lcm(sequence_multiple, total_multiple))
-    device = batch.tokens_T.device
     source = torch.full((filled,), -1, dtype=torch.int64)
     start = 0
     for index, length, size in zip(indices, real, sizes, strict=True):
@@ -164,30 +115,26 @@ def select(
         start += size
     if filled > total:
         sizes.append(filled - total)
+    # Indices are built on the host and moved once; torch.where instead of masks spares the device a wait.
+    device = batch.tokens_T.device
     source_S = source.to(device)
-    valid_S = source_S >= 0
-    tokens_S = torch.full((filled,), pad_token, dtype=torch.int64, device=device)
-    tokens_S[valid_S] = batch.tokens_T[source_S[valid_S]]
-    mask_S = torch.zeros(filled, dtype=torch.bool, device=device)
-    mask_S[valid_S] = batch.response_mask_T[source_S[valid_S]]
+    if indices:
+        real_S, clamped_S = source_S >= 0, source_S.clamp(min=0)
+        tokens_S = torch.where(real_S, batch.tokens_T[clamped_S], pad_token)
+        mask_S = batch.response_mask_T[clamped_S] & real_S
+    else:
+        tokens_S = torch.full((filled,), pad_token, dtype=torch.int64, device=device)
+        mask_S = torch.zeros(filled, dtype=torch.bool, device=device)
     return PackedSequences(
         tokens_S=tokens_S,
-        cu_seqlens=_bounds(sizes, torch.int32, device),
-        positions_S=torch.cat([torch.arange(size, device=device) for size in sizes]),
+        cu_seqlens=_bounds(sizes, torch.int32).to(device),
+        positions_S=torch.cat([torch.arange(size) for size in sizes]).to(device),
         response_mask_S=mask_S,
         source_S=source_S,
-        sequence_index=torch.tensor(list(indices), dtype=torch.int64, device=device),
-        real_cu_seqlens=_bounds(real, torch.int64, device),
+        sequence_index=torch.tensor(list(indices), dtype=torch.int64).to(device),
+        real_cu_seqlens=_bounds(real, torch.int64).to(device),
         max_seqlen=max(sizes),
     )
-
-
-def gather_tokens(packed: PackedSequences, values_T: Tensor, fill: float | bool = 0) -> Tensor:
-    """A per-token tensor of the batch in the micro-batch's layout: [T, ...] to [S, ...], `fill` on padding."""
-    values_S = values_T.new_full((packed.source_S.numel(), *values_T.shape[1:]), fill)
-    real_S = packed.real_S
-    values_S[real_S] = values_T[packed.source_S[real_S]]
-    return values_S
 
 
 def scatter_tokens(packed: PackedSequences, values_S: Tensor, out_T: Tensor) -> None:
@@ -200,5 +147,5 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _bounds(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0).to(device=device, dtype=dtype)
+def _bounds(sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0).to(dtype)

@@ -163,7 +163,7 @@ def _micro_batches(
     result = []
     for rank, (sizes, bins) in enumerate(zip(sizes_by_rank, bins_by_rank, strict=True)):
         even = greedy_parts(sizes, count)
-        if all(_fits([sizes[i] for i in part], max_tokens, max_sequences) for part in even):
+        if all(_fits(len(part), sum(sizes[i] for i in part), max_tokens, max_sequences) for part in even):
             bins = even
         bins = sorted((sorted(part) for part in bins), key=lambda part: (-sum(sizes[i] for i in part), part))
         bins += [[] for _ in range(count - len(bins))]
@@ -172,20 +172,24 @@ def _micro_batches(
     return tuple(result)
 
 
-def _fits(sizes: Sequence[int], max_tokens: int | None, max_sequences: int | None) -> bool:
-    if len(sizes) <= 1:
+def _fits(count: int, tokens: int, max_tokens: int | None, max_sequences: int | None) -> bool:
+    """Whether so many sequences with so many tokens are within the limits; a single one always is."""
+    if count <= 1:
         return True
-    return (max_tokens is None or sum(sizes) <= max_tokens) and (max_sequences is None or len(sizes) <= max_sequences)
+    return (max_tokens is None or tokens <= max_tokens) and (max_sequences is None or count <= max_sequences)
 
 
 def _first_fit(sizes: Sequence[int], max_tokens: int | None, max_sequences: int | None) -> list[list[int]]:
     """First-fit decreasing: few bins within the limits."""
     bins: list[list[int]] = []
+    loads: list[int] = []
     for item in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        for part in bins:
-            if _fits([sizes[i] for i in part] + [sizes[item]], max_tokens, max_sequences):
+        for index, part in enumerate(bins):
+            if _fits(len(part) + 1, loads[index] + sizes[item], max_tokens, max_sequences):
                 part.append(item)
+                loads[index] += sizes[item]
                 break
         else:
             bins.append([item])
+            loads.append(sizes[item])
     return bins
