@@ -1,0 +1,1 @@
+"""The Megatron place: the only package that imports megatron.core."""

@@ -1,0 +1,158 @@
+"""config.json -> FamilyConfig -> megatron TransformerConfig."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from prime_megatron.config.model import ParallelConfig
+from prime_megatron.errors import InputError
+from prime_megatron.mcore.families import FAMILIES, FamilyConfig
+from prime_megatron.parallel.layers import layer_ranges
+from prime_megatron.parallel.topology import ParallelSizes
+
+if TYPE_CHECKING:
+    from megatron.core.transformer import TransformerConfig
+
+
+def read_config(folder: Path | str) -> FamilyConfig:
+    """Reads folder/config.json. Raises InputError: no such file, not JSON, unknown architecture, missing key,
+    a value that this project does not compute."""
+    path = Path(folder) / "config.json"
+    try:
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{path}: no such file; a model folder has a config.json in Hugging Face format") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    names = raw["architectures"] if isinstance(raw, dict) and "architectures" in raw else None
+    architecture = names[0] if isinstance(names, list) and names else None
+    if architecture not in FAMILIES:
+        raise InputError(f"{path}: architecture {architecture!r} is unknown; known: {', '.join(sorted(FAMILIES))}")
+    family = FAMILIES[architecture]
+    try:
+        return family.parse({**family.defaults, **raw})
+    except KeyError as error:
+        raise InputError(f"{path}: key {error.args[0]!r} is missing") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def inverse_frequencies(config: FamilyConfig) -> torch.Tensor:
+    """Rotary inverse frequencies, float32 [head_dim / 2], scaled as the config says.
+
+    Source: Su et al. 2021; linear: Chen et al. 2023 (positions divided by the factor); llama3: the Llama 3.1
+    release (low frequencies divided by the factor, high ones kept, a linear blend between).
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_max_positions * frequencies / (2 * torch.pi)
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = blend.clamp(0.0, 1.0)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
+
+
+def transformer_config(
+    config: FamilyConfig, parallel: ParallelConfig, sizes: ParallelSizes, dtype: torch.dtype, *, engine: bool
+) -> TransformerConfig:
+    """What megatron-core needs to build and run the model, on CPU and GPU alike.
+
+    engine: the layers are Transformer Engine's. Fusions that need apex or compile on first use stay off.
+    """
+    from megatron.core.transformer import TransformerConfig
+
+    chunked = sizes.virtual_pipeline > 1
+    kwargs: dict[str, Any] = {
+        "num_layers": config.layers,
+        "hidden_size": config.hidden,
+        "ffn_hidden_size": config.ffn,
+        "num_attention_heads": config.heads,
+        "num_query_groups": config.kv_heads,
+        "kv_channels": config.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": config.norm_eps,
+        "qk_layernorm": config.qk_norm,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": config.qkv_bias,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "window_size": None if config.window is None else (config.window - 1, 0),
+        "tensor_model_parallel_size": sizes.tensor,
+        "pipeline_model_parallel_size": sizes.pipeline,
+        "virtual_pipeline_model_parallel_size": sizes.virtual_pipeline if chunked else None,
+        "context_parallel_size": sizes.context,
+        "expert_model_parallel_size": sizes.expert,
+        "expert_tensor_parallel_size": sizes.expert_tensor,
+        "sequence_parallel": parallel.sequence and sizes.tensor > 1,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype is torch.bfloat16,
+        "calculate_per_token_loss": True,
+        "variable_seq_lengths": True,
+        # The only dispatcher for variable lengths; megatron asks for it in dense models, too.
+        "moe_token_dispatcher_type": "alltoall",
+        # With virtual stages, batched point-to-point calls give wrong gradients (upstream); overlapped ones do not.
+        "batch_p2p_comm": not chunked,
+        "overlap_p2p_comm": chunked,
+        "deterministic_mode": not engine,
+        "masked_softmax_fusion": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "apply_rope_fusion": False,
+        "gradient_accumulation_fusion": False,
+        "use_cpu_initialization": False,
+        "perform_initialization": True,
+        "attention_softmax_in_fp32": True,
+    }
+    if sizes.pipeline > 1:
+        kwargs["pipeline_model_parallel_layout"] = _layout(config, parallel, sizes)
+    kwargs.update(_recompute(parallel))
+    if config.experts:
+        kwargs.update(_moe(config, engine))
+    return TransformerConfig(**kwargs)
+
+
+def _layout(config: FamilyConfig, parallel: ParallelConfig, sizes: ParallelSizes) -> list[list[str]]:
+    """Megatron's explicit layout, virtual stages outermost; one path for even and uneven splits."""
+    ranges = layer_ranges(config.layers, sizes.pipeline, sizes.virtual_pipeline, parallel.pipeline_layers)
+    rows = [
+        ["decoder"] * len(ranges[stage][chunk])
+        for chunk in range(sizes.virtual_pipeline)
+        for stage in range(sizes.pipeline)
+    ]
+    rows[0] = ["embedding", *rows[0]]
+    rows[-1] = [*rows[-1], "loss"]
+    return rows
+
+
+def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
+    if parallel.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if parallel.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
+
+
+def _moe(config: FamilyConfig, engine: bool) -> dict[str, Any]:
+    """Dropless routing; softmax before the choice when the chosen weights are not renormalised."""
+    return {
+        "num_moe_experts": config.experts,
+        "moe_router_topk": config.experts_per_token,
+        "moe_ffn_hidden_size": config.expert_ffn,
+        "moe_router_pre_softmax": not config.normalize_expert_weights or config.experts_per_token == 1,
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_grouped_gemm": engine,
+        "moe_router_dtype": "fp32",
+    }

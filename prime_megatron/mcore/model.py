@@ -1,0 +1,151 @@
+"""GPTModel chunks that return hidden states; the head is applied by the caller."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from torch import Tensor
+
+from prime_megatron.config.model import ParallelConfig
+from prime_megatron.mcore.families import FamilyConfig
+from prime_megatron.mcore.hf_config import inverse_frequencies, transformer_config
+from prime_megatron.mcore.hf_map import check_shapes, padded_vocab
+from prime_megatron.mcore.norm import RMSNorm
+from prime_megatron.mcore.spec import has_transformer_engine, layer_spec
+from prime_megatron.parallel.topology import Topology
+
+
+class HiddenStatesModel(GPTModel):
+    """A GPTModel chunk whose last stage returns the hidden states after the final norm, [T, 1, H].
+
+    With sequence parallelism that is this tensor-parallel rank's part of the sequence, [T / tensor, 1, H].
+    ``family`` and ``vocab`` (unpadded) describe the model; ``value_head`` is the critic's output weight
+    [1, H] (only on the last stage of a model built with it), the same on every tensor-parallel rank: its
+    gradient is right where the hidden states were gathered before it is applied.
+    """
+
+    def __init__(self, config: TransformerConfig, *, family: FamilyConfig, value_head: bool, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self.family = family
+        self.transformer_engine = has_transformer_engine()
+        if hasattr(self, "rotary_pos_emb"):
+            # Upstream scales frequencies with fixed constants; ours come from the model's config.
+            self.rotary_pos_emb.inv_freq = inverse_frequencies(family).to(self.rotary_pos_emb.inv_freq.device)
+        self.has_value_head = value_head
+        if value_head and self.post_process:
+            self.output_layer = None
+            weight = torch.zeros(1, family.hidden, dtype=config.params_dtype, device=_device())
+            self.value_head = torch.nn.Linear(family.hidden, 1, bias=False, device="meta")
+            self.value_head.weight = torch.nn.Parameter(weight)
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.post_process:
+            head = self.value_head if self.has_value_head else self.output_layer
+            # The head's forward never runs, but its pre-forward hooks must: with an overlapped parameter
+            # gather they wait for the weight that head_weight() hands out.
+            for hook in tuple(head._forward_pre_hooks.values()):
+                hook(head, (hidden_states,))
+        return hidden_states
+
+    def head_weight(self) -> Tensor:
+        """The output weight, on the last pipeline stage: this rank's vocabulary rows [V padded / tensor, H],
+        tied or not; of a value model [1, H]."""
+        assert self.post_process, "the head lives on the last pipeline stage"
+        if self.has_value_head:
+            return self.value_head.weight
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+
+def build_model(
+    family: FamilyConfig,
+    topology: Topology,
+    parallel: ParallelConfig,
+    dtype: torch.dtype,
+    *,
+    wrap_ddp: bool,
+    ddp: DistributedDataParallelConfig | None = None,
+    value_head: bool = False,
+) -> list[Any]:
+    """This rank's model chunks, one per virtual pipeline stage, with random weights (load_hf fills them).
+
+    wrap_ddp: wrap each in megatron's DistributedDataParallel (options ``ddp``; none: ddp_config(...)).
+    Raises InputError where the model does not split over the sizes.
+    """
+    check_shapes(family, topology.sizes)
+    engine = has_transformer_engine()
+    config = transformer_config(family, parallel, topology.sizes, dtype, engine=engine)
+    config.finalize_model_grads_func = None
+    chunks = [
+        _chunk(config, family, topology, chunk, engine=engine, value_head=value_head)
+        for chunk in range(topology.sizes.virtual_pipeline)
+    ]
+    if not wrap_ddp:
+        return chunks
+    options = ddp_config(parallel, dtype) if ddp is None else ddp
+    return [
+        DistributedDataParallel(config, options, chunk, disable_bucketing=index > 0)
+        for index, chunk in enumerate(chunks)
+    ]
+
+
+def ddp_config(parallel: ParallelConfig, dtype: torch.dtype) -> DistributedDataParallelConfig:
+    """Gradients summed, in float32, over the data-parallel ranks, as the config's switches say."""
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=dtype is not torch.float32,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather and parallel.distributed_optimizer,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        check_for_nan_in_grad=False,
+        average_in_collective=False,
+    )
+
+
+def unwrap(chunk: Any) -> HiddenStatesModel:
+    """The model inside any wrappers."""
+    while hasattr(chunk, "module") and not isinstance(chunk, HiddenStatesModel):
+        chunk = chunk.module
+    return chunk
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _chunk(
+    config: TransformerConfig,
+    family: FamilyConfig,
+    topology: Topology,
+    chunk: int,
+    *,
+    engine: bool,
+    value_head: bool,
+) -> HiddenStatesModel:
+    first = topology.is_first_stage and chunk == 0
+    last = topology.is_last_stage and chunk == topology.sizes.virtual_pipeline - 1
+    virtual = chunk if topology.sizes.virtual_pipeline > 1 else None
+    spec: Any = layer_spec(config, engine=engine)
+    if not engine:
+        num_layers = get_num_layers_to_build(config, vp_stage=virtual)
+        spec = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
+    model = HiddenStatesModel(
+        config,
+        family=family,
+        value_head=value_head,
+        transformer_layer_spec=spec,
+        vocab_size=padded_vocab(family.vocab, topology.sizes.tensor),
+        max_sequence_length=family.max_positions,
+        pre_process=first,
+        post_process=last,
+        share_embeddings_and_output_weights=family.tied and not value_head,
+        position_embedding_type="rope",
+        rotary_base=family.rope_theta,
+        vp_stage=virtual,
+    )
+    return model.to(_device())

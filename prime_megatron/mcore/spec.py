@@ -1,0 +1,51 @@
+"""Layer specs: Transformer Engine's where it is installed, ours where not."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+
+from prime_megatron.mcore.attention import PackedAttention, varlen_backend
+from prime_megatron.mcore.norm import RMSNorm
+
+
+def has_transformer_engine() -> bool:
+    """Whether layers are Transformer Engine's: it is installed and there is a CUDA device."""
+    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+
+
+def describe(dtype: torch.dtype) -> str:
+    """The layers and attention that build_model chooses here, for the start-up log."""
+    if has_transformer_engine():
+        return "layers: Transformer Engine; attention: Transformer Engine"
+    loop = not torch.cuda.is_available() or dtype is torch.float32
+    return f"layers: megatron-core local with our RMSNorm; attention: {'sdpa loop' if loop else varlen_backend()}"
+
+
+def layer_spec(config: TransformerConfig, *, engine: bool) -> ModuleSpec:
+    """The spec of every decoder layer."""
+    make: Any = get_gpt_layer_with_transformer_engine_spec if engine else get_gpt_layer_local_spec
+    kwargs: dict[str, Any] = {
+        "num_experts": config.num_moe_experts,
+        "moe_grouped_gemm": config.moe_grouped_gemm,
+        "qk_layernorm": config.qk_layernorm,
+    }
+    if engine:
+        return make(**kwargs)
+    spec = make(**kwargs, normalization="RMSNorm")
+    layer = spec.submodules
+    layer.input_layernorm = RMSNorm
+    layer.pre_mlp_layernorm = RMSNorm
+    attention = layer.self_attention.submodules
+    attention.core_attention = PackedAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = RMSNorm
+        attention.k_layernorm = RMSNorm
+    # Upstream renames norms to Transformer Engine's names in checkpoints; the names stay our own.
+    layer.sharded_state_dict_keys_map = {}
+    return spec
+

@@ -1,0 +1,1 @@
+"""Topology and layout arithmetic; no Megatron here."""
