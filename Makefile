@@ -1,0 +1,96 @@
+# prime_megatron: `make` lists the targets. Everything is installed into .venv; nothing outside it is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+# Where the CPU build of torch is found: PyPI's own build for Linux brings gigabytes of CUDA. For a GPU machine:
+# make quickstart TORCH_INDEX=https://pypi.org/simple
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements/run.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# One thread a process: a suite or a run has more processes than a small machine has cores.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+# Overrides of the quick start: make quickstart SEED=1 ENGINE=sglang OVERRIDES="run.steps=5 rollout.filter.upper=0.9"
+SEED ?=
+ENGINE ?=
+OVERRIDES ?=
+TRAIN_OVERRIDES = $(if $(SEED),run.seed=$(SEED)) $(if $(ENGINE),rollout.engine=$(ENGINE)) $(OVERRIDES)
+# An engine has an environment of its own (tools/engine_env).
+ENGINE_VENV = $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE),$(VENV))
+
+PYTEST := $(BIN)/python -m pytest
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart compare test test-slow test-sglang test-vllm lint format typecheck check clean
+
+help: ## this list
+	@echo "targets:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'variables: SEED, ENGINE, OVERRIDES="key=value ..." (quickstart), PYTEST_ARGS (tests), PYTHON, TORCH_INDEX'
+
+quickstart: $(RUN_STAMP) $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE)/.engine_env) ## a small model learns by PRIME on this machine, in minutes
+	$(BIN)/python examples/quickstart/make_task.py
+	$(BIN)/prime-megatron sft examples/quickstart/sft.yaml --overwrite
+	PYTHONPATH=. $(ENGINE_VENV)/bin/python -m prime_megatron train examples/quickstart/prime.yaml --overwrite $(TRAIN_OVERRIDES)
+
+compare: $(RUN_STAMP) ## PRIME against outcome-only RLOO, three seeds each: docs/measurements.md
+	$(BIN)/python examples/quickstart/make_task.py
+	$(BIN)/prime-megatron sft examples/quickstart/sft.yaml --overwrite
+	$(BIN)/python tools/compare.py
+
+test: $(DEV_STAMP) ## the CPU suite
+	$(PYTEST) -m "not slow and not gpu and not sglang and not vllm" $(PYTEST_ARGS)
+
+test-slow: $(DEV_STAMP) ## real weights and long runs
+	$(PYTEST) -m "slow and not gpu and not sglang and not vllm" $(PYTEST_ARGS)
+
+test-sglang: .venv-sglang/.engine_env ## the tests with SGLang, in an environment of its own
+	PYTHONPATH=. .venv-sglang/bin/python -m pytest -m sglang $(PYTEST_ARGS)
+
+test-vllm: .venv-vllm/.engine_env ## the tests with vLLM, in an environment of its own
+	PYTHONPATH=. .venv-vllm/bin/python -m pytest -m vllm $(PYTEST_ARGS)
+
+lint: $(DEV_STAMP) ## ruff and ruff format, nothing changed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+
+format: $(DEV_STAMP) ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(DEV_STAMP) ## mypy on the typed core
+	$(BIN)/mypy
+
+check: lint typecheck test ## what a change should pass
+
+clean: ## remove environments and caches; runs/ stays
+	rm -rf .venv .venv-sglang .venv-vllm build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "error: $(PYTHON) cannot make environments; on Debian or Ubuntu: sudo apt install python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_STAMP): $(BIN)/python requirements/run.txt requirements/quickstart.txt requirements/constraints.txt setup.py
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) install --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	$(PIP) install -r requirements/quickstart.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DEV_STAMP): $(RUN_STAMP) requirements/dev.txt
+	$(PIP) install -r requirements/dev.txt
+	@touch $@
+
+.venv-%/.engine_env: $(BIN)/python tools/engine_env/make_env.py $(wildcard tools/engine_env/*.lock)
+	$(BIN)/python tools/engine_env/make_env.py $* .venv-$*
+	@touch $@

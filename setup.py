@@ -1,0 +1,58 @@
+"""prime_megatron: what it needs, by what it is used for. Tested versions are in requirements/."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "prime_megatron" / "__init__.py").read_text())
+assert VERSION is not None
+
+CORE = [
+    "torch>=2.9",
+    # Internals are used (see mcore/): other versions are refused at start-up, not only here.
+    "megatron-core==0.16.1",
+    "einops",  # megatron-core imports it
+    "math-verify[antlr4_13_2]==0.9.0",  # the parser's version decides what is right
+    "numpy",
+    "psutil",
+    "pyarrow",
+    "pydantic>=2.11",
+    "pyyaml",
+    "rich",
+    "safetensors",
+    "tensorboard",
+    "transformers>=4.57",
+]
+
+EXTRAS = {
+    # Engines bring their own torch and transformers: one environment holds one of them (tools/engine_env).
+    "sglang": ["sglang"],
+    "vllm": ["vllm"],
+    "gpu": ["transformer-engine[pytorch]", "triton"],
+    "wandb": ["wandb"],
+    # The example's task and the plots of `make compare`.
+    "quickstart": ["reasoning-gym==0.1.25", "matplotlib"],
+    "dev": [
+        "hypothesis",
+        "mypy",
+        "pre-commit",
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "ruff",
+        "triton; sys_platform == 'linux'",  # its interpreter runs the kernels' tests on the CPU
+    ],
+}
+
+setup(
+    name="prime-megatron",
+    version=VERSION.group(1),
+    description="PRIME (implicit process rewards) on Megatron-core",
+    python_requires=">=3.11",
+    packages=find_packages(include=["prime_megatron", "prime_megatron.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["prime-megatron = prime_megatron.cli.main:main"]},
+)
