@@ -61,16 +61,20 @@ def run(args: argparse.Namespace) -> int:
     start_s = time.monotonic()
     tally = Tally()
     with open(args.input, "rb") as rows, build_verifiers(options) as verifiers, whole_file(args.output) as out:
-        with _progress() as bar:
-            task = bar.add_task(f"verify {args.input.name}", total=os.fstat(rows.fileno()).st_size, done_rows=0)
-            for row, verdict in scored_rows(_lines(rows), str(args.input), verifiers):
-                out.write(
-                    _encode({**row, "score": verdict.score, "verdict": verdict.verdict, "reason": verdict.reason})
-                )
-                tally.add(verdict)
-                bar.update(task, completed=rows.tell(), done_rows=tally.num_rows)
+        _score_into(out, rows, str(args.input), verifiers, tally)
     print(tally.summary(time.monotonic() - start_s, args.output))
     return 0
+
+
+def _score_into(out: BinaryIO, rows: BinaryIO, name: str, verifiers: Verifiers, tally: "Tally") -> None:
+    total_bytes = os.fstat(rows.fileno()).st_size
+    with _progress() as bar:
+        task = bar.add_task(f"verify {Path(name).name}", total=total_bytes, done_rows=0)
+        for row, verdict in scored_rows(_lines(rows), name, verifiers):
+            scored = row | {"score": verdict.score, "verdict": verdict.verdict, "reason": verdict.reason}
+            out.write(_encode(scored))
+            tally.add(verdict)
+            bar.update(task, completed=rows.tell(), done_rows=tally.num_rows)
 
 
 @dataclass

@@ -9,9 +9,10 @@ MAX_NUMBER_CHARS = 128
 _UNICODE = str.maketrans(
     {
         "\u2212": "-", "\u2013": "-", "\ufe63": "-", "\uff0d": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ",
-        "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "/", "\u2044": "/", "\u03c0": "\\pi ",
-        "\u221e": "\\infty ", "\u00b0": "^\\circ ", "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2264": "\\le ", "\u2265": "\\ge ",
-        "\u00b1": "\\pm ", "\u00b2": "^{2}", "\u00b3": "^{3}", "\u03b8": "\\theta ", "\uff04": "$", "\uff05": "%",
+        "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u00f7": "/", "\u2044": "/", "\u00b1": "\\pm ",
+        "\u03c0": "\\pi ", "\u03b8": "\\theta ", "\u221e": "\\infty ", "\u00b0": "^\\circ ", "\u222a": "\\cup ",
+        "\u2229": "\\cap ", "\u2264": "\\le ", "\u2265": "\\ge ", "\u00b2": "^{2}", "\u00b3": "^{3}",
+        "\uff04": "$", "\uff05": "%",
     }
 )  # fmt: skip
 _ROOT = re.compile(r"\u221a\s*([0-9]+)")
@@ -47,16 +48,25 @@ def normalize(text: str) -> str:
     """
     text = to_ascii_math(text)
     if "\\" in text:
-        text = _FRAC_KIND.sub(r"\\frac", _SIZING.sub("", text))
-        text = _TEX_SPACE.sub(" ", _THIN_GROUP.sub("", _NEGATIVE_SPACE.sub("", text)))
-        text = _TEXT.sub(r" \1 ", text)
-        text = _DEGREE.sub("\u00b0", text).replace("\\%", "%").replace("\\$", "")
+        text = _normalize_commands(text)
+    if "^" in text or "_" in text:
+        text = _SCRIPT.sub(r"\1\2", text)
+    text = " ".join(text.replace("$", "").replace("{,}", ",").split())
+    if " " in text:
+        text = _SPACE.sub("", text)
+    text = text.rstrip(".")
+    return text.casefold() if _WORDS.fullmatch(text) else text
+
+
+def _normalize_commands(text: str) -> str:
+    text = _FRAC_KIND.sub(r"\\frac", _SIZING.sub("", text))
+    text = _TEX_SPACE.sub(" ", _THIN_GROUP.sub("", _NEGATIVE_SPACE.sub("", text)))
+    text = _TEXT.sub(r" \1 ", text)
+    text = _DEGREE.sub("\u00b0", text).replace("\\%", "%").replace("\\$", "")
+    if "\\frac" in text:
         text = _FRAC_TWO.sub(r"\\frac{\1}{\2}", text)
         text = _FRAC_SECOND.sub(r"\\frac{\1}{\2}", _FRAC_FIRST.sub(r"\\frac{\1}{", text))
-        text = _SQRT_DIGIT.sub(r"\\sqrt{\1}", text)
-    text = _SCRIPT.sub(r"\1\2", text.replace("$", "").replace("{,}", ","))
-    text = _SPACE.sub("", " ".join(text.split())).rstrip(".")
-    return text.casefold() if _WORDS.fullmatch(text) else text
+    return _SQRT_DIGIT.sub(r"\\sqrt{\1}", text)
 
 
 @dataclass(frozen=True)

@@ -127,17 +127,21 @@ class WorkerPool:
         return Verdict(0.0, ERROR, f"the verifier process ended twice on this answer ({cause})")
 
     def _start(self, lane: Lane) -> WorkerProcess:
-        with self._lock:
-            # Under the lock: close() either sees this process or keeps it from starting.
-            self._raise_if_closed()
-            process = lane.process = WorkerProcess(self._memory_bytes)
-            self._processes[process.pid] = process
-        try:
-            process.wait_ready(self._start_timeout_s)
-        except WorkerDied as death:
-            self._raise_if_closed()
-            raise RunError(f"the math verifier cannot start: {death}") from None
-        return process
+        death: WorkerDied | None = None
+        for _ in range(2):  # one process may fall to a passing lack of memory
+            with self._lock:
+                # Under the lock: close() either sees this process or keeps it from starting.
+                self._raise_if_closed()
+                process = lane.process = WorkerProcess(self._memory_bytes)
+                self._processes[process.pid] = process
+            try:
+                process.wait_ready(self._start_timeout_s)
+                return process
+            except WorkerDied as failure:
+                self._discard(lane)
+                death = failure
+        self._raise_if_closed()
+        raise RunError(f"the math verifier cannot start: {death}")
 
     def _raise_if_closed(self) -> None:
         if self._closed:

@@ -34,9 +34,7 @@ class VerifyOptions:
         if not 0 < self.timeout_s <= 86_400:
             raise InputError(f"verify: timeout_s is {self.timeout_s}; give seconds above 0, at most 86400")
         if self.memory_bytes < 2**28:
-            raise InputError(
-                f"verify: memory_bytes is {self.memory_bytes}; math-verify needs 268435456 (256 MiB) or more"
-            )
+            raise InputError(f"verify: memory_bytes is {self.memory_bytes}; math-verify needs at least 268435456")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 r"""The process that runs math-verify: one JSON request a line on stdin, one JSON reply a line on stdout.
 
-Started as a file by ``pool.WorkerProcess`` with `MEMORY_BYTES PARENT_PID`; imports nothing of ours, so that it starts
-without torch. It ends when its parent does, holds no more than its memory limit, and can neither write a file nor
-start a process. It keeps no time: the parent kills it.
+Started as a file by ``process.WorkerProcess`` with `MEMORY_BYTES PARENT_PID`; imports nothing of ours, so that it
+starts without torch. It ends when its parent does, holds no more than its memory limit, and can write into no file; it
+can start no process either, unless it runs as root, whom that limit does not bind. It keeps no time: the parent
+kills it.
 """
 
 import ctypes
@@ -20,15 +21,15 @@ _REASON_CHARS = 200
 
 
 def confine(memory_bytes: int, parent_pid: int) -> None:
-    """Dies with the parent; bounded memory, no file writes, no core dump."""
+    """Dies with the parent; bounded memory, no file writes, no core dump, no children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:  # the parent died before the line above
         os._exit(1)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for limit in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NPROC):
+        resource.setrlimit(limit, (0, 0))
 
 
 def own_stdio() -> tuple[int, int]:
@@ -72,10 +73,10 @@ class Grader:
 
 def _decimals(gold: list) -> int:
     """math-verify rounds to 6 decimals; a small decimal ground truth gets more, 6 significant ones."""
-    value = gold[0] if gold else None
-    if getattr(value, "is_Float", False) and 0 < abs(value) < 0.1:
-        return 5 - math.floor(math.log10(abs(float(value))))
-    return 6
+    if not gold or not getattr(gold[0], "is_Float", False):
+        return 6
+    size = abs(float(gold[0]))
+    return 5 - math.floor(math.log10(size)) if 0 < size < 0.1 else 6
 
 
 def answer_one(grader: Grader, line: bytes) -> dict[str, object]:

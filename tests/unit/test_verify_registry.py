@@ -1,0 +1,108 @@
+import logging
+from concurrent.futures import Future
+
+import pytest
+
+from prime_megatron.errors import InputError
+from prime_megatron.verify import Answer, RuleVerifier, Verdict, VerifyOptions, build_verifiers
+
+
+def test_scores_in_order_and_counts() -> None:
+    with build_verifiers(VerifyOptions(num_workers=1, timeout_s=30.0)) as verifiers:
+        answers = [
+            Answer("math", "\\boxed{b+a}", "a+b"),  # the slow one first
+            Answer("exact", "<answer>7</answer>", "7"),
+            Answer("math", "\\boxed{2}", "3"),
+            Answer("exact", "seven", "7"),
+            Answer("exact", "\\boxed{the  cat}", " the cat "),
+            Answer("exact", "\\boxed{The cat}", "the cat"),
+        ]
+        verdicts = verifiers.score(answers)
+        assert [v.verdict for v in verdicts] == ["correct", "correct", "wrong", "no_answer", "correct", "wrong"]
+        assert [v.score for v in verdicts] == [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+        assert all(verdict.reason for verdict in verdicts)
+        assert verifiers.counts() == {
+            ("math", "correct"): 1,
+            ("math", "wrong"): 1,
+            ("exact", "correct"): 2,
+            ("exact", "wrong"): 1,
+            ("exact", "no_answer"): 1,
+        }
+        assert verifiers.score([]) == []
+
+
+@pytest.mark.parametrize(
+    ("ability", "message"),
+    [
+        ("mth", "unknown ability 'mth' (known: code, exact, math); did you mean 'math'?"),
+        ("poetry", "unknown ability 'poetry' (known: code, exact, math)"),
+        ("", "unknown ability '' (known: code, exact, math)"),
+    ],
+)
+def test_an_unknown_ability_is_named(ability: str, message: str) -> None:
+    with build_verifiers() as verifiers:
+        with pytest.raises(InputError) as caught:
+            verifiers.submit(Answer(ability, "", ""))
+        assert str(caught.value) == message
+        # Nothing is scored when one row of a batch cannot be.
+        with pytest.raises(InputError):
+            verifiers.score([Answer("exact", "", ""), Answer(ability, "", "")])
+        assert verifiers.counts() == {}
+
+
+def test_code_says_that_it_is_not_available() -> None:
+    with build_verifiers() as verifiers, pytest.raises(InputError, match="'code': code execution is not available yet"):
+        verifiers.require("code")
+
+
+def test_a_task_brings_its_own_rule(caplog: pytest.LogCaptureFixture) -> None:
+    def half(response: str, ground_truth: str) -> Verdict:
+        if response == "boom":
+            raise RuntimeError("no rule for this")
+        return Verdict(0.5, "partial", f"{response} of {ground_truth}")
+
+    with build_verifiers(tasks={"sorting": RuleVerifier(half)}) as verifiers:
+        with caplog.at_level(logging.WARNING):
+            verdicts = verifiers.score([Answer("sorting", "3", "4"), Answer("sorting", "boom", "4")])
+        assert verdicts[0] == Verdict(0.5, "partial", "3 of 4")
+        assert verdicts[1] == Verdict(0.0, "error", "RuntimeError: no rule for this")
+        assert verifiers.counts() == {("sorting", "partial"): 1, ("sorting", "error"): 1}
+        assert "no rule for this" in caplog.text
+    with pytest.raises(InputError, match="'code'"):
+        build_verifiers(tasks={"code": RuleVerifier(half)})
+
+
+def test_submit_is_asynchronous() -> None:
+    pending: list[Future[Verdict]] = []
+
+    class Later:
+        closed = False
+
+        def submit(self, answer: Answer) -> "Future[Verdict]":
+            pending.append(Future())
+            return pending[-1]
+
+        def close(self) -> None:
+            self.closed = True
+
+    later = Later()
+    with build_verifiers(tasks={"later": later}) as verifiers:
+        future = verifiers.submit(Answer("later", "", ""))
+        assert not future.done()
+        pending[0].set_result(Verdict(1.0, "correct", "now"))
+        assert future.result().score == 1.0
+    assert later.closed
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
+def test_a_score_lies_between_0_and_1(score: float) -> None:
+    with pytest.raises(ValueError, match="lies in"):
+        Verdict(score, "correct", "")
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_workers": 0}, {"timeout_s": 0.0}, {"timeout_s": float("nan")}, {"memory_bytes": 1}]
+)
+def test_bad_options(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        VerifyOptions(**options)  # type: ignore[arg-type]
