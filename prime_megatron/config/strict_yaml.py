@@ -22,6 +22,7 @@ _NULL = re.compile(r"(?:~|null|Null|NULL|)$")
 _BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"[-+]?[0-9]+$")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
+_COLLECTION_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _STR_TAG = "tag:yaml.org,2002:str"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 
@@ -96,8 +97,12 @@ def parse_text(text: str, name: str) -> Document:
 
 def parse_value(text: str, name: str) -> Any:
     """One value, as it would be read after `key:` in a file. Raises InputError when it is not YAML."""
-    node = _compose(text, name)
-    return None if node is None else _construct(node, name, (), {}, frozenset())
+    try:
+        node = _compose(text, name)
+        return None if node is None else _construct(node, name, (), {}, frozenset())
+    except InputError as error:
+        # A value has one line, not worth naming.
+        raise InputError(str(error).replace(f"{name}:1: ", f"{name}: ", 1)) from None
 
 
 def dump(value: Any) -> str:
@@ -124,6 +129,8 @@ def _construct(node: yaml.Node, name: str, path: KeyPath, lines: dict[KeyPath, i
     if id(node) in open_nodes:
         raise InputError(f"{name}:{_line(node)}: an anchor contains itself")
     open_nodes = open_nodes | {id(node)}
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTION_TAGS:
+        raise InputError(f"{name}:{_line(node)}: tag {node.tag} is not allowed")
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node, name)
     if isinstance(node, yaml.SequenceNode):
@@ -133,8 +140,6 @@ def _construct(node: yaml.Node, name: str, path: KeyPath, lines: dict[KeyPath, i
             items.append(_construct(item, name, (*path, index), lines, open_nodes))
         return items
     assert isinstance(node, yaml.MappingNode)
-    if node.tag != "tag:yaml.org,2002:map":
-        raise InputError(f"{name}:{_line(node)}: tag {node.tag} is not allowed")
     return _mapping(node, name, path, lines, open_nodes)
 
 

@@ -1,0 +1,241 @@
+"""Settings that contradict each other are refused with the reason; odd ones are warned of."""
+
+import json
+
+import pytest
+
+from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config, needs_prm
+from prime_megatron.errors import InputError
+
+
+def train_config(*settings: str) -> TrainConfig:
+    """A config that passes, changed by "dotted.key=json"."""
+    values = {
+        "run": {"output_dir": "o", "steps": 1},
+        "models": {"policy": {"path": "m"}},
+        "data": {"train": ["a.jsonl"]},
+    }
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[last] = json.loads(value)
+    return TrainConfig.model_validate_json(json.dumps(values))
+
+
+def refusal(*settings: str, world_size: int | None = None, backend=None) -> str:
+    with pytest.raises(InputError) as error:
+        check_train_config(train_config(*settings), world_size, backend)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_defaults_pass_without_warnings():
+    assert check_train_config(train_config()) == ()
+    assert check_train_config(train_config(), 64, "nccl") == ()
+
+
+def test_processes_come_from_the_launch_section_when_not_given():
+    check_train_config(train_config("parallel.tensor=4", "launch.nodes=2", "launch.processes_per_node=8"))
+    message = refusal("parallel.tensor=4", "parallel.pipeline=2", "launch.nodes=3", "launch.processes_per_node=4")
+    assert message == (
+        "parallel: tensor 4 x pipeline 2 x context 1 = 8 does not divide the 12 processes (12 = 1 x 8 + 4); "
+        "change parallel.*, or the number of processes"
+    )
+
+
+def test_too_few_processes_show_the_arithmetic():
+    assert "(2 = 0 x 4 + 2)" in refusal("parallel.tensor=2", "parallel.context=2", world_size=2)
+
+
+def test_data_parallel_size():
+    parallel = train_config("parallel.tensor=2", "parallel.pipeline=3", "parallel.context=2").parallel
+    assert check_parallel(parallel, 48) == 4
+
+
+def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
+    return pytest.param(starts, settings, processes, reason, id=" ".join(settings))
+
+
+@pytest.mark.parametrize(
+    ("starts", "settings", "processes", "reason"),
+    [
+        refused("parallel.sequence:", "parallel.sequence=true", reason="parallel.tensor is 1"),
+        refused("parallel.virtual_pipeline:", "parallel.virtual_pipeline=2", reason="parallel.pipeline is 1"),
+        refused(
+            "parallel.overlap_param_gather:",
+            "parallel.overlap_param_gather=true",
+            "parallel.overlap_grad_reduce=true",
+            "parallel.distributed_optimizer=false",
+            reason="distributed optimizer",
+        ),
+        refused("parallel.overlap_param_gather:", "parallel.overlap_param_gather=true", reason="overlap_grad_reduce"),
+        refused("parallel.pipeline_layers:", "parallel.pipeline_layers=[3, 4]", reason="2 numbers for 1"),
+        refused(
+            "parallel.pipeline_layers:",
+            "parallel.pipeline_layers=[3, 0]",
+            "parallel.pipeline=2",
+            processes=2,
+            reason="at least one layer",
+        ),
+        refused(
+            "parallel.pipeline_layers:",
+            "parallel.pipeline_layers=[3, 4]",
+            "parallel.pipeline=2",
+            "parallel.virtual_pipeline=2",
+            processes=2,
+            reason="virtual_pipeline",
+        ),
+        refused("parallel: expert 4", "parallel.expert=4", processes=6, reason="= 4 does not divide the 6"),
+        refused(
+            "parallel.expert:",
+            "parallel.expert=2",
+            "parallel.tensor=2",
+            processes=4,
+            reason="parallel.sequence to true",
+        ),
+        refused("models.policy.path", "models.policy.path=null", reason="missing"),
+        refused("models.prm.optimizer.min_lr:", "models.prm.optimizer.min_lr=1", reason="above lr"),
+        refused("eval.every:", "eval.every=5", reason="data.eval"),
+        refused("checkpoint.signal:", 'checkpoint.signal="USR7"', reason="USR7"),
+        refused("rollout.engine:", 'rollout.engine="replay"', reason="rollout.replay"),
+        refused("rollout.replay:", 'rollout.replay="r.jsonl"', reason="sglang"),
+        refused(
+            "rollout.record:", 'rollout.engine="replay"', 'rollout.replay="r"', 'rollout.record="r"', reason="another"
+        ),
+        refused("rollout.tensor:", "rollout.tensor=4", processes=6, reason="(6 = 1 x 4 + 2)"),
+        refused("rollout.filter:", "rollout.filter.lower=0.9", reason="above upper 0.8"),
+        refused("prm.loss:", 'prm.loss="dpo"', reason="set prm.update to reverse"),
+        refused("prm.loss:", 'prm.loss="bon_acc"', 'prm.update="before"', reason="set prm.update to reverse"),
+        refused("prm.loss:", 'prm.loss="bon_rm"', 'prm.update="none"', reason="set prm.update to reverse"),
+        refused(
+            "prm.loss:",
+            'prm.loss="dpo"',
+            'prm.update="reverse"',
+            "rollout.samples_per_prompt=1",
+            'advantage.estimator="reinforce"',
+            reason="siblings",
+        ),
+        refused("prm.step_delimiter:", 'prm.step_delimiter=""', reason="empty"),
+        refused("advantage.estimator:", "rollout.samples_per_prompt=1", reason="at least 2"),
+        refused(
+            "advantage.estimator:",
+            'advantage.estimator="grpo"',
+            "rollout.samples_per_prompt=1",
+            reason="at least 2",
+        ),
+        refused(
+            "advantage.estimator: prime_value",
+            'advantage.estimator="prime_value"',
+            "advantage.process_weight=0",
+            reason="process_weight above 0",
+        ),
+        refused("advantage:", "advantage.process_weight=0", "advantage.outcome_weight=0", reason="nothing"),
+        refused("policy.kl_coef:", "policy.kl_coef=0.1", reason="kl_place"),
+        refused("policy.kl_place:", 'policy.kl_place="loss"', reason="kl_coef"),
+        refused("policy.clip_low:", "policy.clip_low=1.0", reason="under 1"),
+        refused(
+            "models.policy.num_mini_batches:", "models.policy.num_mini_batches=300", reason="300 mini-batches of 256"
+        ),
+        refused("models.prm.num_mini_batches:", "models.prm.num_mini_batches=300", reason="300 mini-batches of 256"),
+        refused(
+            "models.prm.num_mini_batches:",
+            "models.policy.num_mini_batches=6",
+            "models.prm.num_mini_batches=4",
+            reason="(6 = 1 x 4 + 2)",
+        ),
+        refused(
+            "models.policy.num_mini_batches:",
+            "models.policy.num_mini_batches=3",
+            "models.prm.num_mini_batches=4",
+            reason="(4 = 1 x 3 + 1)",
+        ),
+    ],
+)
+def test_refused_with_the_reason(starts, settings, processes, reason):
+    message = refusal(*settings, world_size=processes)
+    assert message.startswith(starts)
+    assert reason in message
+
+
+def test_expert_tensor_parallelism_is_refused_on_gloo_only():
+    settings = ("parallel.expert_tensor=2",)
+    assert "gloo" in refusal(*settings, world_size=2, backend="gloo")
+    assert check_train_config(train_config(*settings), 2, "nccl") == ()
+    assert check_train_config(train_config(*settings), 2) == ()
+
+
+def accepted(*settings: str, processes: int = 1):
+    return pytest.param(settings, processes, id=" ".join(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes"),
+    [
+        accepted("parallel.sequence=true", "parallel.tensor=2", processes=2),
+        accepted("parallel.virtual_pipeline=2", "parallel.pipeline=2", processes=2),
+        accepted("parallel.virtual_pipeline=1"),
+        accepted("parallel.overlap_param_gather=true", "parallel.overlap_grad_reduce=true"),
+        accepted("parallel.pipeline_layers=[3, 4]", "parallel.pipeline=2", processes=2),
+        accepted("parallel.expert=2", "parallel.tensor=2", "parallel.sequence=true", processes=4),
+        accepted('prm.loss="dpo"', 'prm.update="reverse"'),
+        # No PRM: its settings do not matter.
+        accepted('prm.loss="dpo"', "advantage.process_weight=0"),
+        accepted("models.prm.num_mini_batches=300", "advantage.process_weight=0"),
+        accepted("models.policy.num_mini_batches=8", "models.prm.num_mini_batches=2"),
+        accepted("models.policy.num_mini_batches=2", "models.prm.num_mini_batches=8"),
+        accepted("models.policy.num_mini_batches=256"),
+        accepted('rollout.engine="replay"', 'rollout.replay="r"', 'rollout.record="s"'),
+        accepted("rollout.filter.lower=0.5", "rollout.filter.upper=0.5"),
+        accepted('policy.kl_place="reward"', "policy.kl_coef=0.1"),
+        accepted("rollout.tensor=2", processes=4),
+        accepted("eval.every=5", 'data.eval=["e.jsonl"]'),
+        accepted(
+            'advantage.estimator="reinforce"',
+            "rollout.samples_per_prompt=1",
+            "rollout.filter.lower=0",
+        ),
+    ],
+)
+def test_accepted_without_a_word(settings, processes):
+    assert check_train_config(train_config(*settings), processes) == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "words"),
+    [
+        (("rollout.sampling.top_p=0.9",), 1, "top_p 0.9"),
+        (("rollout.samples_per_prompt=1", 'advantage.estimator="reinforce"'), 1, "only fractional outcomes"),
+        (("rollout.prompts_per_step=8", "models.policy.num_mini_batches=4"), 4, "2 prompts for 4 data-parallel ranks"),
+        (('prm.update="none"',), 1, "rewards nothing"),
+    ],
+)
+def test_warnings(settings, processes, words):
+    (warning,) = check_train_config(train_config(*settings), processes)
+    assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ((), True),
+        (("advantage.process_weight=0",), False),
+        (('advantage.estimator="grpo"', "advantage.process_weight=0"), False),
+        (('advantage.estimator="prime_value"',), True),
+    ],
+)
+def test_needs_prm(settings, expected):
+    assert needs_prm(train_config(*settings)) is expected
+
+
+def test_sft():
+    values = {"run": {"output_dir": "o", "steps": 1}, "model": "m", "data": {"train": ["a"]}, "batch_size": 2}
+    config = SftConfig.model_validate_json(json.dumps(values))
+    assert check_sft_config(config, 2) == ()
+    assert "below the 4" in check_sft_config(config, 4)[0]
+    values["parallel"] = {"tensor": 2}
+    with pytest.raises(InputError, match="does not divide the 3 processes"):
+        check_sft_config(SftConfig.model_validate_json(json.dumps(values)), 3)
