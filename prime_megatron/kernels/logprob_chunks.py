@@ -144,8 +144,9 @@ class Gradients:
                 self._dhidden_TH[at] = 0
             return
         grad_tV = head.ops.chunk_grad_(
-            logits_tV, head.labels_T[at], head.inv_temperature, lse_t, entropy_t, dlogprobs_t, dentropy_t
-        )
+            logits_tV, self._rows_VH.dtype, head.labels_T[at], head.inv_temperature, lse_t, entropy_t, dlogprobs_t,
+            dentropy_t,
+        )  # fmt: skip
         if self._dhidden_TH is not None:
             torch.mm(grad_tV, self._rows_VH, out=self._dhidden_TH[at])
         if not self._want_weight:

@@ -171,6 +171,7 @@ def chunk_partial(logits_tV: torch.Tensor, labels_t: torch.Tensor, inv_temperatu
 
 def chunk_grad_(
     logits_tV: torch.Tensor,
+    dtype: torch.dtype,
     labels_t: torch.Tensor,
     inv_temperature: float,
     lse_t: torch.Tensor,
@@ -178,11 +179,12 @@ def chunk_grad_(
     dlogprobs_t: torch.Tensor,
     dentropy_t: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Overwrite stored logits with the loss's gradient in the raw logits; returns them.
+    """Overwrite stored logits, of the weight's `dtype`, with the loss's gradient in the raw logits; returns them.
 
     d/dz_j = (dlogp * [j = y] - p_j * (dlogp + dentropy * (log p_j + entropy))) / temperature, from
     dlogp/dx_j = [j = y] - p_j and dentropy/dx_j = -p_j (log p_j + entropy).
     """
+    assert logits_tV.dtype == dtype
     tiles = _Tiles(*logits_tV.shape, logits_tV.device, inv_temperature)
     lse_t1 = (lse_t * LOG2E)[:, None]
     flat_t, slope_t1 = -dlogprobs_t * inv_temperature, None

@@ -1,0 +1,219 @@
+"""The vocabulary head against its GEMMs and against every peer that is installed.
+
+figures: fwd_x_gemm_*: scoring with entropy over one product [T, H] x [H, V] into a preallocated result;
+fwdbwd_x_3gemm_*: the PPO loss with entropy, forward and backward, over the three products that it needs;
+fwd_extra_mb: memory above inputs during scoring (the larger of the dtypes). The recompute form (4 products) is there
+for comparison. peers: the same ratios for what others offer; those without entropy say so in their name.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benches import common
+from prime_megatron.kernels.logprob import fused_logprob_loss, token_logprobs
+from prime_megatron.kernels.logprob_naive import naive_logprobs
+from prime_megatron.kernels.losses import PolicyLoss
+
+PACKAGES = ("triton", "liger-kernel", "cut-cross-entropy")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tokens", type=int, help="default 2048 on CPU, 16384 on CUDA")
+    parser.add_argument("--hidden", type=int, help="default 896 on CPU, 3584 on CUDA")
+    parser.add_argument("--vocab", type=int, help="default 32000 on CPU, 152064 on CUDA")
+    parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), help="default both on CPU, bf16 on CUDA")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--impl", default="auto")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    where = common.use_device(arguments.device)
+    gpu = where.type == "cuda"
+    sizes = (
+        arguments.tokens or (16384 if gpu else 2048),
+        arguments.hidden or (3584 if gpu else 896),
+        arguments.vocab or (152064 if gpu else 32000),
+    )
+    figures: dict[str, Any] = {"tokens": sizes[0], "hidden": sizes[1], "vocab": sizes[2]}
+    peers: dict[str, Any] = {}
+    for dtype in arguments.dtypes or (("bf16",) if gpu else ("fp32", "bf16")):
+        problem = Problem(sizes, torch.float32 if dtype == "fp32" else torch.bfloat16, where, arguments.impl)
+        ours, theirs = _measure(problem, arguments, dtype)
+        extra = ours.pop("fwd_extra_mb")
+        figures["fwd_extra_mb"] = max(extra, figures.get("fwd_extra_mb", 0.0))
+        figures.update(ours)
+        peers.update(theirs)
+    return common.line("logprob", where, figures, peers, PACKAGES)
+
+
+class Problem:
+    """Inputs of one dtype, and the sides that are timed on them."""
+
+    def __init__(self, sizes: tuple[int, int, int], dtype: torch.dtype, where: torch.device, impl: str) -> None:
+        tokens, width, vocab = sizes
+        draw = torch.Generator(device=where).manual_seed(0)
+        self.where, self.impl = where, impl
+        self.hidden = torch.randn(tokens, width, generator=draw, device=where).to(dtype).requires_grad_()
+        weight = torch.randn(vocab, width, generator=draw, device=where) * (4.0 / width**0.5)
+        self.weight = weight.to(dtype).requires_grad_()
+        self.labels = torch.randint(vocab, (tokens,), generator=draw, device=where)
+        self.main_grad = torch.zeros(vocab, width, device=where)
+        with torch.no_grad():
+            old = self.forward()
+        noise = torch.randn(3, tokens, generator=draw, device=where)
+        self.loss = PolicyLoss(
+            advantages_T=noise[0], weights_T=torch.full((tokens,), 1.0 / tokens, device=where),
+            old_logprobs_T=old + 0.1 * noise[1], entropy_coef=0.01, kl_coef=0.01, ref_logprobs_T=old + 0.1 * noise[2],
+        )  # fmt: skip
+
+    def forward(self) -> torch.Tensor:
+        with torch.no_grad():
+            return token_logprobs(self.hidden, self.weight, self.labels, impl=self.impl).logprobs_T
+
+    def fused(self) -> None:
+        """As under Megatron's DDP: the weight's gradient goes into an fp32 main_grad."""
+        self.weight.main_grad = self.main_grad
+        self.weight.grad_added_to_main_grad = False
+        result = fused_logprob_loss(
+            self.hidden, self.weight, self.labels, self.loss, grad_scale=1.0, impl=self.impl
+        )
+        result.loss.backward()
+        del self.weight.main_grad, self.weight.grad_added_to_main_grad
+        self.clear()
+
+    def autograd(self) -> None:
+        """The same loss, the weight's gradient returned through autograd."""
+        fused_logprob_loss(self.hidden, self.weight, self.labels, self.loss, impl=self.impl).loss.backward()
+        self.clear()
+
+    def recompute(self) -> None:
+        """The form for arbitrary losses: four products."""
+        head = token_logprobs(self.hidden, self.weight, self.labels, impl=self.impl)
+        self.loss.plain(head.logprobs_T, head.entropy_T).backward()
+        self.clear()
+
+    def clear(self) -> None:
+        self.hidden.grad = self.weight.grad = None
+
+    def products(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """One and three GEMMs into preallocated results."""
+        hidden, weight = self.hidden.detach(), self.weight.detach()
+        logits = torch.empty(hidden.shape[0], weight.shape[0], dtype=hidden.dtype, device=self.where)
+        dhidden, dweight = torch.empty_like(hidden), torch.empty_like(weight)
+
+        def one() -> None:
+            torch.mm(hidden, weight.t(), out=logits)
+
+        def three() -> None:
+            torch.mm(hidden, weight.t(), out=logits)
+            torch.mm(logits, weight, out=dhidden)
+            torch.mm(logits.t(), hidden, out=dweight)
+
+        return one, three
+
+
+def _measure(problem: Problem, arguments: argparse.Namespace, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    where, extra = problem.where, common.extra_mb(problem.forward, problem.where)
+    one, three = problem.products()
+    peers = _peers(problem) if arguments.peers else {}
+    sides = {"gemm": one, "fwd": problem.forward, "gemm3": three, "fused": problem.fused,
+             "autograd": problem.autograd, "recompute": problem.recompute}  # fmt: skip
+    for name, (forward, both) in peers.items():
+        sides |= {f"{name}/fwd": forward, f"{name}/fwdbwd": both}
+    seconds = common.interleaved(sides, arguments.rounds, where)
+    figures = {
+        f"fwd_x_gemm_{dtype}": common.ratio(seconds, "fwd", "gemm"),
+        f"fwdbwd_x_3gemm_{dtype}": common.ratio(seconds, "fused", "gemm3"),
+        f"fwdbwd_autograd_x_3gemm_{dtype}": common.ratio(seconds, "autograd", "gemm3"),
+        f"fwdbwd_recompute_x_3gemm_{dtype}": common.ratio(seconds, "recompute", "gemm3"),
+        "fwd_extra_mb": extra,
+    }
+    figures |= {f"{side}_ms_{dtype}": common.median_ms(seconds[side]) for side in ("gemm", "fwd", "gemm3", "fused")}
+    return figures, {
+        f"{name}_{dtype}": {
+            "fwd_x_gemm": common.ratio(seconds, f"{name}/fwd", "gemm"),
+            "fwdbwd_x_3gemm": common.ratio(seconds, f"{name}/fwdbwd", "gemm3"),
+        }
+        for name in peers
+    }
+
+
+def _peers(problem: Problem) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+    """(scoring, loss forward and backward) of every peer that is installed and runs on this device."""
+    found = {}
+    candidates = {
+        "naive": lambda: _with_entropy(problem, naive_logprobs),
+        "torch_compile_naive": lambda: _with_entropy(problem, torch.compile(naive_logprobs, dynamic=False)),
+        "torch_linear_cross_entropy_no_entropy": lambda: _torch_linear_cross_entropy(problem),
+        "liger_flce_no_entropy": lambda: _liger(problem),
+        "cut_cross_entropy_no_entropy": lambda: _cut_cross_entropy(problem),
+    }
+    for name, build in candidates.items():
+        try:
+            forward, both = build()
+            forward()
+            both()
+            found[name] = (forward, both)
+        except (ImportError, AttributeError):
+            continue  # not installed here
+        except Exception as error:  # a peer that cannot run on this device is left out, whatever it raises
+            print(f"bench: {name} left out: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        finally:
+            problem.clear()
+    return found
+
+
+def _with_entropy(problem: Problem, head: Callable[..., Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def forward() -> None:
+        with torch.no_grad():
+            head(problem.hidden, problem.weight, problem.labels, 1.0)
+
+    def both() -> None:
+        problem.loss.plain(*head(problem.hidden, problem.weight, problem.labels, 1.0)).backward()
+        problem.clear()
+
+    return forward, both
+
+
+def _negative_log_likelihood(
+    problem: Problem, nll: Callable[[], torch.Tensor]
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    def forward() -> None:
+        with torch.no_grad():
+            nll()
+
+    def both() -> None:
+        nll().sum().backward()
+        problem.clear()
+
+    return forward, both
+
+
+def _torch_linear_cross_entropy(problem: Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    return _negative_log_likelihood(
+        problem, lambda: F.linear_cross_entropy(problem.hidden, problem.weight, problem.labels, reduction="sum")
+    )
+
+
+def _liger(problem: Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+    return _negative_log_likelihood(problem, lambda: loss(problem.weight, problem.hidden, problem.labels))
+
+
+def _cut_cross_entropy(problem: Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    from cut_cross_entropy import linear_cross_entropy
+
+    impl = "cce" if problem.where.type == "cuda" else "torch_compile"
+    return _negative_log_likelihood(
+        problem,
+        lambda: linear_cross_entropy(problem.hidden, problem.weight, problem.labels, reduction="none", impl=impl),
+    )
