@@ -18,7 +18,18 @@ from typing import Any
 import torch
 
 _CPU = torch.device("cpu")
-_FACTORIES = ("arange", "as_tensor", "empty", "empty_like", "full", "ones", "ones_like", "tensor", "zeros", "zeros_like")
+_FACTORIES = (
+    "arange",
+    "as_tensor",
+    "empty",
+    "empty_like",
+    "full",
+    "ones",
+    "ones_like",
+    "tensor",
+    "zeros",
+    "zeros_like",
+)
 _MODULES = (
     "megatron.core.dist_checkpointing",
     "megatron.core.dist_checkpointing.serialization",
@@ -148,18 +159,15 @@ def _patch_random() -> None:
 
 
 def _patch_optimizers() -> None:
-    distrib = importlib.import_module("megatron.core.optimizer.distrib_optimizer")
-    optimizer = importlib.import_module("megatron.core.optimizer.optimizer")
-    clip = importlib.import_module("megatron.core.optimizer.clip_grads")
-    _rename_tensor_types(distrib.DistributedOptimizer.__dict__["_build_model_and_main_param_groups"].__func__)
-    for cls, name in (
-        (distrib.DistributedOptimizer, "_get_model_param_range_map"),
-        (distrib.DistributedOptimizer, "load_state_dict"),
-        (distrib.DistributedOptimizer, "state_dict"),
-        (optimizer.Float16OptimizerWithFloat16Params, "__init__"),
-    ):
-        _rename_tensor_types(getattr(cls, name))
-    _rename_tensor_types(clip.clip_grad_by_total_norm_fp32)
+    """Every function of the optimizers that compares type names, and only those that name a CUDA type change."""
+    for module_name in ("distrib_optimizer", "optimizer", "clip_grads"):
+        module = importlib.import_module(f"megatron.core.optimizer.{module_name}")
+        owners = [module, *(value for value in vars(module).values() if isinstance(value, type))]
+        for owner in owners:
+            for value in vars(owner).values():
+                function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+                if isinstance(function, types.FunctionType) and function.__module__ == module.__name__:
+                    _rename_tensor_types(function)
 
 
 def _to_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

@@ -38,7 +38,8 @@ def check_shapes(config: FamilyConfig, sizes: ParallelSizes) -> None:
             raise InputError(f"parallel.tensor {sizes.tensor} does not divide the model's {value} {name}")
     if config.kv_heads % sizes.tensor and sizes.tensor % config.kv_heads:
         raise InputError(
-            f"parallel.tensor {sizes.tensor} and the model's {config.kv_heads} key-value heads do not divide one another"
+            f"parallel.tensor {sizes.tensor} and the model's {config.kv_heads} key-value heads: "
+            "neither divides the other"
         )
     if sizes.expert > 1 and (config.experts == 0 or config.experts % sizes.expert):
         raise InputError(f"parallel.expert {sizes.expert} does not divide the model's {config.experts} experts")
@@ -105,7 +106,6 @@ def _instances(
     for index, layer in enumerate(layers if layered else range(1)):
         for local_expert in range(per_rank):
             expert = at.expert * per_rank + local_expert
-            # A plain replace: format() would refuse names without both fields only by chance of braces.
             param = rule.param.replace("{layer}", str(index)).replace("{expert}", str(local_expert))
             yield (
                 param,

@@ -67,7 +67,7 @@ class HfFolder:
             raise InputError(f"{self.folder}: tensor {name} is missing, though config.json asks for it")
         path = self.files[name]
         handle = self._handle(path)
-        if name not in handle.keys():
+        if name not in set(handle.keys()):
             raise InputError(f"{path}: tensor {name} is missing, though {INDEX} says it is there")
         return handle.get_slice(name)
 

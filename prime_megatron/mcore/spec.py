@@ -6,7 +6,10 @@ import importlib.util
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_layer_with_transformer_engine_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 
 from prime_megatron.mcore.attention import PackedAttention, varlen_backend
@@ -48,4 +51,3 @@ def layer_spec(config: TransformerConfig, *, engine: bool) -> ModuleSpec:
     # Upstream renames norms to Transformer Engine's names in checkpoints; the names stay our own.
     layer.sharded_state_dict_keys_map = {}
     return spec
-

@@ -84,7 +84,8 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     theta = parameters["rope_theta"] if parameters is not None and "rope_theta" in parameters else raw["rope_theta"]
     if scaling is None:
         return float(theta), None
-    kind = scaling["rope_type"] if "rope_type" in scaling else scaling["type"] if "type" in scaling else "default"
+    kinds = [scaling[key] for key in ("rope_type", "type") if key in scaling]
+    kind = kinds[0] if kinds else "default"
     if kind == "default":
         return float(theta), None
     if kind == "linear":
