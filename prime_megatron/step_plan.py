@@ -40,7 +40,7 @@ class StepPlan:
     policy_reference: bool
     """The policy's KL term needs a reference's log-probs."""
     shared_reference: bool
-    """One frozen model serves the PRM and the KL term."""
+    """One pass of the frozen model serves the PRM and the KL term."""
     prm: bool
     """There is a PRM at all."""
     critic: bool
@@ -58,7 +58,9 @@ def plan_step(config: TrainConfig) -> StepPlan:
     kl = config.policy.kl_place is not KlPlace.none and config.policy.kl_coef > 0.0
     from_policy = prm and config.prm.reference is PrmReference.policy
     reference = prm and not from_policy
-    shared = kl and reference and _reference_folder(config) == config.models.policy.path
+    # The KL term compares at the sampling temperature, the PRM's reference at 1.
+    at_one = config.rollout.sampling.temperature == 1.0
+    shared = kl and reference and at_one and _reference_folder(config) == config.models.policy.path
     old = _old_logprobs(config, from_policy=from_policy, kl_in_reward=kl and config.policy.kl_place is KlPlace.reward)
     critic = config.advantage.estimator is Estimator.gae
     passes = [*_score_passes(config, old, reference=reference, from_policy=from_policy, kl=kl, shared=shared)]

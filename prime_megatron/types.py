@@ -210,7 +210,11 @@ class Scores:
     """The reference of the PRM (or old_logprobs_T with prm.reference=policy)."""
     policy_ref_logprobs_T: Tensor | None
     """The reference of the policy's KL term; the same tensor where both references are one model."""
-    prm_logprobs_T: Tensor
+    prm_logprobs_T: Tensor | None
+
+    def with_prm(self, prm_logprobs_T: Tensor) -> Scores:
+        """The same, scored by the PRM too."""
+        return dataclasses.replace(self, prm_logprobs_T=prm_logprobs_T)
 
 
 @dataclass(frozen=True)

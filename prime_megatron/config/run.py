@@ -45,6 +45,8 @@ class LogConfig(Section):
     """Write TensorBoard events below the output folder."""
     wandb_project: str | None = None
     """Weights & Biases project; none: off."""
+    prm_after_every: NonNegativeInt = 10
+    """Steps between extra PRM forwards that measure it after its update; 0: only where the order gives it for free."""
     samples_every: NonNegativeInt = 1
     """Steps between writes of samples.jsonl; 0: never."""
     samples_per_step: PositiveInt | None = None

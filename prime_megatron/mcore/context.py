@@ -19,8 +19,8 @@ class LocalTokens:
     """The whole micro-batch."""
     tokens_1T: Tensor  # int64 [1, S']
     positions_1T: Tensor  # int64 [1, S']
-    cu_seqlens: Tensor  # int32, of the whole micro-batch (Megatron divides by the context size itself)
-    max_length: int
+    lengths: tuple[int, ...]
+    """Tokens of each sequence of the whole micro-batch, padding included."""
     rows: Tensor
     """Local positions whose next token is a response token, int64."""
     targets: Tensor
@@ -38,11 +38,12 @@ def localize(packed: PackedSequences, *, context_size: int, context_rank: int) -
     total = packed.tokens_S.numel()
     device = packed.tokens_S.device
     index = torch.arange(total, device=device)
+    bounds = packed.cu_seqlens.tolist()
     if context_size > 1:
         index = torch.cat(
             [
                 index[start + chunk * size : start + (chunk + 1) * size]
-                for start, size in _chunks(packed.cu_seqlens.tolist(), 2 * context_size)
+                for start, size in _chunks(bounds, 2 * context_size)
                 for chunk in (context_rank, 2 * context_size - 1 - context_rank)
             ]
         )
@@ -54,8 +55,7 @@ def localize(packed: PackedSequences, *, context_size: int, context_rank: int) -
         packed=packed,
         tokens_1T=packed.tokens_S[index].unsqueeze(0),
         positions_1T=packed.positions_S[index].unsqueeze(0),
-        cu_seqlens=packed.cu_seqlens,
-        max_length=packed.max_seqlen,
+        lengths=tuple(stop - start for start, stop in pairwise(bounds)),
         rows=rows,
         targets=packed.tokens_S[slots],
         slots=slots,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +15,18 @@ from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.device import current_device
 from prime_megatron.kernels.token_loss import TokenLoss
 from prime_megatron.mcore.context import LocalTokens, localize
+from prime_megatron.mcore.families import FamilyConfig
 from prime_megatron.mcore.head import Head, learn_next, predict_next
-from prime_megatron.mcore.hf_config import FamilyConfig, read_family_config
+from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.hf_map import shard_map
 from prime_megatron.mcore.hf_weights import load_hf
-from prime_megatron.mcore.model import build_model
+from prime_megatron.mcore.model import build_model, unwrap
 from prime_megatron.mcore.optimizer import Optimizer, UpdateResult
 from prime_megatron.mcore.schedule import run_pipeline
+from prime_megatron.mcore.spec import has_transformer_engine
+from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.types import LogProbs, MiniBatch, PackedSequences
-
 
 MakeLoss = Callable[[PackedSequences, MiniBatch], TokenLoss]
 """What a role learns from a micro-batch: a loss over its response tokens, in packed order.
@@ -75,7 +79,8 @@ class Role:
         self.name = name
         self.folder = folder
         self.topology = topology
-        self.family: FamilyConfig = read_family_config(folder)
+        self.parallel = parallel
+        self.family: FamilyConfig = read_config(folder)
         self.logprob_impl = logprob_impl
         self.chunks: list[nn.Module] = build_model(
             self.family, topology, parallel, dtype, wrap_ddp=optimizer is not None
@@ -126,6 +131,31 @@ class Role:
             logprobs=self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens),
         )
 
+    def pieces(self, rank: int) -> list[ShardSlice]:
+        """Which part of which Hugging Face tensor any rank of the world holds in its parameters."""
+        sizes = self.topology.sizes
+        return shard_map(
+            self.family,
+            sizes,
+            sizes.coordinates(rank),
+            self.parallel.pipeline_layers,
+            transformer_engine=has_transformer_engine(),
+        )
+
+    def export(self, folder: Path) -> None:
+        """Write the weights as an HF folder, beside the source's config and tokenizer files. Collective."""
+        from prime_megatron.mcore.hf_weights import export_hf
+
+        export_hf(self.chunks, folder, self.topology, self.folder)
+
+    def params(self) -> dict[tuple[int, str], Tensor]:
+        """This rank's parameters by (chunk, name): the live tensors, which the reshard reads."""
+        return {
+            (index, name): param.data
+            for index, chunk in enumerate(self.chunks)
+            for name, param in unwrap(chunk).named_parameters()
+        }
+
     def _backward(self, mini: MiniBatch, make_loss: MakeLoss, temperature: float) -> list[dict[str, Any]]:
         """Forward and backward of one mini-batch into the gradient buffers."""
         assert self.optimizer is not None
@@ -146,7 +176,7 @@ class Role:
         ]
 
     def _head(self) -> Head:
-        return Head(unwrap(self.chunks[-1]), self.topology, self.family.vocab_size, self.logprob_impl)
+        return Head(unwrap(self.chunks[-1]), self.topology, self.family.vocab, self.logprob_impl)
 
     def _scatter(
         self, micro_batches: Sequence[PackedSequences], scored: Sequence[LogProbs], num_tokens: int
@@ -173,10 +203,3 @@ class Role:
             dist.all_reduce(sums, group=self.topology.data)
             totals = dict(zip(totals, sums.tolist(), strict=True))
         return totals
-
-
-def unwrap(chunk: nn.Module) -> nn.Module:
-    """The GPTModel inside Megatron's wrappers (DDP, Float16Module)."""
-    while hasattr(chunk, "module"):
-        chunk = chunk.module
-    return chunk

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from prime_megatron.mcore.context import LocalTokens
+from prime_megatron.mcore.packed import Packed
 
 Consume = Callable[[LocalTokens, Tensor], tuple[Tensor, dict[str, Any]]]
 """Called on the last stage with a micro-batch and its hidden states [T', 1, H]: (loss, what to keep)."""
@@ -54,11 +54,16 @@ def run_pipeline(
         )
 
 
-def _packed_params(micro: LocalTokens) -> PackedSeqParams:
-    return PackedSeqParams(
+def _packed_params(micro: LocalTokens) -> Packed:
+    """Megatron's description of the whole micro-batch; under context parallelism it divides by the size itself."""
+    bounds, longest = micro.packed.cu_seqlens, micro.packed.max_seqlen
+    return Packed(
         qkv_format="thd",
-        cu_seqlens_q=micro.cu_seqlens,
-        cu_seqlens_kv=micro.cu_seqlens,
-        max_seqlen_q=micro.max_length,
-        max_seqlen_kv=micro.max_length,
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        cu_seqlens_q_padded=bounds,
+        cu_seqlens_kv_padded=bounds,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        lengths=micro.lengths,
     )

@@ -1,10 +1,12 @@
-"""Collectives on plain Python values."""
+"""Collectives on plain Python values, and the reductions over data-parallel ranks that the algorithm asks for."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -21,3 +23,23 @@ def from_rank(value: T, rank: int = 0) -> T:
     carrier = [value]
     dist.broadcast_object_list(carrier, rank)
     return carrier[0]
+
+
+@dataclass(frozen=True)
+class OverRanks:
+    """Element-wise reductions over a group, as ``algo.reduction.Reduction`` asks for."""
+
+    group: dist.ProcessGroup
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, a new tensor."""
+        return self._reduced(tensor, dist.ReduceOp.SUM)
+
+    def max(self, tensor: Tensor) -> Tensor:
+        """Maximum over the ranks, a new tensor."""
+        return self._reduced(tensor, dist.ReduceOp.MAX)
+
+    def _reduced(self, tensor: Tensor, op: dist.ReduceOp.RedOpType) -> Tensor:
+        result = tensor.clone()
+        dist.all_reduce(result, op=op, group=self.group)
+        return result

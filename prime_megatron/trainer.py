@@ -1,0 +1,153 @@
+"""PRIME, one program under torchrun: every rank runs the same step."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from prime_megatron import exit_codes
+from prime_megatron.algo.advantage import compute_advantages
+from prime_megatron.algo.kl import kl_estimate
+from prime_megatron.algo.prm_loss import sibling_terms
+from prime_megatron.algo.process_reward import log_ratio, process_rewards, sequence_log_ratio
+from prime_megatron.assemble import Parts, open_parts
+from prime_megatron.config import KlPlace, TrainConfig, UpdateOrder
+from prime_megatron.losses import policy_loss, prm_loss
+from prime_megatron.mcore.role import Role, TrainResult
+from prime_megatron.step_batch import StepBatch
+from prime_megatron.step_metrics import StepRecord
+from prime_megatron.step_plan import OldLogprobs, plan_step
+from prime_megatron.types import Advantages, Scores
+
+
+class PrimeTrainer:
+    """Trains the policy with the implicit PRM's process rewards.
+
+    Args:
+        config: the run.
+        parts: the roles, the engine and what stands between them (``assemble.build_parts``).
+    """
+
+    def __init__(self, config: TrainConfig, parts: Parts) -> None:
+        self.config = config
+        self.parts = parts
+        self.plan = plan_step(config)
+        self.version = 0
+        """Steps that the policy has learned from; names the weights that made a sample."""
+
+    def run(self) -> int:
+        """All steps, reported; returns the exit code."""
+        reporter = self.parts.reporter
+        reporter.start()
+        self.publish(self.version)
+        reporter.step(0, None)
+        for index in range(1, self.config.run.steps + 1):
+            reporter.step(index, self.step(index))
+        self.parts.save_models()
+        reporter.finish()
+        return exit_codes.DONE
+
+    def step(self, index: int) -> StepRecord:
+        """Step ``index``, from 1: rollout, score, PRM, advantage, policy, reshard. Collective over the world."""
+        parts, clock = self.parts, self.parts.clock
+        with clock("rollout"):
+            collected = parts.collector.collect(index)
+            batch = parts.batcher(collected.groups)
+        with clock("score"):
+            scores = self.score(batch)
+        with clock("prm"):
+            scores, prm = self.update_prm(batch, scores)
+        with clock("advantage"):
+            advantages = self.credit(batch, scores)
+        with clock("policy"):
+            policy = self.update_policy(batch, scores, advantages)
+        with clock("reshard"):
+            made_by = self.version
+            self.publish(made_by + 1)
+        return StepRecord(made_by, collected, batch, scores, advantages, prm, policy)
+
+    def publish(self, version: int) -> None:
+        """Hand the policy's weights to the engine as this version."""
+        self.parts.sync.publish(version)
+        self.version = version
+
+    def score(self, batch: StepBatch) -> Scores:
+        """Log-probs of the models that this step reads before any of them learns."""
+        roles, plan = self.parts.roles, self.plan
+        old = ref = policy_ref = None
+        if plan.old_logprobs is not OldLogprobs.none:
+            later = plan.old_logprobs is OldLogprobs.later
+            old = self._logprobs(roles.policy, batch, skip_first=later, temperature=self._temperature)
+        if plan.reference:
+            ref = self._logprobs(roles.reference, batch)
+        elif plan.prm:
+            ref = old
+        if plan.policy_reference:
+            policy_ref = ref
+            if not plan.shared_reference:
+                policy_ref = self._logprobs(roles.policy_reference, batch, temperature=self._temperature)
+        return Scores(old, ref, policy_ref, prm_logprobs_T=None)
+
+    def update_prm(self, batch: StepBatch, scores: Scores) -> tuple[Scores, TrainResult | None]:
+        """Score with the PRM and let it learn, in the configured order."""
+        if not self.plan.prm:
+            return scores, None
+        match self.config.prm.update:
+            case UpdateOrder.after:
+                update = self._train_prm(batch, scores)
+                return scores.with_prm(update.logprobs.logprobs_T), update
+            case UpdateOrder.before:
+                update = self._train_prm(batch, scores)
+                return scores.with_prm(self._logprobs(self.parts.roles.prm, batch)), update
+            case UpdateOrder.reverse:
+                scores = scores.with_prm(self._logprobs(self.parts.roles.prm, batch))
+                return scores, self._train_prm(batch, scores)
+            case UpdateOrder.none:
+                return scores.with_prm(self._logprobs(self.parts.roles.prm, batch)), None
+
+    def credit(self, batch: StepBatch, scores: Scores) -> Advantages:
+        """Process rewards and outcomes to advantages; reductions run over all data-parallel ranks."""
+        config, rollout, reduce = self.config, batch.rollout, self.parts.reduce
+        rewards = ratio = kl = None
+        if self.plan.prm:
+            rewards = process_rewards(rollout, scores.prm_logprobs_T, scores.ref_logprobs_T, config.prm, reduce)
+            ratio = log_ratio(scores.prm_logprobs_T, scores.ref_logprobs_T, rollout.response_mask_T)
+        if self.plan.policy_reference and config.policy.kl_place is KlPlace.reward:
+            estimate = kl_estimate(scores.old_logprobs_T, scores.policy_ref_logprobs_T, config.policy.kl_estimator)
+            kl = config.policy.kl_coef * estimate
+        return compute_advantages(rollout, rewards, config.advantage, config.prm, reduce, log_ratio_T=ratio, kl_T=kl)
+
+    def update_policy(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> TrainResult:
+        """PPO's clipped update, one optimizer step per mini-batch."""
+        loss = policy_loss(
+            self.config.policy, batch.rollout, scores, advantages, self.plan.old_logprobs, first=batch.policy[0]
+        )
+        policy = self.parts.roles.policy
+        return policy.train(batch.policy, loss, batch.num_local_tokens, temperature=self._temperature)
+
+    @property
+    def _temperature(self) -> float:
+        """Of the policy's distribution, in sampling and training alike; PRM and reference stay at 1."""
+        return self.config.rollout.sampling.temperature
+
+    def _train_prm(self, batch: StepBatch, scores: Scores) -> TrainResult:
+        """One optimizer step per mini-batch; sibling terms (dpo, bon) come from scores made before the update."""
+        rollout, ref, scored = batch.rollout, scores.ref_logprobs_T, scores.prm_logprobs_T
+        siblings = None
+        if scored is not None:
+            num_sequences = rollout.outcome_N.numel()
+            sums_N = sequence_log_ratio(scored, ref, rollout.response_mask_T, rollout.sequence_T, num_sequences)
+            siblings = sibling_terms(sums_N, rollout.outcome_N, rollout.group_N, self.config.prm)
+        loss = prm_loss(self.config.prm, rollout, ref, siblings)
+        return self.parts.roles.prm.train(batch.prm, loss, batch.num_local_tokens)
+
+    def _logprobs(self, role: Role, batch: StepBatch, *, skip_first: bool = False, temperature: float = 1.0) -> Tensor:
+        """A role's log-probs of the batch, float32 [T]; ``skip_first``: 0 in the policy's first mini-batch."""
+        minis = batch.policy[1:] if skip_first else batch.policy
+        micro = [micro for mini in minis for micro in mini.micro]
+        return role.logprobs(micro, batch.num_local_tokens, temperature=temperature).logprobs_T
+
+
+def train(config: TrainConfig, *, resume: str | None, overwrite: bool) -> int:
+    """A whole run on this rank; returns the exit code. What `prime-megatron train` calls."""
+    with open_parts(config, resume=resume, overwrite=overwrite) as parts:
+        return PrimeTrainer(config, parts).run()
