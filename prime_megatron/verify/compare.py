@@ -55,7 +55,7 @@ def close(gold: Fraction, given: Fraction) -> bool:
     if gold == given:
         return True
     if gold.denominator == 1 and given.denominator == 1:
-        return False
+        return False  # the usual wrong answer: no need to work out a tolerance far below 1
     return abs(gold - given) <= min(_ABSOLUTE, _RELATIVE * abs(gold))
 
 
