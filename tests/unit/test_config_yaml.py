@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.config.strict_yaml import dump, parse_file, parse_text, parse_value
@@ -121,6 +121,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("abcnoy1e_", min_size=1), JSON, min_size=1, max_size=4))
 def test_dump_reads_back(value):
     def same(a, b):
