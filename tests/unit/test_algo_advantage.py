@@ -116,7 +116,7 @@ def test_a_group_of_one_passes_its_rewards_through(estimator: Estimator, form: L
     case = make_case(9, [1, 1], 6)
     prm = PrmAlgorithm()
     config = AdvantageAlgorithm(estimator=estimator, leave_one_out=form, whiten=False)
-    rewards_T, got = _run(case, config, prm, True, LOCAL)
+    _, got = _run(case, config, prm, True, LOCAL)
     assert torch.isfinite(got.advantages_T).all()
     if estimator in (Estimator.rloo, Estimator.grpo):
         plain = AdvantageAlgorithm(estimator=Estimator.reinforce, whiten=False)

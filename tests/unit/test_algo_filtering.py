@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.algo.filtering import FilterReason, FilterTally, FilterVerdict, keep_group, prompts_to_request
@@ -70,6 +70,7 @@ def test_later_rounds_follow_the_pass_rate() -> None:
     assert prompts_to_request(10, FilterTally(kept=0, too_hard=98), 1.0, 64) == 64
 
 
+@settings(deadline=None)
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), st.floats(1.0, 4.0), st.integers(1, 2000))
 def test_requests_are_bounded(needed: int, kept: int, failed: int, oversample: float, most: int) -> None:
     got = prompts_to_request(needed, FilterTally(kept=kept, too_hard=failed), oversample, most)

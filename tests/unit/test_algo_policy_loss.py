@@ -69,7 +69,9 @@ def _oracle(x: dict[str, torch.Tensor], config: PolicyAlgorithm, num_tokens: int
     return total["loss"] / num_tokens, total
 
 
-def _loss(x: dict[str, torch.Tensor], config: PolicyAlgorithm, num_tokens: int, rows: slice = slice(None)):  # noqa: ANN202
+def _loss(
+    x: dict[str, torch.Tensor], config: PolicyAlgorithm, num_tokens: int, rows: slice = slice(None)
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return policy_loss(
         x["new"][rows],
         x["old"][rows],
@@ -177,7 +179,7 @@ def test_value_loss_against_the_loop(seed: int, size: int, clip: float | None) -
     expected, clipped = 0.0, 0
     for t in range(size):
         if x["mask"][t]:
-            v, o, r = float(new[t]), float(old[t]), float(target[t])
+            v, o, r = new[t].item(), old[t].item(), target[t].item()
             held = v if clip is None else min(max(v, o - clip), o + clip)
             expected += 0.5 * max((v - r) ** 2, (held - r) ** 2)
             clipped += (held - r) ** 2 > (v - r) ** 2

@@ -121,7 +121,8 @@ def test_ce_takes_fractional_outcomes() -> None:
 
 def test_sibling_terms_are_detached() -> None:
     q = torch.randn(4, requires_grad=True)
-    terms = sibling_terms(q, torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.zeros(4, dtype=torch.int64), _config(PrmLoss.dpo))
+    outcome, group = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.zeros(4, dtype=torch.int64)
+    terms = sibling_terms(q, outcome, group, _config(PrmLoss.dpo))
     assert terms is not None
     assert not terms.opposite_N.requires_grad
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.algo.process_reward import log_ratio, process_rewards, reward_mask, sequence_log_ratio
-from prime_megatron.algo.reduction import LOCAL
+from prime_megatron.algo.reduction import LOCAL, Reduction
 from prime_megatron.config import Granularity, PrmAlgorithm, RewardNorm
 from prime_megatron.types import RolloutBatch
 
@@ -96,10 +96,11 @@ def test_granularity_moves_rewards_and_keeps_their_sum(granularity: Granularity)
 def test_two_ranks_equal_one(seed: int, config: PrmAlgorithm, cut: int) -> None:
     whole = make_case(seed, [2, 3, 1, 2], 9)
     parts = [whole.part(list(range(cut))), whole.part(list(range(cut, 4)))]  # cut 0 and 4: a rank without sequences
-    got = on_ranks(
-        parts, lambda case, reduce: process_rewards(case.batch(), case.pack(case.prm), case.pack(case.ref), config, reduce)
-    )
-    close(torch.cat(got), process_rewards(whole.batch(), whole.pack(whole.prm), whole.pack(whole.ref), config, LOCAL))
+
+    def work(case: Case, reduce: Reduction) -> torch.Tensor:
+        return process_rewards(case.batch(), case.pack(case.prm), case.pack(case.ref), config, reduce)
+
+    close(torch.cat(on_ranks(parts, work)), work(whole, LOCAL))
 
 
 def test_log_ratio_is_differentiable_and_sums_per_sequence() -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.algo.segments import (
@@ -25,6 +25,7 @@ def _layout(sizes: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor, np
     return cu, sequence_index(cu, sum(sizes)), values
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(0, 1000), st.floats(0.0, 1.0))
 def test_discounted_sum_is_the_double_loop(sizes: list[int], seed: int, gamma: float) -> None:
     cu, sequence_T, values = _layout(sizes, seed)
@@ -53,6 +54,7 @@ def test_discounted_sum_does_not_depend_on_the_neighbours() -> None:
     assert torch.equal(packed[100:200], alone)
 
 
+@settings(deadline=None)
 @given(lengths, st.integers(0, 1000))
 def test_segment_sums_and_means(sizes: list[int], seed: int) -> None:
     cu, sequence_T, values = _layout(sizes, seed)
@@ -83,6 +85,7 @@ def test_next_in_sequence_stops_at_the_boundary() -> None:
     assert got.tolist() == [2.0, 3.0, 0.0, 5.0, 0.0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.integers(0, 100))
 def test_siblings_of_any_order_and_size(group: list[int], seed: int) -> None:
     values = np.random.default_rng(seed).normal(size=len(group))

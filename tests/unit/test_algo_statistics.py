@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from algo_oracle import Case, cases, close, make_case, on_ranks
+from algo_oracle import Case, cases, make_case, on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,9 +29,7 @@ def _collect(case: Case, reduce: Reduction) -> Statistics:
     batch, prm = case.batch(), PrmAlgorithm(beta=BETA)
     rewards_T = process_rewards(batch, case.pack(case.prm), case.pack(case.ref), prm, reduce)
     advantages = compute_advantages(batch, rewards_T, AdvantageAlgorithm(), prm, reduce)
-    q_N = sequence_log_ratio(
-        case.pack(case.prm), case.pack(case.ref), batch.response_mask_T, batch.sequence_T, case.n
-    )
+    q_N = sequence_log_ratio(case.pack(case.prm), case.pack(case.ref), batch.response_mask_T, batch.sequence_T, case.n)
     prm_part = prm_statistics(q_N, batch.outcome_N, batch.group_N, BETA)
     parts = response_statistics(batch).merged(prm_part).merged(advantage_statistics(batch, advantages))
     return parts.reduced(reduce)
