@@ -15,6 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from prime_megatron.data.rows import Message
 from prime_megatron.errors import InputError
 
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
 
 class Tokenizer:
     """Text to ids and back, and chats to text."""
@@ -127,6 +129,9 @@ def load_tokenizer(folder: str, vocab_size: int | None = None, *, trust_remote_c
         raise InputError(f"{folder}: no such model folder; models.policy.path must name an HF folder on this machine")
     if vocab_size is None:
         vocab_size = model_vocab_size(folder)
+    if not trust_remote_code and not any((path / name).is_file() for name in VOCABULARY_FILES):
+        # transformers 5 makes an empty tokenizer of such a folder.
+        raise InputError(f"{folder}: no tokenizer files ({', '.join(VOCABULARY_FILES)}); copy them from the model")
     try:
         if (path / "tokenizer.json").is_file() and not trust_remote_code:
             hf: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -134,7 +139,7 @@ def load_tokenizer(folder: str, vocab_size: int | None = None, *, trust_remote_c
             hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and tokenizers raise whatever the damage leads to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder}: cannot load a tokenizer ({reason}); it needs tokenizer.json or its like") from None
+        raise InputError(f"{folder}: cannot load a tokenizer ({reason}); check its tokenizer files") from None
     largest = max(hf.get_vocab().values(), default=-1)
     if largest < 0:
         raise InputError(f"{folder}: the tokenizer has no tokens")
