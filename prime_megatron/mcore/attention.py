@@ -110,6 +110,8 @@ class PackedAttention(torch.nn.Module):
         parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
         outs = []
         for q_s, k_s, v_s in parts:
+            if len(q_s) == 0:
+                continue
             windowed = self.window is not None and len(q_s) > self.window
             mask = _causal_mask(range(len(q_s)), len(k_s), self.window, q.device) if windowed else None
             outs.append(_sdpa(q_s, k_s, v_s, self.scale, mask))

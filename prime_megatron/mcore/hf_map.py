@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from prime_megatron.config.model import ParallelConfig
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.families import FAMILIES
 from prime_megatron.mcore.families.base import FamilyConfig, HfTensor, Layout, Rule
@@ -46,6 +47,17 @@ def check_shapes(config: FamilyConfig, sizes: ParallelSizes) -> None:
     if config.experts and config.expert_ffn % sizes.expert_tensor:
         raise InputError(
             f"parallel.expert_tensor {sizes.expert_tensor} does not divide the experts' {config.expert_ffn} ffn"
+        )
+
+
+def check_layout(config: FamilyConfig, parallel: ParallelConfig, sizes: ParallelSizes) -> None:
+    """InputError where megatron-core cannot run this model in this layout; needs no process group."""
+    check_shapes(config, sizes)
+    layer_ranges(config.layers, sizes.pipeline, sizes.virtual_pipeline, parallel.pipeline_layers)
+    if config.experts and sizes.tensor > 1 and not parallel.sequence:
+        raise InputError(
+            f"parallel.sequence: megatron-core trains mixture-of-experts models at tensor {sizes.tensor} only with "
+            "sequence parallelism; set it to true"
         )
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from prime_megatron.config.model import ParallelConfig
+from prime_megatron.device import bind_local_rank
 from prime_megatron.mcore import cpu_shims, upstream_fixes
 from prime_megatron.parallel.topology import ParallelSizes, Topology
 
@@ -59,7 +60,7 @@ def _world_size() -> int:
 
 def _init_process_group(backend: str, timeout: timedelta) -> None:
     if backend == "nccl":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else 0)
+        bind_local_rank()
     if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
@@ -81,8 +82,7 @@ def _topology(sizes: ParallelSizes, timeout: timedelta) -> Topology:
     assert ps.get_tensor_model_parallel_rank() == at.tensor and ps.get_pipeline_model_parallel_rank() == at.pipeline
     assert ps.get_data_parallel_rank() == at.data and ps.get_context_parallel_rank() == at.context
     assert ps.get_expert_model_parallel_rank() == at.expert
-    in_embedding = rank in dist.get_process_group_ranks(ps.get_embedding_group(check_initialized=False) or model)
-    in_embedding = in_embedding and (at.pipeline in (0, sizes.pipeline - 1))
+    in_embedding = at.pipeline in (0, sizes.pipeline - 1)
     return Topology(
         sizes=sizes,
         rank=rank,

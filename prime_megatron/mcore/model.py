@@ -12,9 +12,10 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 
 from prime_megatron.config.model import ParallelConfig
+from prime_megatron.device import current_device
 from prime_megatron.mcore.families import FamilyConfig
 from prime_megatron.mcore.hf_config import inverse_frequencies, transformer_config
-from prime_megatron.mcore.hf_map import check_shapes, padded_vocab
+from prime_megatron.mcore.hf_map import check_layout, padded_vocab
 from prime_megatron.mcore.norm import RMSNorm
 from prime_megatron.mcore.spec import has_transformer_engine, layer_spec
 from prime_megatron.parallel.topology import Topology
@@ -24,14 +25,23 @@ class HiddenStatesModel(GPTModel):
     """A GPTModel chunk whose last stage returns the hidden states after the final norm, [T, 1, H].
 
     With sequence parallelism that is this tensor-parallel rank's part of the sequence, [T / tensor, 1, H].
-    ``family`` and ``vocab`` (unpadded) describe the model; ``value_head`` is the critic's output weight
-    [1, H] (only on the last stage of a model built with it), the same on every tensor-parallel rank: its
-    gradient is right where the hidden states were gathered before it is applied.
+    ``family`` describes the model, ``stage_layers`` is parallel.pipeline_layers. ``value_head.weight`` [1, H] is
+    the critic's output (on the last stage of a model built with it), the same on every tensor-parallel rank:
+    its gradient is right where the hidden states are gathered before it is applied.
     """
 
-    def __init__(self, config: TransformerConfig, *, family: FamilyConfig, value_head: bool, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        family: FamilyConfig,
+        stage_layers: tuple[int, ...] | None,
+        value_head: bool,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(config=config, **kwargs)
         self.family = family
+        self.stage_layers = stage_layers
         self.transformer_engine = has_transformer_engine()
         if hasattr(self, "rotary_pos_emb"):
             # Upstream scales frequencies with fixed constants; ours come from the model's config.
@@ -39,7 +49,7 @@ class HiddenStatesModel(GPTModel):
         self.has_value_head = value_head
         if value_head and self.post_process:
             self.output_layer = None
-            weight = torch.zeros(1, family.hidden, dtype=config.params_dtype, device=_device())
+            weight = torch.zeros(1, family.hidden, dtype=config.params_dtype, device=current_device())
             self.value_head = torch.nn.Linear(family.hidden, 1, bias=False, device="meta")
             self.value_head.weight = torch.nn.Parameter(weight)
 
@@ -78,12 +88,12 @@ def build_model(
     wrap_ddp: wrap each in megatron's DistributedDataParallel (options ``ddp``; none: ddp_config(...)).
     Raises InputError where the model does not split over the sizes.
     """
-    check_shapes(family, topology.sizes)
+    check_layout(family, parallel, topology.sizes)
     engine = has_transformer_engine()
     config = transformer_config(family, parallel, topology.sizes, dtype, engine=engine)
     config.finalize_model_grads_func = None
     chunks = [
-        _chunk(config, family, topology, chunk, engine=engine, value_head=value_head)
+        _chunk(config, family, topology, parallel.pipeline_layers, chunk, engine=engine, value_head=value_head)
         for chunk in range(topology.sizes.virtual_pipeline)
     ]
     if not wrap_ddp:
@@ -114,14 +124,11 @@ def unwrap(chunk: Any) -> HiddenStatesModel:
     return chunk
 
 
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def _chunk(
     config: TransformerConfig,
     family: FamilyConfig,
     topology: Topology,
+    stage_layers: tuple[int, ...] | None,
     chunk: int,
     *,
     engine: bool,
@@ -137,6 +144,7 @@ def _chunk(
     model = HiddenStatesModel(
         config,
         family=family,
+        stage_layers=stage_layers,
         value_head=value_head,
         transformer_layer_spec=spec,
         vocab_size=padded_vocab(family.vocab, topology.sizes.tensor),
@@ -148,4 +156,4 @@ def _chunk(
         rotary_base=family.rope_theta,
         vp_stage=virtual,
     )
-    return model.to(_device())
+    return model.to(current_device())
