@@ -14,7 +14,8 @@ CORE = [
     # Internals are used (see mcore/): other versions are refused at start-up, not only here.
     "megatron-core==0.16.1",
     "einops",  # megatron-core imports it
-    "math-verify[antlr4_13_2]==0.9.0",  # the parser's version decides what is right
+    "math-verify==0.9.0",  # its version decides what is right, and so does its parser's
+    "antlr4-python3-runtime==4.13.2",
     "numpy",
     "psutil",
     "pyarrow",

@@ -68,10 +68,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             importlib.import_module(f"prime_megatron.cli.{name}").add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=help_text)
-    return parser.parse_args(_overrides_last(arguments) if verb in _WITH_OVERRIDES else arguments)
-
-
-def _overrides_last(arguments: list[str]) -> list[str]:
-    """Move key=value words behind the options: argparse takes one run of positional arguments only."""
-    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
-    return [word for word in arguments if word not in overrides] + overrides
+    args, rest = parser.parse_known_args(arguments)
+    # argparse takes one run of positional words; overrides behind an option are left over.
+    stray = [word for word in rest if verb not in _WITH_OVERRIDES or word.startswith("-") or "=" not in word]
+    if stray:
+        parser.error(f"unrecognized arguments: {' '.join(stray)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args

@@ -26,6 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Fine-tune a model on chats or prompt and response pairs; writes an HF folder.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file; `prime-megatron validate CONFIG` explains it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to change, dotted")

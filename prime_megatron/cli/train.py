@@ -35,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", help="YAML file; `prime-megatron validate CONFIG` explains it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to change, dotted")
