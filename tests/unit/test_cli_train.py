@@ -1,0 +1,164 @@
+"""train and sft refuse bad input before any process starts or any file is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config
+
+from prime_megatron.cli import launch, sft, train
+from prime_megatron.cli.main import main
+
+ROW = {"data_source": "t", "ability": "math", "prompt": [{"role": "user", "content": "1 + 1"}]}
+ROW["reward_model"] = {"style": "rule", "ground_truth": "2"}
+TRAIN = "run: {output_dir: OUT, steps: 3}\nmodels: {policy: {path: MODEL}}\ndata: {train: [DATA]}\n"
+SFT = "run: {output_dir: OUT, steps: 3}\nmodel: MODEL\ndata: {train: [DATA]}\n"
+
+
+class Site:
+    """A folder with a config, a model without weights, and data."""
+
+    def __init__(self, root: Path, verb: str) -> None:
+        self.root, self.verb = root, verb
+        self.model, self.data, self.out = root / "model", root / "data.jsonl", root / "out"
+        words = {"<eos>": 0, "1": 1, "+": 2, "2": 3}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<eos>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(self.model)
+        self.set_vocabulary(4)
+        self.data.write_text(json.dumps(ROW) + "\n")
+        self.config = root / "run.yaml"
+        text = (TRAIN if verb == "train" else SFT).replace("OUT", str(self.out))
+        self.config.write_text(text.replace("MODEL", str(self.model)).replace("DATA", str(self.data)))
+
+    def set_vocabulary(self, size: int) -> None:
+        Qwen2Config(hidden_size=8, num_attention_heads=2, vocab_size=size).save_pretrained(self.model)
+
+
+@pytest.fixture(params=["train", "sft"])
+def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    def not_started(*args: object, **kwargs: object) -> int:
+        raise AssertionError("a process was started")
+
+    for module in (train, sft):
+        monkeypatch.setattr(module, "start", not_started)
+    return Site(tmp_path, request.param)
+
+
+def no_model(site: Site) -> list[str]:
+    (site.model / "config.json").unlink()
+    for entry in site.model.iterdir():
+        entry.unlink()
+    site.model.rmdir()
+    return [str(site.model)]
+
+
+def small_vocabulary(site: Site) -> list[str]:
+    site.set_vocabulary(3)
+    return [str(site.model), "tokenizer does not match"]
+
+
+def empty_data(site: Site) -> list[str]:
+    site.data.write_text("\n")
+    return [str(site.data), "empty"]
+
+
+def no_data(site: Site) -> list[str]:
+    site.data.unlink()
+    return [str(site.data), "no such data file"]
+
+
+def broken_row(site: Site) -> list[str]:
+    site.data.write_text("{\n")
+    return [str(site.data), "row 1"]
+
+
+def full_output(site: Site) -> list[str]:
+    site.out.mkdir()
+    (site.out / "old").touch()
+    return [str(site.out), "not empty", "--overwrite"]
+
+
+def unknown_key(site: Site) -> list[str]:
+    site.config.write_text(site.config.read_text().replace("steps:", "stepps:"))
+    return [str(site.config), "stepps", "steps"]
+
+
+def duplicate_key(site: Site) -> list[str]:
+    site.config.write_text(site.config.read_text() + "run: {steps: 4}\n")
+    return [str(site.config), "run"]
+
+
+def wrong_type(site: Site) -> list[str]:
+    site.config.write_text(site.config.read_text().replace("steps: 3", "steps: three"))
+    return [str(site.config), "run.steps"]
+
+
+def no_config(site: Site) -> list[str]:
+    site.config.unlink()
+    return [str(site.config)]
+
+
+def bad_layout(site: Site) -> list[str]:
+    site.config.write_text(site.config.read_text() + "parallel: {tensor: 2}\nlaunch: {processes_per_node: 3}\n")
+    return ["tensor 2", "does not divide", "3 processes"]
+
+
+def data_inside_output(site: Site) -> list[str]:
+    site.config.write_text(site.config.read_text().replace(str(site.out), str(site.root)))
+    return ["lies in run.output_dir"]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        no_model, small_vocabulary, empty_data, no_data, broken_row, full_output, unknown_key, duplicate_key,
+        wrong_type, no_config, bad_layout, data_inside_output,
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
+    site: Site, harm: Callable[[Site], list[str]], capsys: pytest.CaptureFixture
+) -> None:
+    words = harm(site)
+    before = sorted(site.root.rglob("*"))
+    assert main([site.verb, str(site.config)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") <= (2 if harm is unknown_key else 1)  # a misspelt key is unknown, the right one missing
+    for word in words:
+        assert word in err
+    assert sorted(site.root.rglob("*")) == before
+
+
+def test_good_input_is_started_with_the_words_that_were_given(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def started(command: list[str], in_process: object, config: object, rendezvous: object, **rest: object) -> int:
+        seen.append((command, config, rest))
+        return 85
+
+    monkeypatch.setattr(train if site.verb == "train" else sft, "start", started)
+    assert main([site.verb, str(site.config), "run.seed=3", "--overwrite", "launch.processes_per_node=2"]) == 85
+    (command, config, rest) = seen[0]
+    overrides = ["run.seed=3", "launch.processes_per_node=2"]
+    assert command == [sys.executable, "-m", "prime_megatron", site.verb, str(site.config), "--overwrite", *overrides]
+    assert config.processes_per_node == 2  # type: ignore[attr-defined]
+    assert rest == {"stop_signal": "USR1" if site.verb == "train" else "TERM"}
+
+
+def test_rank_of_another_launcher_is_a_worker(site: Site, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Under torchrun the config is refused by every rank and said by the first."""
+    for rank, lines in (("0", 1), ("1", 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "prime_megatron", site.verb, str(site.config), "parallel.tensor=3"],
+            env={**launch.os.environ, "RANK": rank, "WORLD_SIZE": "2"},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert done.stderr.count("error: ") == lines
