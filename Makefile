@@ -23,11 +23,14 @@ TRAIN_OVERRIDES = $(if $(SEED),run.seed=$(SEED)) $(if $(ENGINE),rollout.engine=$
 # An engine has an environment of its own (tools/engine_env).
 ENGINE_VENV = $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE),$(VENV))
 
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest --timeout 300
+ENGINES := not sglang and not vllm
+# Only their files are collected: an engine's environment does not hold what the other tests import.
+engine_tests = $(shell grep -rlE "mark\.$(1)\b" --include='test_*.py' tests)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare test test-slow test-sglang test-vllm lint format typecheck check clean
+.PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm lint format typecheck check clean
 
 help: ## this list
 	@echo "targets:"
@@ -45,16 +48,19 @@ compare: $(RUN_STAMP) ## PRIME against outcome-only RLOO, three seeds each: docs
 	$(BIN)/python tools/compare.py
 
 test: $(DEV_STAMP) ## the CPU suite
-	$(PYTEST) -m "not slow and not gpu and not sglang and not vllm" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not gpu and $(ENGINES)" $(PYTEST_ARGS)
 
 test-slow: $(DEV_STAMP) ## real weights and long runs
-	$(PYTEST) -m "slow and not gpu and not sglang and not vllm" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not gpu and $(ENGINES)" $(PYTEST_ARGS)
+
+test-gpu: $(DEV_STAMP) ## the tests that need a GPU
+	$(PYTEST) -m "gpu and $(ENGINES)" $(PYTEST_ARGS)
 
 test-sglang: .venv-sglang/.engine_env ## the tests with SGLang, in an environment of its own
-	PYTHONPATH=. .venv-sglang/bin/python -m pytest -m sglang $(PYTEST_ARGS)
+	PYTHONPATH=. .venv-sglang/bin/python -m pytest -m sglang $(call engine_tests,sglang) $(PYTEST_ARGS)
 
 test-vllm: .venv-vllm/.engine_env ## the tests with vLLM, in an environment of its own
-	PYTHONPATH=. .venv-vllm/bin/python -m pytest -m vllm $(PYTEST_ARGS)
+	PYTHONPATH=. .venv-vllm/bin/python -m pytest -m vllm $(call engine_tests,vllm) $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP) ## ruff and ruff format, nothing changed
 	$(BIN)/ruff check .
