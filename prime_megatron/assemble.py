@@ -162,7 +162,7 @@ def build_parts(config: TrainConfig, topology: Topology) -> Parts:
         verifiers=verifiers,
         prompts=prompts,
         collector=_collector(config, prompts, generator),
-        batcher=Batcher(config, topology, _step_ends(config, tokenizer, family.vocab)),
+        batcher=Batcher.from_config(config, topology, _step_ends(config, tokenizer, family.vocab)),
         reduce=OverRanks(topology.data),
         clock=reporter.clock,
         reporter=reporter,

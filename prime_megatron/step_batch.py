@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prime_megatron.config import TrainConfig
+from prime_megatron.config import PackingConfig, TrainConfig
 from prime_megatron.data.batch import make_batch, plan_groups, select
 from prime_megatron.data.packing import BatchPlan
 from prime_megatron.device import current_device
@@ -26,40 +26,63 @@ class StepBatch:
     prm: tuple[MiniBatch, ...]
 
     @property
-    def micro(self) -> list[PackedSequences]:
-        """All micro-batches, in the policy's order: what scoring walks through."""
-        return [micro for mini in self.policy for micro in mini.micro]
-
-    @property
     def num_local_tokens(self) -> int:
         """Tokens on this rank, prompts included."""
         return self.rollout.tokens_T.numel()
 
 
 class Batcher:
-    """Turns gathered groups into this rank's batch; pure given the groups, so ranks agree without a word."""
+    """Turns gathered groups into this rank's batch; pure given the groups, so ranks agree without a word.
 
-    def __init__(self, config: TrainConfig, topology: Topology, step_end_table_V: Tensor | None) -> None:
-        self.config = config
+    Args:
+        topology: which part is this rank's, and the padding its layout needs.
+        packing: limits of a micro-batch.
+        policy_minis, prm_minis: optimizer steps of the two roles.
+        step_end_table_V: bool [V], tokens that close a reasoning step; None where no one asks.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        packing: PackingConfig,
+        *,
+        policy_minis: int = 1,
+        prm_minis: int = 1,
+        step_end_table_V: Tensor | None = None,
+    ) -> None:
         self.topology = topology
+        self.packing = packing
+        self.policy_minis = policy_minis
+        self.prm_minis = prm_minis
         self.step_end_table_V = step_end_table_V
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, topology: Topology, step_end_table_V: Tensor | None) -> Batcher:
+        """The batcher of a PRIME run."""
+        return cls(
+            topology,
+            config.packing,
+            policy_minis=config.models.policy.num_mini_batches,
+            prm_minis=config.models.prm.num_mini_batches,
+            step_end_table_V=step_end_table_V,
+        )
 
     def __call__(self, groups: Sequence[Group]) -> StepBatch:
         """Balance, pack, and move to the device."""
-        models, sizes = self.config.models, self.topology.sizes
+        sizes = self.topology.sizes
         plan = plan_groups(
             groups,
-            num_mini_batches=math.lcm(models.policy.num_mini_batches, models.prm.num_mini_batches),
+            num_mini_batches=math.lcm(self.policy_minis, self.prm_minis),
             dp_size=sizes.data,
-            max_tokens=self.config.packing.max_tokens,
-            max_sequences=self.config.packing.max_sequences,
+            max_tokens=self.packing.max_tokens,
+            max_sequences=self.packing.max_sequences,
             micro_multiple=sizes.pipeline if sizes.virtual_pipeline > 1 else 1,
         )
         batch = to_device(make_batch(groups, plan, self.topology.at.data, self.step_end_table_V))
         return StepBatch(
             rollout=batch,
-            policy=self._mini_batches(batch, plan, models.policy.num_mini_batches),
-            prm=self._mini_batches(batch, plan, models.prm.num_mini_batches),
+            policy=self._mini_batches(batch, plan, self.policy_minis),
+            prm=self._mini_batches(batch, plan, self.prm_minis),
         )
 
     def _mini_batches(self, batch: RolloutBatch, plan: BatchPlan, count: int) -> tuple[MiniBatch, ...]:
@@ -69,19 +92,16 @@ class Batcher:
         )
 
     def _pack(self, batch: RolloutBatch, indices: Sequence[int]) -> PackedSequences:
-        return pack(batch, indices, self.topology, padded=self.config.packing.padded)
-
-
-def pack(batch: RolloutBatch, indices: Sequence[int], topology: Topology, *, padded: bool) -> PackedSequences:
-    """A micro-batch with the padding that the layout needs."""
-    context, tensor = topology.sizes.context, topology.sizes.tensor
-    return select(
-        batch,
-        indices,
-        padded=padded,
-        sequence_multiple=2 * context if context > 1 else 1,
-        total_multiple=tensor * (2 * context if context > 1 else 1),
-    )
+        """A micro-batch with the padding that the layout needs."""
+        sizes = self.topology.sizes
+        chunks = 2 * sizes.context if sizes.context > 1 else 1
+        return select(
+            batch,
+            indices,
+            padded=self.packing.padded,
+            sequence_multiple=chunks,
+            total_multiple=chunks * sizes.tensor,
+        )
 
 
 def to_device(batch: RolloutBatch) -> RolloutBatch:

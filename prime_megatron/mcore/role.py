@@ -19,7 +19,7 @@ from prime_megatron.mcore.families import FamilyConfig
 from prime_megatron.mcore.head import Head, learn_next, predict_next
 from prime_megatron.mcore.hf_config import read_config
 from prime_megatron.mcore.hf_map import shard_map
-from prime_megatron.mcore.hf_weights import load_hf
+from prime_megatron.mcore.hf_weights import export_hf, load_hf
 from prime_megatron.mcore.model import build_model, unwrap
 from prime_megatron.mcore.optimizer import Optimizer, UpdateResult
 from prime_megatron.mcore.schedule import run_pipeline
@@ -144,8 +144,6 @@ class Role:
 
     def export(self, folder: Path) -> None:
         """Write the weights as an HF folder, beside the source's config and tokenizer files. Collective."""
-        from prime_megatron.mcore.hf_weights import export_hf
-
         export_hf(self.chunks, folder, self.topology, self.folder)
 
     def params(self) -> dict[tuple[int, str], Tensor]:

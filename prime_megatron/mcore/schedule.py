@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
@@ -23,8 +24,8 @@ def run_pipeline(
     """Forward (and backward) every micro-batch; returns what ``consume`` kept, in order, on the last stage.
 
     Losses are sums that the caller has already divided by global counts, so gradients only add up: over
-    micro-batches here, over data and context ranks in Megatron's DDP (``calculate_per_token_loss``).
-    On other stages the list is empty.
+    micro-batches here, over data and context ranks in Megatron's DDP (``calculate_per_token_loss``). When this
+    returns they are reduced, tied embeddings and sequence-parallel norms included. On other stages the list is empty.
     """
 
     def forward_step(iterator: Any, model: nn.Module) -> tuple[Tensor, Callable[[Tensor], Any]]:
@@ -43,7 +44,7 @@ def run_pipeline(
 
     iterators = [iter(micro_batches) for _ in chunks]
     with torch.set_grad_enabled(train):
-        return get_forward_backward_func()(
+        kept = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=iterators if len(chunks) > 1 else iterators[0],
             model=list(chunks) if len(chunks) > 1 else chunks[0],
@@ -52,6 +53,9 @@ def run_pipeline(
             micro_batch_size=1,
             forward_only=not train,
         )
+    if train:
+        finalize_model_grads(list(chunks))
+    return kept
 
 
 def _packed_params(micro: LocalTokens) -> Packed:
