@@ -1,0 +1,96 @@
+"""Supervised fine-tuning: the warm-up before PRIME, on the same models, packing and head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prime_megatron import device, exit_codes
+from prime_megatron.assemble import DTYPES, open_output_dir
+from prime_megatron.config import SftConfig
+from prime_megatron.data.rows import read_sft_rows
+from prime_megatron.data.stream import SftStream
+from prime_megatron.data.tokenizer import load_tokenizer
+from prime_megatron.losses import nll_loss
+from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.initialize import start_megatron, stop_megatron
+from prime_megatron.mcore.role import Role, TrainResult
+from prime_megatron.metrics import SFT_COLUMNS, Clock, open_metrics_log
+from prime_megatron.parallel.topology import Topology
+from prime_megatron.step_batch import Batcher
+from prime_megatron.types import Group
+
+
+def train_sft(config: SftConfig, *, overwrite: bool) -> int:
+    """A whole supervised run on this rank; the model ends up in <output_dir>/model. Returns the exit code."""
+    topology = start_megatron(
+        config.parallel, seed=config.run.seed, backend=device.backend_name(), timeout_s=config.parallel.timeout_s
+    )
+    try:
+        output = Path(config.run.output_dir)
+        open_output_dir(output, resume=None, overwrite=overwrite)
+        SftTrainer(config, topology).run()
+        return exit_codes.DONE
+    finally:
+        stop_megatron()
+
+
+class SftTrainer:
+    """Learns supervised rows: one mean of -log p over a batch's response tokens per optimizer step."""
+
+    def __init__(self, config: SftConfig, topology: Topology) -> None:
+        self.config = config
+        self.topology = topology
+        family = read_config(config.model)
+        tokenizer = load_tokenizer(config.model, family.vocab, trust_remote_code=config.trust_remote_code)
+        rows = read_sft_rows(config.data.train)
+        self.stream = SftStream(rows, tokenizer, max_tokens=config.data.max_tokens, seed=config.run.seed)
+        self.batcher = Batcher(topology, config.packing)
+        self.policy = Role(
+            "policy",
+            config.model,
+            topology,
+            config.parallel,
+            dtype=DTYPES[config.dtype],
+            optimizer=config.optimizer,
+            total_updates=config.run.steps,
+        )
+
+    def run(self) -> None:
+        """All steps, then the export."""
+        config, output = self.config, Path(self.config.run.output_dir)
+        log = open_metrics_log(
+            output,
+            config.log,
+            rank=self.topology.rank,
+            name=config.run.name,
+            num_steps=config.run.steps,
+            columns=SFT_COLUMNS,
+            run_config=config.model_dump(mode="json"),
+        )
+        clock = Clock(device.synchronize, log.stage)
+        with log:
+            for index in range(1, config.run.steps + 1):
+                with clock("train"):
+                    groups = self.stream.take(config.batch_size)
+                    result = self.step(groups)
+                times = clock.lap()
+                log.log(index, self._figures(groups, result, times.wall_s) | times.metrics())
+            self.policy.export(output / "model")
+            log.message(f"{self.stream.skipped} rows over data.max_tokens were skipped; model: {output / 'model'}")
+
+    def step(self, groups: list[Group]) -> TrainResult:
+        """One optimizer step on these rows. Collective over the world."""
+        batch = self.batcher(groups)
+        return self.policy.train(batch.policy, nll_loss(), batch.num_local_tokens)
+
+    def _figures(self, groups: list[Group], result: TrainResult, wall_s: float) -> dict[str, float]:
+        num_tokens = sum(len(group.prompt.token_ids) + len(group.samples[0].token_ids) for group in groups)
+        (update,) = result.updates
+        return {
+            "sft/loss": result.stats["nll"] / result.stats["num_tokens"],
+            "sft/grad_norm": update.grad_norm,
+            "sft/lr": update.lr,
+            "sft/skipped_updates": float(not update.applied),
+            "sft/epoch": float(self.stream.epoch),
+            "speed/tokens_per_s": num_tokens / wall_s,
+        }
