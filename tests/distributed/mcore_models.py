@@ -55,7 +55,7 @@ def make_model(folder: Path, name: str, *, max_shard_size: str = "5GB", **change
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
     for param_name, param in model.named_parameters():
         # Large enough for attention, routing and norms to matter; norms around 1.
-        torch.nn.init.normal_(param, mean=1.0 if "norm" in param_name else 0.0, std=0.15)
+        torch.nn.init.normal_(param, mean=1.0 if "norm" in param_name else 0.0, std=0.08)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return model
 
