@@ -1,0 +1,191 @@
+"""The reward path on GPUs: one program a sequence, two passes over it, and one over the tokens for whitening.
+
+Every sum has a fixed order (no atomics), so results are the same bits in every run. The group statistics are a few
+hundred floats: each program of the second pass adds up its own siblings from them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from prime_megatron.kernels.reward_loop import NORM_EPS, WHITEN_EPS
+
+if TYPE_CHECKING:
+    from prime_megatron.kernels.reward import Reduce, RewardBatch, RewardForm
+
+BLOCK = 1024
+SIBLING_BLOCK = 1024
+WHITEN_BLOCK = 4096
+NUM_WARPS = 4
+
+
+@triton.jit
+def _decayed(left_value, left_decay, right_value, right_decay):
+    """Compose two spans of a reverse discounted sum; `left` is the one scanned first, i.e. the later tokens."""
+    return right_value + right_decay * left_value, left_decay * right_decay
+
+
+@triton.jit
+def _scan_kernel(
+    prm_ptr, ref_ptr, mask_ptr, cu_ptr, peak_ptr, mean_ptr, count_ptr, last_ptr, scale, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Per sequence: max |suffix sum| of q, mean of q, number of valid tokens and position of the last."""
+    n = tl.program_id(0)
+    begin, end = tl.load(cu_ptr + n), tl.load(cu_ptr + n + 1)
+    carry = 0.0
+    peak = 0.0
+    count = 0.0
+    last = begin - 1
+    first = end
+    while first > begin:
+        first -= BLOCK
+        at = first + tl.arange(0, BLOCK)
+        inside = at >= begin
+        valid = tl.load(mask_ptr + at, mask=inside, other=0) != 0
+        q = tl.load(prm_ptr + at, mask=valid, other=0.0) - tl.load(ref_ptr + at, mask=valid, other=0.0)
+        suffix = tl.cumsum(q * scale, 0, reverse=True) + carry
+        peak = tl.maximum(peak, tl.max(tl.where(inside, tl.abs(suffix), 0.0), 0))
+        carry += tl.sum(q * scale, 0)
+        count += tl.sum(valid.to(tl.float32), 0)
+        last = tl.maximum(last, tl.max(tl.where(valid, at, begin - 1), 0))
+    tl.store(peak_ptr + n, peak)
+    tl.store(mean_ptr + n, carry / tl.maximum(count, 1.0))
+    tl.store(count_ptr + n, count)
+    tl.store(last_ptr + n, last)
+
+
+@triton.jit
+def _return_kernel(
+    prm_ptr, ref_ptr, mask_ptr, cu_ptr, group_ptr, outcome_ptr, mean_ptr, count_ptr, last_ptr, peak_ptr,
+    reward_ptr, return_ptr, moment_ptr, scale, process_weight, outcome_weight, log2_gamma_p, log2_gamma_o,
+    NUM_SEQUENCES: tl.constexpr, BATCH_NORM: tl.constexpr, CODE_FORM: tl.constexpr, PLAIN_P: tl.constexpr,
+    PLAIN_O: tl.constexpr, EPS: tl.constexpr, SIBLINGS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Per sequence: its baselines from its siblings, then rewards, returns and the returns' moments."""
+    n = tl.program_id(0)
+    begin, end = tl.load(cu_ptr + n), tl.load(cu_ptr + n + 1)
+    group, mean, outcome, last = (
+        tl.load(group_ptr + n), tl.load(mean_ptr + n), tl.load(outcome_ptr + n), tl.load(last_ptr + n)
+    )  # fmt: skip
+    size = 0.0
+    means = 0.0
+    outcomes = 0.0
+    for block in tl.static_range(0, NUM_SEQUENCES, SIBLINGS):
+        who = block + tl.arange(0, SIBLINGS)
+        real = who < NUM_SEQUENCES
+        same = real & (tl.load(group_ptr + who, mask=real, other=0) == group)
+        size += tl.sum(same.to(tl.float32), 0)
+        means += tl.sum(tl.load(mean_ptr + who, mask=same, other=0.0), 0)
+        outcomes += tl.sum(tl.load(outcome_ptr + who, mask=same, other=0.0), 0)
+    others = tl.maximum(size - 1.0, 1.0)
+    alone = size < 1.5
+    factor = scale
+    if BATCH_NORM:
+        divisor = tl.load(peak_ptr) + EPS
+        factor = scale / divisor
+        means = means / divisor
+        mean = mean / divisor
+    if CODE_FORM:
+        gain = tl.where(alone, 1.0, size / others)
+        base = tl.where(alone, 0.0, means / others)
+    else:
+        gain = 1.0
+        base = tl.where(alone, 0.0, (means - mean) / others)
+    final = outcome_weight * (outcome - tl.where(alone, 0.0, (outcomes - outcome) / others))
+    carry = 0.0
+    total = 0.0
+    squares = 0.0
+    first = end
+    lanes = tl.arange(0, BLOCK)
+    while first > begin:
+        first -= BLOCK
+        at = first + lanes
+        inside = at >= begin
+        valid = tl.load(mask_ptr + at, mask=inside, other=0) != 0
+        q = tl.load(prm_ptr + at, mask=valid, other=0.0) - tl.load(ref_ptr + at, mask=valid, other=0.0)
+        reward = q * factor
+        centred = tl.where(valid, process_weight * (gain * reward - base), 0.0)
+        if PLAIN_P:
+            summed = tl.cumsum(centred, 0, reverse=True) + carry
+            carry += tl.sum(centred, 0)
+        else:
+            decays = tl.full([BLOCK], 1.0, tl.float32) * tl.exp2(log2_gamma_p)
+            local, _ = tl.associative_scan((centred, decays), 0, _decayed, reverse=True)
+            summed = local + carry * tl.exp2(log2_gamma_p * (BLOCK - lanes).to(tl.float32))
+            carry = tl.sum(tl.where(lanes == 0, summed, 0.0), 0)
+        if PLAIN_O:
+            gained = summed + final
+        else:
+            gained = summed + final * tl.exp2(log2_gamma_o * tl.maximum(last - at, 0).to(tl.float32))
+        gained = tl.where(valid, gained, 0.0)
+        total += tl.sum(gained, 0)
+        squares += tl.sum(gained * gained, 0)
+        tl.store(reward_ptr + at, reward, mask=inside)
+        tl.store(return_ptr + at, gained, mask=inside)
+    tl.store(moment_ptr + n * 3, tl.load(count_ptr + n).to(tl.float64))
+    tl.store(moment_ptr + n * 3 + 1, total.to(tl.float64))
+    tl.store(moment_ptr + n * 3 + 2, squares.to(tl.float64))
+
+
+@triton.jit
+def _whiten_kernel(
+    return_ptr, mask_ptr, moment_ptr, advantage_ptr, num_tokens, EPS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """(G - mean) / deviation from the global (count, sum, sum of squares); see reward_torch.whitening."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < num_tokens
+    count, total, squares = tl.load(moment_ptr), tl.load(moment_ptr + 1), tl.load(moment_ptr + 2)
+    mean = total / tl.maximum(count, 1.0)
+    variance = tl.maximum(squares - total * mean, 0.0) / tl.maximum(count - 1.0, 1.0)
+    scale = 1.0 / tl.sqrt(variance + EPS)
+    valid = tl.load(mask_ptr + at, mask=inside, other=0) != 0
+    value = (tl.load(return_ptr + at, mask=inside, other=0.0).to(tl.float64) - mean) * scale
+    tl.store(advantage_ptr + at, tl.where(valid, value.to(tl.float32), 0.0), mask=inside)
+
+
+def triton_advantages(
+    batch: RewardBatch, form: RewardForm, reduce: Reduce
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(process_rewards_T, returns_T, advantages_T); see reward.py for the steps. Never waits for the device."""
+    num_tokens, num_sequences, where = batch.prm_logprobs_T.shape[0], batch.outcome_N.shape[0], batch.outcome_N.device
+    mask_T = batch.response_mask_T.view(torch.uint8)
+    peak_N, mean_N, count_N = torch.empty(3, num_sequences, device=where)
+    last_N = torch.empty(num_sequences, dtype=torch.int64, device=where)
+    if num_sequences:
+        _scan_kernel[(num_sequences,)](
+            batch.prm_logprobs_T, batch.ref_logprobs_T, mask_T, batch.cu_seqlens, peak_N, mean_N, count_N, last_N,
+            form.scale, BLOCK=BLOCK, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    peak = peak_N
+    if form.batch_norm:
+        peak = reduce.max(peak_N.amax() if num_sequences else peak_N.new_zeros(()))
+    rewards_T, returns_T = torch.empty(2, num_tokens, device=where)
+    moments_N3 = torch.empty(num_sequences, 3, dtype=torch.float64, device=where)
+    if num_sequences:
+        _return_kernel[(num_sequences,)](
+            batch.prm_logprobs_T, batch.ref_logprobs_T, mask_T, batch.cu_seqlens, batch.group_N, batch.outcome_N,
+            mean_N, count_N, last_N, peak, rewards_T, returns_T, moments_N3, form.scale, form.process_weight,
+            form.outcome_weight, _log2(form.gamma_process), _log2(form.gamma_outcome), NUM_SEQUENCES=num_sequences,
+            BATCH_NORM=form.batch_norm, CODE_FORM=form.leave_one_out == "code", PLAIN_P=form.gamma_process == 1.0,
+            PLAIN_O=form.gamma_outcome == 1.0, EPS=NORM_EPS, SIBLINGS=SIBLING_BLOCK, BLOCK=BLOCK, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    if not form.whiten:
+        return rewards_T, returns_T, returns_T
+    moments = reduce.sum(moments_N3.sum(0))
+    advantages_T = torch.empty_like(returns_T)
+    if num_tokens:
+        _whiten_kernel[(triton.cdiv(num_tokens, WHITEN_BLOCK),)](
+            returns_T, mask_T, moments, advantages_T, num_tokens, EPS=WHITEN_EPS, BLOCK=WHITEN_BLOCK,
+            num_warps=NUM_WARPS,
+        )  # fmt: skip
+    return rewards_T, returns_T, advantages_T
+
+
+def _log2(gamma: float) -> float:
+    """log2 of a discount; 0 becomes a power so negative that any positive multiple of it vanishes."""
+    return math.log2(gamma) if gamma > 0.0 else -1e4
