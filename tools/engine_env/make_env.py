@@ -24,7 +24,8 @@ UV = "uv==0.13.8"
 PYTHON = (3, 11)
 STAMP = ".engine_env"
 IMPORTS = {
-    "sglang": "import sglang.srt.entrypoints.http_server, sglang.srt.model_executor.model_runner, sglang.srt.models.qwen2",
+    # The registry imports every model, and each scheduler process does so at its start.
+    "sglang": "import sglang.srt.entrypoints.http_server, sglang.srt.models.registry",
     "vllm": "from vllm import LLM; import vllm.v1.worker.cpu_worker, vllm.model_executor.models.qwen2",
 }
 IMPORT_ENV = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
@@ -112,7 +113,9 @@ def make(engine: str, directory: Path) -> None:
     install = [find_uv(directory), "pip", "install", "-q", "--python", python, "--no-deps", *options]
     install += ["-r", str(HERE / f"{engine}.lock")]
     run(install, f"installing the packages of {engine}", env)
-    site = run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], "finding site-packages").strip()
+    site = run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], "finding site-packages"
+    ).strip()
     if engine == "sglang":
         # A .pth entry stands at the end of sys.path: a real torchvision or sgl_kernel, once installed, wins.
         (Path(site) / "engine_stubs.pth").write_text(f"{HERE / 'stubs'}\n")
