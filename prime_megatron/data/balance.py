@@ -101,8 +101,9 @@ def _best_swap(weights: Sequence[int], parts: Parts, loads: list[int], heavy: in
         for mine, item in enumerate(parts[heavy]):
             for theirs, candidate in enumerate(part):
                 moved = weights[item] - weights[candidate]
-                if 0 < moved < gap and loads[heavy] - min(moved, gap - moved) < lowest:
-                    best, lowest = (mine, other, theirs), loads[heavy] - min(moved, gap - moved)
+                after = loads[heavy] - min(moved, gap - moved)
+                if after < lowest:
+                    best, lowest = (mine, other, theirs), after
     return best
 
 

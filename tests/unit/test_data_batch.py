@@ -90,6 +90,8 @@ def test_the_documented_micro_batch():
     with_pad = select(batch, (1,), sequence_multiple=4, pad_token=77)
     assert with_pad.tokens_S.tolist() == [8, 9, 77, 77]
     assert with_pad.cu_seqlens.tolist() == [0, 4]
+    both = select(batch, (1,), sequence_multiple=4, total_multiple=3)
+    assert both.cu_seqlens.tolist() == [0, 4, 12], "the dummy keeps the multiple of a sequence too"
 
 
 tokens = st.lists(st.integers(0, 40), min_size=1, max_size=6).map(tuple)

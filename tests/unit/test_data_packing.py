@@ -52,6 +52,19 @@ def test_small_splits_against_exhaustion(weights, num_parts):
     )
 
 
+def test_differencing_by_hand():
+    # Karmarkar-Karp on 8 7 6 5 4: 8-7=1, 6-5=1, 4-1=3, 3-1=2, so 16 and 14; greedy gives 17 and 13.
+    assert sorted(loads([8, 7, 6, 5, 4], differencing_parts([8, 7, 6, 5, 4], 2))) == [14, 16]
+    assert sorted(loads([8, 7, 6, 5, 4], greedy_parts([8, 7, 6, 5, 4], 2))) == [13, 17]
+    assert sorted(loads([8, 7, 6, 5, 4], balanced_parts([8, 7, 6, 5, 4], 2))) == [15, 15], "one swap later"
+
+
+@pytest.mark.parametrize(("limit", "micro"), [(10, ((0, 1),)), (9, ((0,), (1,)))])
+def test_token_limit_is_inclusive(limit, micro):
+    plan = plan_batch([[5, 5]], [[1, 1]], num_mini_batches=1, dp_size=1, max_tokens=limit, max_sequences=None)
+    assert plan.minis[0].micro == (micro,)
+
+
 @settings(deadline=None)
 @given(WEIGHTS.filter(bool), st.integers(1, 9))
 def test_swaps_never_hurt(weights, num_parts):
