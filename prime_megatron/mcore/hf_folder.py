@@ -20,7 +20,8 @@ from prime_megatron.parallel.topology import ParallelSizes
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-_IGNORED = ("rotary_emb.inv_freq", "lm_head.weight", VALUE_HEAD.sources[0].name)
+VALUE_HEAD_TENSOR = VALUE_HEAD.sources[0].name
+_IGNORED = ("rotary_emb.inv_freq", "lm_head.weight", VALUE_HEAD_TENSOR)
 """Tensors a folder may have though its config does not ask for them: buffers that older versions saved, the
 copy of a tied embedding, the critic's head."""
 
@@ -86,10 +87,16 @@ class HfFolder:
         """The tensor's dtype as safetensors writes it, such as "BF16"."""
         return self.slice(name).get_dtype()
 
-    def check(self, family: FamilyConfig) -> None:
-        """Every tensor the model needs is there with the shape config.json implies, and no other."""
+    def check(self, family: FamilyConfig, *, value_head: bool = False) -> None:
+        """Every tensor the model needs is there with the shape config.json implies, and no other.
+
+        value_head: for a critic, which needs no output layer, and whose own head may be missing.
+        """
         whole = ParallelSizes(world=1)
-        expected = {piece.hf_name: piece.hf_shape for piece in shard_map(family, whole, whole.coordinates(0))}
+        pieces = shard_map(family, whole, whole.coordinates(0), value_head=value_head)
+        expected = {piece.hf_name: piece.hf_shape for piece in pieces}
+        if VALUE_HEAD_TENSOR not in self.files:
+            expected.pop(VALUE_HEAD_TENSOR, None)
         for name, shape in expected.items():
             found = tuple(self.slice(name).get_shape())
             if found != shape:

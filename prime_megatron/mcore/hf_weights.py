@@ -67,7 +67,7 @@ def load_hf(chunks: Sequence[Any], folder: Path | str, topology: Topology) -> No
     """
     model = unwrap(chunks[0])
     with HfFolder(folder) as source:
-        source.check(model.family)
+        source.check(model.family, value_head=model.has_value_head)
         for param, pieces in local_pieces(chunks, topology):
             if pieces[0].param == "value_head.weight" and pieces[0].hf_name not in source.files:
                 continue

@@ -45,7 +45,10 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
                 send.close()
                 processes.append(process)
                 pipes[receive] = rank
-            return _collect(pipes, world_size, timeout_s)
+            results = _collect(pipes, world_size, timeout_s)
+            for process in processes:
+                process.join(timeout=10)
+            return results
         finally:
             for process in processes:
                 _end(process)
@@ -109,7 +112,6 @@ def _worker(
 
 
 def _end(process: Any) -> None:
-    process.join(timeout=5)
     if process.is_alive():
         try:
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,124 @@
+"""Each upstream bug is shown first (so that a test fails once it is fixed upstream), then its fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mcore_models
+import pytest
+import torch
+from spawn import run_ranks
+
+NAMES = [
+    "moe router without Transformer Engine",
+    "state_dict of a fresh distributed optimizer",
+    "step missing when optimizer state is loaded",
+    "one step tensor shared by all parameters after a load",
+]
+
+
+def _router() -> None:
+    from prime_megatron.mcore import cpu_shims, upstream_fixes
+
+    cpu_shims.apply()
+    from megatron.core.transformer.moe.moe_utils import router_gating_linear
+
+    x, weight = torch.randn(5, 8), torch.randn(3, 8, requires_grad=True)
+    with pytest.raises(NameError):
+        router_gating_linear(x, weight, None, torch.float32)
+    assert upstream_fixes.apply() == tuple(NAMES)
+    out = router_gating_linear(x, weight, None, torch.float32)
+    torch.testing.assert_close(out, x @ weight.T)
+
+
+def test_router_without_engine() -> None:
+    run_ranks(_router, 1)
+
+
+def _without_fixes() -> list[Any]:
+    """Undoes what start_megatron applied; returns how to redo it."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    fixed = []
+    for name in ("state_dict", "load_state_dict", "_set_main_param_and_optimizer_states"):
+        method = getattr(DistributedOptimizer, name)
+        fixed.append((name, method))
+        setattr(DistributedOptimizer, name, method.__wrapped__)
+    return fixed
+
+
+def _with_fixes(fixed: list[Any]) -> None:
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    for name, method in fixed:
+        setattr(DistributedOptimizer, name, method)
+
+
+def _optimizer(folder: str) -> Any:
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+    _, chunks = mcore_models.start({}, folder, ddp=True)
+    config = OptimizerConfig(optimizer="adam", lr=1e-2, use_distributed_optimizer=True, params_dtype=torch.float32)
+    optimizer = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False).chained_optimizers[0]
+    return chunks, optimizer
+
+
+def _steps(optimizer: Any) -> list[float]:
+    return sorted({float(state["step"]) for state in optimizer.optimizer.state.values()})
+
+
+def _update(chunks: Any, optimizer: Any, num_updates: int) -> None:
+    for update in range(num_updates):
+        generator = torch.Generator().manual_seed(update)
+        for param in chunks[0].module.parameters():
+            param.main_grad.copy_(torch.randn(param.shape, generator=generator))
+        optimizer.step()
+
+
+def _fresh_state(folder: str) -> None:
+    _, optimizer = _optimizer(folder)
+    fixed = _without_fixes()
+    with pytest.raises(AssertionError):
+        optimizer.state_dict()
+    _with_fixes(fixed)
+    groups = optimizer.state_dict()["optimizer"]["param_groups"]
+    assert [group["step"] for group in groups] == [0.0] * len(groups)
+    assert _steps(optimizer) == [0.0]
+
+
+def _missing_step(folder: str) -> None:
+    chunks, optimizer = _optimizer(folder)
+    _update(chunks, optimizer, 2)
+    param = next(iter(chunks[0].module.parameters()))
+    current = optimizer._get_main_param_and_optimizer_states(param)
+    loaded = {key: torch.full_like(current[key], 0.5) for key in ("param", "exp_avg", "exp_avg_sq")}
+    fixed = _without_fixes()
+    with torch.no_grad(), pytest.raises(KeyError, match="step"):
+        optimizer._set_main_param_and_optimizer_states(param, loaded)
+    _with_fixes(fixed)
+    optimizer._set_main_param_and_optimizer_states(param, loaded)
+    now = optimizer._get_main_param_and_optimizer_states(param)
+    assert all(torch.equal(now[key], value) for key, value in loaded.items())
+    assert _steps(optimizer) == [2.0]
+
+
+def _shared_step(folder: str) -> None:
+    chunks, optimizer = _optimizer(folder)
+    _update(chunks, optimizer, 3)
+    saved = optimizer.state_dict()
+    fixed = _without_fixes()
+    optimizer.load_state_dict(saved)
+    _update(chunks, optimizer, 1)
+    assert _steps(optimizer) != [4.0], "upstream's bug: one tensor counts once for every parameter"
+    _with_fixes(fixed)
+    optimizer.load_state_dict(saved)
+    assert _steps(optimizer) == [3.0]
+    _update(chunks, optimizer, 1)
+    assert _steps(optimizer) == [4.0]
+
+
+@pytest.mark.parametrize("case", [_fresh_state, _missing_step, _shared_step])
+def test_distributed_optimizer(case: Any, tmp_path: Path) -> None:
+    mcore_models.make_model(tmp_path / "m", "qwen2", num_hidden_layers=1)
+    run_ranks(case, 1, str(tmp_path / "m"))

@@ -1,0 +1,62 @@
+"""The critic's model: hidden states and a [1, H] head, on the last stage, sharded like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mcore_models
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from spawn import run_ranks
+
+
+def _run(folder: str, layout: dict[str, Any], out: str) -> Any:
+    from prime_megatron.mcore.hf_weights import export_hf
+    from prime_megatron.mcore.model import unwrap
+
+    topology, chunks = mcore_models.start(layout, folder, value_head=True)
+    model = unwrap(chunks[-1])
+    values = None
+    if topology.is_last_stage:
+        weight = model.head_weight()
+        assert weight.shape == (1, model.family.hidden)
+        assert not weight.any(), "a new head starts at zero"
+        weight.data.fill_(0.5)
+        assert not hasattr(model.output_layer, "weight")
+    inputs = mcore_models.pack(mcore_models.sequences([5, 8]), topology, sequence_parallel=False)
+    found: list[torch.Tensor] = []
+
+    def score(index: int, hidden: torch.Tensor, model: Any) -> Any:
+        found.append((hidden[:, 0] @ unwrap(model).head_weight().T).detach())
+        return hidden.sum(), None
+
+    with torch.no_grad():
+        mcore_models.run(chunks, [inputs], score, train=False)
+    if found:
+        values = found[0]
+    export_hf(chunks, out, topology, folder)
+    mcore_models.restart()
+    # The exported head is read again.
+    _, chunks = mcore_models.start({}, out, value_head=True)
+    assert torch.equal(unwrap(chunks[-1]).head_weight(), torch.full((1, 32), 0.5))
+    return values
+
+
+def test_value_head(tmp_path: Path) -> None:
+    for name in ("qwen2", "qwen2_tied"):
+        folder = tmp_path / name
+        model = mcore_models.make_model(folder, name)
+        for index, layout in enumerate(({}, {"pipeline": 2}, {"tensor": 2})):
+            out = str(tmp_path / f"{name}{index}")
+            world = 2 if layout else 1
+            values = run_ranks(_run, world, str(folder), layout, out)[-1]
+            with torch.no_grad():
+                hidden = torch.cat([model.model(seq[None])[0][0] for seq in mcore_models.sequences([5, 8])])
+            torch.testing.assert_close(values[:, 0], hidden.sum(-1) * 0.5, rtol=0, atol=2e-5)
+            with safe_open(f"{out}/model.safetensors", framework="pt") as file:
+                names = set(file.keys())
+            assert "score.weight" in names
+            assert "lm_head.weight" not in names
+            assert names - {"score.weight"} == set(load_file(folder / "model.safetensors")) - {"lm_head.weight"}
