@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from prime_megatron.errors import InputError
 
 ROLES = ("system", "user", "assistant")
@@ -136,6 +133,9 @@ def _iterate_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _iterate_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa  # only parquet pays for its import
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             wanted = {"data_source", "prompt", "ability", "reward_model", "messages", "response"}
