@@ -48,7 +48,7 @@ def _run(
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases(), configs(), st.sampled_from(Granularity), st.booleans())
 def test_every_estimator_against_the_loops(
     case: Case, config: AdvantageAlgorithm, granularity: Granularity, kl: bool

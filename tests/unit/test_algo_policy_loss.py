@@ -85,7 +85,7 @@ def _loss(
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 40), configs)
 def test_every_setting_against_the_loop(seed: int, size: int, config: PolicyAlgorithm) -> None:
     x = _inputs(seed, size)
@@ -115,7 +115,7 @@ def test_micro_batches_add_up(seed: int, config: PolicyAlgorithm, cut: int) -> N
         close(first_stats[name] + second_stats[name], value, 1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000), configs)
 def test_gradient_against_finite_differences(seed: int, config: PolicyAlgorithm) -> None:
     x = _inputs(seed, 8)

@@ -39,7 +39,7 @@ def _oracle(case: Case, scores: list[float], q: list[float], loss: str, beta: fl
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(cases(), st.sampled_from(PrmLoss), st.floats(0.01, 1.0), st.integers(1, 6), st.integers(1, 50))
 def test_every_loss_against_the_loops(case: Case, loss: PrmLoss, beta: float, n: int, num_sequences: int) -> None:
     config = _config(loss, beta, n)

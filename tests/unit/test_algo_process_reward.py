@@ -34,7 +34,7 @@ def _expected(case: Case, config: PrmAlgorithm) -> np.ndarray:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(cases(), configs)
 def test_every_setting_against_the_loops(case: Case, config: PrmAlgorithm) -> None:
     got = process_rewards(case.batch(), case.pack(case.prm), case.pack(case.ref), config, LOCAL)
