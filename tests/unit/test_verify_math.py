@@ -79,6 +79,7 @@ def test_computed(verifier: MathVerifier, ground_truth: str, answer: str, right:
         ("\\boxed{9^{9^{9^9}}}", "42", "refused"),
         ("\\boxed{" + "9" * 1_000_000 + "}", "42", "refused"),
         ("\\boxed{" + " " * 1_000_000 + "x y" * 400_000 + "}", "42", "refused"),
+        ("\\boxed{" + "1 + " * 300 + "1}", "1+" * 300 + "1", "refused"),  # too long even for string work
         ("\\boxed{9^{9^{9^9}}}", "9^{9^{9^9}}", "correct"),
     ],
 )

@@ -40,7 +40,7 @@ def cpu_ticks(pid: int) -> int:
 
 @pytest.fixture
 def pool():
-    pool = WorkerPool(num_workers=2, timeout_s=2.0, memory_bytes=2**30)
+    pool = WorkerPool(num_workers=2, timeout_s=6.0, memory_bytes=2**30)
     yield pool
     pool.close()
     assert pool.pids() == []
@@ -156,4 +156,8 @@ time.sleep(600)
             assert alive(pid)
         finally:
             parent.kill()
-    wait_until(lambda: not alive(pid))
+    try:
+        wait_until(lambda: not alive(pid))
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
