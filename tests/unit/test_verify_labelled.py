@@ -37,12 +37,13 @@ def test_solutions_of_math_500_against_their_own_and_other_ground_truths() -> No
     truths = [columns["expected_answer"][key] for key in columns["solution"]]
     other = list(truths)
     random.Random(0).shuffle(other)
+    other = other[:150]  # these mostly cost a computation each
     with build_verifiers(OPTIONS) as verifiers:
         own = verifiers.score([Answer("math", s, t) for s, t in zip(solutions, truths, strict=True)])
-        shuffled = verifiers.score([Answer("math", s, t) for s, t in zip(solutions, other, strict=True)])
+        shuffled = verifiers.score([Answer("math", s, t) for s, t in zip(solutions, other)])
     assert [v.verdict for v in own] == ["correct"] * 500
     # A shuffled one is right only where two problems happen to share the answer.
-    assert [v.score == 1.0 for v in shuffled] == [a == b for a, b in zip(truths, other, strict=True)]
+    assert [v.score == 1.0 for v in shuffled] == [a == b for a, b in zip(truths, other)]
 
 
 def test_every_answer_of_math_train_is_itself_in_another_spelling() -> None:
