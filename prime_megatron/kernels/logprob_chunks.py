@@ -39,7 +39,7 @@ class Head:
 
     def partial(self, hidden_TH: torch.Tensor, at: slice) -> Partial:
         """This shard's partial of the tokens `at`, given their hidden states; keeps no logits."""
-        if self.shard.num_rows == 0:
+        if self.shard.num_rows == 0 or hidden_TH.shape[0] == 0:
             return self._nothing(hidden_TH.shape[0], hidden_TH.device)
         return self.ops.partial(hidden_TH, self.rows(), self.labels_T[at], self.inv_temperature, self.entropy)
 
@@ -173,7 +173,9 @@ class Gradients:
 
     def weight_grad(self) -> torch.Tensor | None:
         """Gradient of the shard's true rows; None when it is not wanted, or is in main_grad already."""
-        return None if self._scale is not None else self._dweight_VH
+        if self._scale is not None or not self._want_weight:
+            return None
+        return torch.zeros_like(self._rows_VH) if self._dweight_VH is None else self._dweight_VH
 
 
 class Sink:

@@ -153,13 +153,15 @@ def chunk_grad_(
     if dentropy_t is not None:
         flat_t = flat_t - dentropy_t * entropy_t * inv_temperature
         slope_t = dentropy_t * (-LN2 * inv_temperature)
-    grad_tV = logits_tV if dtype == torch.float32 else torch.empty_like(logits_tV, dtype=dtype)
+    # The interpreter truncates where hardware rounds to bf16: on CPU the kernel writes fp32 and torch rounds.
+    in_place = dtype == torch.float32 or not logits_tV.is_cuda
+    grad_tV = logits_tV if in_place else torch.empty_like(logits_tV, dtype=dtype)
     block = min(GRAD_BLOCK, triton.next_power_of_2(num_columns))
     _grad_kernel[(num_tokens, triton.cdiv(num_columns, block))](
         logits_tV, grad_tV, labels_t, lse_t * LOG2E, flat_t, slope_t, dlogprobs_t * inv_temperature,
         inv_temperature * LOG2E, num_columns, SLOPE=dentropy_t is not None, BLOCK=block, num_warps=NUM_WARPS,
     )  # fmt: skip
-    return grad_tV
+    return grad_tV.to(dtype)
 
 
 def weight_grad_(
