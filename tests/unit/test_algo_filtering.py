@@ -24,7 +24,8 @@ def _group(outcomes: list[float], finish: str = "stop") -> Group:
         ([1.0, 0.0, 0.0, 0.0], "kept"),
         ([1.0, 0.0, 0.0, 0.0, 0.0], "kept"),  # exactly 0.2
         ([1.0, 1.0, 1.0, 1.0, 0.0], "kept"),  # exactly 0.8
-        ([0.1] * 5 + [0.3] * 5, "kept"),  # 0.2, not exact in binary
+        ([0.2 - 0.15, 0.2 + 0.15, 0.2], "kept"),  # 0.2, which binary rounds below
+        ([0.8 - 0.1, 0.8 + 0.1, 0.8], "kept"),  # 0.8, which binary rounds above
         ([1.0, 0.0, 0.0, 0.0, 0.0, 0.0], "too_hard"),
         ([1.0, 1.0, 1.0, 1.0, 1.0, 0.0], "too_easy"),
     ],

@@ -137,3 +137,14 @@ def test_dpo_without_an_opposite_is_the_hard_label_cross_entropy() -> None:
             sequence_losses(q, outcome, None, _config(PrmLoss.ce, 0.7)),
             1e-12,
         )
+
+
+def test_a_prm_equal_to_its_reference_is_half_right() -> None:
+    case = make_case(2, [4], 6)
+    batch = case.batch()
+    _, stats = prm_loss(
+        case.pack(case.ref), case.pack(case.ref), batch.response_mask_T, batch.cu_seqlens, batch.outcome_N, None,
+        PrmAlgorithm(), 4,
+    )  # fmt: skip
+    assert float(stats["prm_correct_sum"]) == 2.0
+    assert float(stats["prm_loss_sum"]) == pytest.approx(4.0 * math.log(2.0))

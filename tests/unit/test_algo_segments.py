@@ -109,3 +109,10 @@ def test_empty_inputs() -> None:
     assert last_index(nothing.bool(), index, 0).shape == (0,)
     assert sequence_index(torch.zeros(1, dtype=torch.int64), 0).shape == (0,)
     assert Siblings.of(index).mean_of_others(nothing).shape == (0,)
+
+
+def test_sums_keep_the_dtype() -> None:
+    values, index = torch.ones(3), torch.zeros(3, dtype=torch.int64)
+    assert segment_sum(values, index, 1).dtype == torch.float32
+    assert discounted_sum(values, index, 0.5).dtype == torch.float32
+    assert segment_mean(values, values > 0, index, 1).dtype == torch.float32
