@@ -106,9 +106,10 @@ def _worker(
     send.close()
     if "error" in message:
         os._exit(1)
-    # Peers may still be reading from this rank's store and sockets.
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        # Peers may still be reading from this rank's store and sockets.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _end(process: Any) -> None:

@@ -1,0 +1,46 @@
+"""Running the trainer in tests: gloo ranks, metrics back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from prime_megatron.config import TrainConfig
+from tests.distributed.spawn import run_ranks
+
+TIMINGS = ("time/", "speed/")
+
+
+def train_rank(settings: str) -> int:
+    from prime_megatron.trainer import train
+
+    return train(TrainConfig.model_validate_json(settings), resume=None, overwrite=False)
+
+
+def run(settings: dict[str, Any], world_size: int = 1, timeout_s: float = 240.0) -> list[dict[str, Any]]:
+    """Train on gloo ranks; returns metrics.jsonl, step 0 first."""
+    codes = run_ranks(train_rank, world_size, json.dumps(settings), timeout_s=timeout_s)
+    assert codes == [0] * world_size
+    lines = (Path(settings["run"]["output_dir"]) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def differences(one: list[dict[str, Any]], two: list[dict[str, Any]], skip: tuple[str, ...]) -> dict[str, float]:
+    """Largest difference of every metric over the steps, relative to 1 or the value where it is larger."""
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    worst: dict[str, float] = {}
+    for a, b in zip(one, two, strict=True):
+        keys = {key for key in a.keys() | b.keys() if not key.startswith(skip)}
+        for key in keys:
+            worst[key] = max(worst.get(key, 0.0), _difference(a.get(key), b.get(key)))
+    return worst
+
+
+def _difference(a: Any, b: Any) -> float:
+    if a == b:
+        return 0.0
+    if not isinstance(a, (int, float)) or not isinstance(b, (int, float)):
+        return math.inf
+    return abs(a - b) / max(1.0, abs(a))

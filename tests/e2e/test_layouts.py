@@ -1,0 +1,71 @@
+"""Nothing changes a result but the seed and the algorithm: three steps on the same rollouts, in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.runs import TIMINGS, differences, run
+from tests.e2e.toy import make_model, make_prompts, merge, settings
+
+TOLERANCE = 1e-5
+# A replayed run generates nothing: what the rollout says of itself is not compared, nor the engine's evaluation.
+SKIP = (*TIMINGS, "rollout/", "engine/", "eval/")
+
+LAYOUTS = {
+    "dp2": (2, {}),
+    "dp2-plain-optimizer": (2, {"distributed_optimizer": False}),
+    "dp2-overlap": (2, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
+    "pp2": (2, {"pipeline": 2}),
+    "tp2": (2, {"tensor": 2}),
+    "tp2-sp": (2, {"tensor": 2, "sequence": True}),
+    "cp2": (2, {"context": 2}),
+    "pp2-vpp2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "tp2-pp2": (4, {"tensor": 2, "pipeline": 2}),
+    "dp2-pp2-uneven": (4, {"pipeline": 2, "pipeline_layers": [3, 1]}),
+}
+PACKINGS: dict[str, dict[str, Any]] = {
+    "one-by-one": {"max_sequences": 1},
+    "four-padded": {"max_sequences": 4, "padded": True},
+    "by-tokens": {"max_tokens": 40},
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Settings that replay the rollouts of a run on one process, and that run's metrics."""
+    folder: Path = tmp_path_factory.mktemp("layouts")
+    model = make_model(folder / "model")
+    prompts = make_prompts(folder / "prompts.jsonl")
+    base = settings(
+        model,
+        prompts,
+        folder / "recorded",
+        models={"policy": {"num_mini_batches": 2}},
+        rollout={"sampling": {"temperature": 0.9}},
+        policy={"kl_place": "loss", "kl_coef": 0.01, "entropy_coef": 0.01},
+    )
+    recording = str(folder / "recording.jsonl")
+    metrics = run(merge(base, {"rollout": {"record": recording}}))
+    assert len(metrics) == 4
+    assert metrics[-1]["policy/grad_norm"] > 0.0 and metrics[-1]["prm/grad_norm"] > 0.0
+    return merge(base, {"rollout": {"engine": "replay", "replay": recording}}), metrics
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout_changes_nothing(name: str, recorded: Any, tmp_path: Path) -> None:
+    base, expected = recorded
+    world_size, parallel = LAYOUTS[name]
+    metrics = run(merge(base, {"run": {"output_dir": str(tmp_path / "out")}, "parallel": parallel}), world_size)
+    worst = differences(expected, metrics, SKIP)
+    assert max(worst.values()) <= TOLERANCE, sorted(worst.items(), key=lambda item: -item[1])[:5]
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_packing_changes_nothing(name: str, recorded: Any, tmp_path: Path) -> None:
+    base, expected = recorded
+    metrics = run(merge(base, {"run": {"output_dir": str(tmp_path / "out")}, "packing": PACKINGS[name]}))
+    worst = differences(expected, metrics, SKIP)
+    assert max(worst.values()) <= TOLERANCE, sorted(worst.items(), key=lambda item: -item[1])[:5]
