@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.families import FAMILIES, FamilyConfig
+from prime_megatron.mcore.hf_map import padded_groups
 from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.topology import ParallelSizes
 
@@ -70,13 +71,14 @@ def transformer_config(
     """
     from megatron.core.transformer import TransformerConfig
 
+    groups = padded_groups(config, sizes.tensor)
     chunked = sizes.virtual_pipeline > 1
     kwargs: dict[str, Any] = {
         "num_layers": config.layers,
         "hidden_size": config.hidden,
         "ffn_hidden_size": config.ffn,
-        "num_attention_heads": config.heads,
-        "num_query_groups": config.kv_heads,
+        "num_attention_heads": config.heads // config.kv_heads * groups,
+        "num_query_groups": groups,
         "kv_channels": config.head_dim,
         "normalization": "RMSNorm",
         "layernorm_epsilon": config.norm_eps,

@@ -32,16 +32,25 @@ def padded_vocab(vocab: int, tensor: int) -> int:
     return -(-vocab // tensor) * tensor
 
 
+def padded_groups(config: FamilyConfig, tensor: int) -> int:
+    """Key-value groups (each with its query heads) that Megatron is told of, so that any tensor size works.
+
+    Normally the model's own. Where they cannot be split, groups of zeros are added: a zero value gives a zero
+    output, and zero columns of the projection after it neither add anything nor pass a gradient back, so they
+    stay zero in training and change no result. Fewer groups than ranks is Megatron's own case (a group's rows
+    spread over ranks) where the rows divide.
+    """
+    rows = (config.heads + 2 * config.kv_heads) * config.head_dim
+    spread = tensor % config.kv_heads == 0 and config.heads % tensor == 0 and rows % tensor == 0
+    if config.kv_heads % tensor == 0 or spread:
+        return config.kv_heads
+    return -(-config.kv_heads // tensor) * tensor
+
+
 def check_shapes(config: FamilyConfig, sizes: ParallelSizes) -> None:
     """InputError, with the arithmetic, where a model cannot be split this way."""
-    for name, value in (("heads", config.heads), ("ffn", config.ffn)):
-        if value % sizes.tensor and not (name == "ffn" and config.experts):
-            raise InputError(f"parallel.tensor {sizes.tensor} does not divide the model's {value} {name}")
-    if config.kv_heads % sizes.tensor and sizes.tensor % config.kv_heads:
-        raise InputError(
-            f"parallel.tensor {sizes.tensor} and the model's {config.kv_heads} key-value heads: "
-            "neither divides the other"
-        )
+    if config.ffn % sizes.tensor and not config.experts:
+        raise InputError(f"parallel.tensor {sizes.tensor} does not divide the model's {config.ffn} ffn")
     if sizes.expert > 1 and (config.experts == 0 or config.experts % sizes.expert):
         raise InputError(f"parallel.expert {sizes.expert} does not divide the model's {config.experts} experts")
     if config.experts and config.expert_ffn % sizes.expert_tensor:
@@ -147,9 +156,18 @@ def _slices(
         hf_rest: Region = tuple((0, size) for size in shape[1:])
         local_rest = hf_rest
         if rule.layout is Layout.ROW:
-            width = shape[1] // ranks
-            hf_rest, local_rest = ((rank * width, (rank + 1) * width),), ((0, width),)
+            width = _input_width(source, config, ranks) // ranks
+            start, stop = rank * width, min((rank + 1) * width, shape[1])
+            if start >= stop:
+                continue
+            hf_rest, local_rest = ((start, stop),), ((0, stop - start),)
         yield ShardSlice(param, chunk, (local_rows, *local_rest), source.name, (rows, *hf_rest), shape)
+
+
+def _input_width(source: HfTensor, config: FamilyConfig, ranks: int) -> int:
+    """Columns of a row-parallel layer over all ranks, groups of zeros included."""
+    width = config.size(source.dims[1])
+    return width // config.kv_heads * padded_groups(config, ranks) if source.dims[1] == "q" else width
 
 
 def _pieces(layout: Layout, sources: list[HfTensor], config: FamilyConfig, ranks: int, rank: int) -> list[_Piece]:
@@ -166,7 +184,7 @@ def _pieces(layout: Layout, sources: list[HfTensor], config: FamilyConfig, ranks
         per_rank = rows[0] // ranks
         return [_Piece(source, rank * per_rank, source * per_rank, per_rank) for source in (0, 1)]
     whole = _interleaved(config)
-    per_rank = sum(rows) // ranks
+    per_rank = sum(rows) // config.kv_heads * padded_groups(config, ranks) // ranks
     return _clip(whole, rank * per_rank, (rank + 1) * per_rank)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.hf_folder import (
     SINGLE,
+    VALUE_HEAD_TENSOR,
     HfFolder,
     SafetensorsStream,
     TensorSpec,
@@ -31,6 +32,14 @@ from prime_megatron.parallel.topology import Coordinates, Topology
 MAX_FILE_BYTES = 5_000_000_000
 """Largest weights file of an export."""
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+_PADDED = (
+    "word_embeddings.weight",
+    "output_layer.weight",
+    "linear_qkv.weight",
+    "linear_qkv.bias",
+    "linear_proj.weight",
+)
+"""Parameters of which a rank may hold nothing but padding."""
 _WEIGHT_FILE = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack)(\.index\.json)?$")
 
 
@@ -47,29 +56,33 @@ def slices_at(model: HiddenStatesModel, topology: Topology, at: Coordinates) -> 
 
 
 def local_pieces(chunks: Sequence[Any], topology: Topology) -> Iterator[tuple[Tensor, list[ShardSlice]]]:
-    """This rank's parameters, each with its pieces of Hugging Face tensors."""
+    """This rank's parameters, each with its pieces of Hugging Face tensors; none for one that is all padding."""
     models = [unwrap(chunk) for chunk in chunks]
     named = [dict(model.named_parameters()) for model in models]
     by_param: dict[tuple[int, str], list[ShardSlice]] = {}
     for piece in slices_at(models[0], topology, topology.at):
         by_param.setdefault((piece.chunk, piece.param), []).append(piece)
-    for (chunk, param), pieces in by_param.items():
-        yield named[chunk][param], pieces
+    for chunk, params in enumerate(named):
+        for name, param in params.items():
+            pieces = by_param.pop((chunk, name), [])
+            assert pieces or name.endswith(_PADDED), f"no rule for parameter {name}"
+            yield param, pieces
+    assert not by_param, f"no parameters for rules {sorted(by_param)}"
 
 
 @torch.no_grad()
 def load_hf(chunks: Sequence[Any], folder: Path | str, topology: Topology) -> None:
     """Fills this rank's parameters from a model folder, reading only the slices it holds.
 
-    Values are cast to the parameters' dtype; padding rows of the vocabulary become zero. A value head that
-    the folder does not have stays as it is. Every rank checks the whole folder, so that all raise the same
-    InputError: missing or truncated file, missing tensor, a shape that config.json contradicts.
+    Values are cast to the parameters' dtype; padding (of the vocabulary, of attention groups) becomes zero. A
+    value head that the folder does not have stays as it is. Every rank checks the whole folder, so that all
+    raise the same InputError: missing or truncated file, missing tensor, a shape that config.json contradicts.
     """
     model = unwrap(chunks[0])
     with HfFolder(folder) as source:
         source.check(model.family, value_head=model.has_value_head)
         for param, pieces in local_pieces(chunks, topology):
-            if pieces[0].param == "value_head.weight" and pieces[0].hf_name not in source.files:
+            if pieces and pieces[0].hf_name == VALUE_HEAD_TENSOR and VALUE_HEAD_TENSOR not in source.files:
                 continue
             if sum(math.prod(piece.shape) for piece in pieces) < param.numel():
                 param.zero_()

@@ -36,6 +36,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3_tied": ("Llama", {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True, "head_dim": 16}),
     "llama_linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    # Three groups: every even tensor size must pad them.
+    "qwen3_odd": ("Qwen3", {"head_dim": 16, "num_attention_heads": 6, "num_key_value_heads": 3}),
+    "qwen2_odd": ("Qwen2", {"hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3}),
     "mistral_window": ("Mistral", {"sliding_window": 5}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "qwen3_moe": ("Qwen3Moe", {**_MOE, "moe_intermediate_size": 24, "head_dim": 16, "norm_topk_prob": True}),

@@ -87,7 +87,7 @@ def _write_gradients(chunks: Any, topology: Any, source: str, target: str) -> No
             covered = torch.zeros(param.shape, dtype=torch.bool)
             for piece in pieces:
                 covered[tuple(slice(*bounds) for bounds in piece.local)] = True
-            # Padding rows of the vocabulary must stay where they are.
+            # Padding, of the vocabulary and of attention groups, must stay zero in training.
             assert not param.main_grad[~covered].any()
             param.copy_(param.main_grad)
     dist.barrier()
@@ -140,6 +140,11 @@ def test_tied_two_ranks(tmp_path: Path) -> None:
 
 def test_norms_on_queries_and_keys(tmp_path: Path) -> None:
     _check(tmp_path, "qwen3", [{"tensor": 2, "sequence": True}, {"tensor": 2}], 2)
+
+
+def test_padded_attention_groups(tmp_path: Path) -> None:
+    for name in ("qwen3_odd", "qwen2_odd"):
+        _check(tmp_path, name, [{"tensor": 2, "sequence": True}, {"tensor": 2}], 2)
 
 
 def test_experts_two_ranks(tmp_path: Path) -> None:

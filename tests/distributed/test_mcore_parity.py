@@ -100,7 +100,7 @@ def test_every_family_on_two_ranks(tmp_path: Path, names: list[str]) -> None:
 
 
 def test_combined_layouts_on_four_ranks(tmp_path: Path) -> None:
-    _check(tmp_path, ["qwen2", "qwen2_tied"], FOUR_RANKS, 4)
+    _check(tmp_path, ["qwen2", "qwen2_tied", "qwen3_odd"], FOUR_RANKS, 4)
 
 
 def test_export_loads_in_transformers(tmp_path: Path) -> None:
