@@ -153,6 +153,8 @@ class PrmLoss:
     def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
         """Stats: num_sequences, prm_loss, prm_correct (sign of Q against outcome over one half)."""
         first, last = (bisect_left(self.boundaries, edge) for edge in (tokens.start, tokens.stop))
+        if tokens.stop == self.boundaries[-1]:
+            last = len(self.boundaries) - 1  # empty sequences at the end
         assert self.boundaries[first] == tokens.start and self.boundaries[last] == tokens.stop, "a cut sequence"
         sequences, mask_t = slice(first, last), self.mask_T[tokens]
         lengths_n = torch.tensor(
