@@ -7,7 +7,9 @@ equal chunks (Megatron's load balance for causal attention); keys and values are
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import inspect
 from typing import Any
 
 import torch
@@ -37,10 +39,14 @@ class _GatherSequence(torch.autograd.Function):
         return out, None
 
 
+@functools.cache
 def varlen_backend() -> str:
     """The attention used on CUDA for bf16: "torch varlen", "flash-attn varlen" or "sdpa loop"."""
     if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
-        return "torch varlen"
+        from torch.nn.attention.varlen import varlen_attn
+
+        if {"window_size", "scale"} <= inspect.signature(varlen_attn).parameters.keys():  # not in its first release
+            return "torch varlen"
     if importlib.util.find_spec("flash_attn") is not None:
         return "flash-attn varlen"
     return "sdpa loop"
@@ -150,6 +156,12 @@ class PackedAttention(torch.nn.Module):
         if self.backend == "torch varlen":
             from torch.nn.attention.varlen import varlen_attn
 
+            grouped: dict[str, bool] = {}
+            if q.shape[1] != k.shape[1]:
+                if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+                    grouped["enable_gqa"] = True
+                else:
+                    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
             return varlen_attn(
                 q,
                 k,
@@ -160,7 +172,7 @@ class PackedAttention(torch.nn.Module):
                 longest,
                 scale=self.scale,
                 window_size=window,
-                enable_gqa=q.shape[1] != k.shape[1],
+                **grouped,
             )
         from flash_attn import flash_attn_varlen_func
 

@@ -1,0 +1,100 @@
+"""Megatron models on a GPU: no shims, NCCL, and every attention against transformers and the definition."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
+import mcore_models
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+LENGTHS = [70, 1, 128, 33]
+
+
+@pytest.fixture
+def started() -> Iterator[Any]:
+    from prime_megatron.config.model import ParallelConfig
+    from prime_megatron.mcore.initialize import start_megatron, stop_megatron
+
+    yield start_megatron(ParallelConfig(), seed=1, backend="nccl", timeout_s=60)
+    stop_megatron()
+
+
+def _build(folder: Path, topology: Any, dtype: torch.dtype) -> Any:
+    from prime_megatron.config.model import ParallelConfig
+    from prime_megatron.mcore.hf_config import read_config
+    from prime_megatron.mcore.hf_weights import load_hf
+    from prime_megatron.mcore.model import build_model
+
+    chunks = build_model(read_config(folder), topology, ParallelConfig(), dtype, wrap_ddp=False)
+    load_hf(chunks, folder, topology)
+    return chunks[0]
+
+
+def _hidden(model: Any, topology: Any) -> torch.Tensor:
+    seqs = mcore_models.sequences(LENGTHS)
+    tokens, _, packed = mcore_models.pack(seqs, topology, sequence_parallel=False)
+    for name in ("cu_seqlens_q", "cu_seqlens_kv", "cu_seqlens_q_padded", "cu_seqlens_kv_padded"):
+        setattr(packed, name, getattr(packed, name).cuda())
+    return model(tokens.cuda(), None, None, packed_seq_params=packed)[:, 0]
+
+
+def test_shims_are_inert() -> None:
+    from megatron.core.pipeline_parallel import schedules
+
+    from prime_megatron.mcore import cpu_shims
+
+    assert not cpu_shims.apply()
+    assert schedules.torch is torch
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama3_tied", "qwen3", "mistral_window", "mixtral"])
+def test_float32_against_transformers(started: Any, tmp_path: Path, name: str) -> None:
+    reference = mcore_models.make_model(tmp_path / "m", name)
+    model = _build(tmp_path / "m", started, torch.float32)
+    with torch.no_grad():
+        got = _hidden(model, started) @ model.head_weight()[: model.family.vocab].T
+    expected = mcore_models.reference_logits(reference.cuda(), [s.cuda() for s in mcore_models.sequences(LENGTHS)])
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral_window"])
+def test_bfloat16_attention_and_gradients(started: Any, tmp_path: Path, name: str) -> None:
+    """The variable-length kernel against the loop over sequences, values and gradients."""
+    from prime_megatron.mcore import attention, spec
+
+    mcore_models.make_model(tmp_path / "m", name, hidden_size=128, head_dim=32, intermediate_size=192)
+    results = []
+    for backend in (attention.varlen_backend(), "sdpa loop"):
+        model = _build(tmp_path / "m", started, torch.bfloat16)
+        for module in model.modules():
+            if isinstance(module, attention.PackedAttention):
+                module.backend = backend
+        hidden = _hidden(model, started)
+        hidden.float().square().mean().backward()
+        gradient = model.decoder.layers[0].self_attention.linear_qkv.weight.grad
+        results.append((hidden.float(), gradient.float()))
+    (hidden, gradient), (hidden_loop, gradient_loop) = results
+    assert (hidden - hidden_loop).abs().max() <= 0.05 * hidden_loop.abs().max()
+    assert (gradient - gradient_loop).norm() <= 0.03 * gradient_loop.norm()
+    print(json.dumps({"describe": spec.describe(torch.bfloat16)}))
+
+
+def test_export_from_the_gpu(started: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from prime_megatron.mcore.hf_weights import export_hf
+
+    mcore_models.make_model(tmp_path / "m", "qwen2")
+    model = _build(tmp_path / "m", started, torch.float32)
+    export_hf([model], tmp_path / "out", started, tmp_path / "m")
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("m", "out"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
