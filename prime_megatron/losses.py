@@ -5,6 +5,8 @@ Every maker closes over the whole batch's tensors and cuts out the micro-batch's
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,8 +41,8 @@ def policy_loss(
         own = old is OldLogprobs.none or (old is OldLogprobs.later and mini is first)
         in_loss = config.kl_place is KlPlace.loss and scores.policy_ref_logprobs_T is not None
         return fused.PolicyLoss(
-            advantages_T=rows(advantages.advantages_T),
-            weights_T=rows(weights_T) / mini.num_tokens,
+            advantages_T=rows(advantages.advantages_T * weights_T),
+            weights_T=torch.full_like(rows(weights_T), 1.0 / mini.num_tokens),
             old_logprobs_T=None if own else rows(_needed(scores.old_logprobs_T)),
             clip_low=config.clip_low,
             clip_high=config.clip_high,
@@ -54,12 +56,12 @@ def policy_loss(
 
 
 def importance_weights(config: PolicyAlgorithm, batch: RolloutBatch, scores: Scores) -> Tensor:
-    """min(trainer prob / engine prob, cap) per token, float32 [T]: the weight that corrects for an engine whose
-    probabilities are not the trainer's (truncated importance sampling, Ionides 2008); 1 where it is off."""
+    """min(trainer prob / engine prob, cap) per token, float32 [T]: corrects the clipped loss (not entropy and KL) for an
+    engine whose probabilities are not the trainer's (truncated importance sampling, Ionides 2008); 1 where it is off."""
     if config.importance_cap is None:
         return torch.ones_like(batch.engine_logprobs_T)
     gap_T = _needed(scores.old_logprobs_T) - batch.engine_logprobs_T
-    return torch.where(batch.response_mask_T, gap_T.exp().clamp(max=config.importance_cap), 1.0)
+    return torch.where(batch.response_mask_T, gap_T.clamp(max=math.log(config.importance_cap)).exp(), 1.0)
 
 
 def prm_loss(

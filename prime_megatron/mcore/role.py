@@ -89,9 +89,8 @@ class Role:
         self.optimizer = (
             Optimizer(self.chunks, optimizer, parallel, dtype, total_updates) if optimizer is not None else None
         )
-        if self.optimizer is None:
-            for chunk in self.chunks:
-                chunk.requires_grad_(False)
+        # A frozen role keeps requires_grad: Megatron's linear layers take another product for frozen weights, and
+        # then a PRM equal to its reference would not score equal to the last bit (batch_norm magnifies the rest).
 
     def logprobs(
         self, micro_batches: Sequence[PackedSequences], num_tokens: int, *, temperature: float = 1.0
