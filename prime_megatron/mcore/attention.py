@@ -154,15 +154,16 @@ class PackedAttention(torch.nn.Module):
         longest = max(packed.lengths)
         window = (-1, 0) if self.window is None else (self.window - 1, 0)
         if self.backend == "torch varlen":
-            from torch.nn.attention.varlen import varlen_attn
+            from torch.nn.attention import varlen
 
+            attend: Any = varlen.varlen_attn
             grouped: dict[str, bool] = {}
             if q.shape[1] != k.shape[1]:
-                if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+                if "enable_gqa" in inspect.signature(attend).parameters:
                     grouped["enable_gqa"] = True
                 else:
                     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-            return varlen_attn(
+            return attend(
                 q,
                 k,
                 v,

@@ -72,7 +72,6 @@ def transformer_config(
     from megatron.core.transformer import TransformerConfig
 
     groups = padded_groups(config, sizes.tensor)
-    chunked = sizes.virtual_pipeline > 1
     kwargs: dict[str, Any] = {
         "num_layers": config.layers,
         "hidden_size": config.hidden,
@@ -90,13 +89,6 @@ def transformer_config(
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "window_size": None if config.window is None else (config.window - 1, 0),
-        "tensor_model_parallel_size": sizes.tensor,
-        "pipeline_model_parallel_size": sizes.pipeline,
-        "virtual_pipeline_model_parallel_size": sizes.virtual_pipeline if chunked else None,
-        "context_parallel_size": sizes.context,
-        "expert_model_parallel_size": sizes.expert,
-        "expert_tensor_parallel_size": sizes.expert_tensor,
-        "sequence_parallel": parallel.sequence and sizes.tensor > 1,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
@@ -104,9 +96,6 @@ def transformer_config(
         "variable_seq_lengths": True,
         # The only dispatcher for variable lengths; megatron asks for it in dense models, too.
         "moe_token_dispatcher_type": "alltoall",
-        # With virtual stages, batched point-to-point calls give wrong gradients (upstream); overlapped ones do not.
-        "batch_p2p_comm": not chunked,
-        "overlap_p2p_comm": chunked,
         "deterministic_mode": not engine,
         "masked_softmax_fusion": False,
         "bias_activation_fusion": False,
@@ -114,15 +103,32 @@ def transformer_config(
         "apply_rope_fusion": False,
         "gradient_accumulation_fusion": False,
         "use_cpu_initialization": False,
-        "perform_initialization": True,
+        # Weights are always loaded (load_hf accounts for every parameter); drawing them first only costs time.
+        "perform_initialization": False,
         "attention_softmax_in_fp32": True,
     }
-    if sizes.pipeline > 1:
-        kwargs["pipeline_model_parallel_layout"] = _layout(config, parallel, sizes)
+    kwargs.update(_parallel(config, parallel, sizes))
     kwargs.update(_recompute(parallel))
     if config.experts:
         kwargs.update(_moe(config, engine))
     return TransformerConfig(**kwargs)
+
+
+def _parallel(config: FamilyConfig, parallel: ParallelConfig, sizes: ParallelSizes) -> dict[str, Any]:
+    chunked = sizes.virtual_pipeline > 1
+    return {
+        "tensor_model_parallel_size": sizes.tensor,
+        "pipeline_model_parallel_size": sizes.pipeline,
+        "virtual_pipeline_model_parallel_size": sizes.virtual_pipeline if chunked else None,
+        "context_parallel_size": sizes.context,
+        "expert_model_parallel_size": sizes.expert,
+        "expert_tensor_parallel_size": sizes.expert_tensor,
+        "sequence_parallel": parallel.sequence and sizes.tensor > 1,
+        "pipeline_model_parallel_layout": _layout(config, parallel, sizes) if sizes.pipeline > 1 else None,
+        # With virtual stages, batched point-to-point calls give wrong gradients (upstream); overlapped ones do not.
+        "batch_p2p_comm": not chunked,
+        "overlap_p2p_comm": chunked,
+    }
 
 
 def _layout(config: FamilyConfig, parallel: ParallelConfig, sizes: ParallelSizes) -> list[list[str]]:
@@ -152,7 +158,7 @@ def _moe(config: FamilyConfig, engine: bool) -> dict[str, Any]:
         "num_moe_experts": config.experts,
         "moe_router_topk": config.experts_per_token,
         "moe_ffn_hidden_size": config.expert_ffn,
-        "moe_router_pre_softmax": not config.normalize_expert_weights or config.experts_per_token == 1,
+        "moe_router_pre_softmax": not config.normalize_expert_weights,
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
         "moe_grouped_gemm": engine,

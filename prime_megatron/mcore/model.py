@@ -48,14 +48,14 @@ class HiddenStatesModel(GPTModel):
             self.rotary_pos_emb.inv_freq = inverse_frequencies(family).to(self.rotary_pos_emb.inv_freq.device)
         self.has_value_head = value_head
         if value_head and self.post_process:
-            self.output_layer = None
+            self.output_layer: Any = None
             weight = torch.zeros(1, family.hidden, dtype=config.params_dtype, device=current_device())
             self.value_head = torch.nn.Linear(family.hidden, 1, bias=False, device="meta")
             self.value_head.weight = torch.nn.Parameter(weight)
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.post_process:
-            head = self.value_head if self.has_value_head else self.output_layer
+            head: Any = self.value_head if self.has_value_head else self.output_layer
             # The head's forward never runs, but its pre-forward hooks must: with an overlapped parameter
             # gather they wait for the weight that head_weight() hands out.
             for hook in tuple(head._forward_pre_hooks.values()):
@@ -83,7 +83,7 @@ def build_model(
     ddp: DistributedDataParallelConfig | None = None,
     value_head: bool = False,
 ) -> list[Any]:
-    """This rank's model chunks, one per virtual pipeline stage, with random weights (load_hf fills them).
+    """This rank's model chunks, one per virtual pipeline stage, weights not yet set (load_hf fills them).
 
     wrap_ddp: wrap each in megatron's DistributedDataParallel (options ``ddp``; none: ddp_config(...)).
     Raises InputError where the model does not split over the sizes.

@@ -42,6 +42,8 @@ def common_config(
     """The keys that every Llama-like config.json has; raises InputError (without the file's name) and KeyError."""
     if raw["hidden_act"] != "silu":
         raise InputError(f"hidden_act {raw['hidden_act']!r} is not supported, only silu")
+    if experts_per_token == 1 and normalize_expert_weights:
+        raise InputError("num_experts_per_tok = 1 with normalised expert weights is not supported by megatron-core")
     heads = raw["num_attention_heads"]
     theta, scaling = _rope(raw)
     return FamilyConfig(
