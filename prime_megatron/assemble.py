@@ -146,7 +146,8 @@ def build_parts(config: TrainConfig, topology: Topology) -> Parts:
         seed=config.run.seed,
         shuffle=config.data.shuffle,
     )
-    verifiers = build_verifiers(VerifyOptions(num_workers=config.verify.workers, timeout_s=config.verify.timeout_s))
+    workers = max(1, config.verify.workers // config.launch.processes_per_node)
+    verifiers = build_verifiers(VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s))
     for ability in sorted({row.ability for row in rows}):
         verifiers.require(ability)
     roles = build_roles(config, topology, plan_step(config))

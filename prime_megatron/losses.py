@@ -56,8 +56,11 @@ def policy_loss(
 
 
 def importance_weights(config: PolicyAlgorithm, batch: RolloutBatch, scores: Scores) -> Tensor:
-    """min(trainer prob / engine prob, cap) per token, float32 [T]: corrects the clipped loss (not entropy and KL) for an
-    engine whose probabilities are not the trainer's (truncated importance sampling, Ionides 2008); 1 where it is off."""
+    """min(trainer prob / engine prob, cap) per token, float32 [T]; 1 where it is off.
+
+    Corrects the clipped loss (not entropy and KL) for an engine whose probabilities are not the trainer's: truncated
+    importance sampling (Ionides 2008).
+    """
     if config.importance_cap is None:
         return torch.ones_like(batch.engine_logprobs_T)
     gap_T = _needed(scores.old_logprobs_T) - batch.engine_logprobs_T

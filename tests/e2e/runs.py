@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prime_megatron.config import TrainConfig
 from tests.distributed.spawn import run_ranks
 
 TIMINGS = ("time/", "speed/")
+
+
+def train_all(runs: str) -> list[int]:
+    """Several runs one after the other in one process, each with process groups of its own."""
+    torch.distributed.destroy_process_group()
+    del os.environ["RANK"]
+    return [train_rank(json.dumps(settings)) for settings in json.loads(runs)]
 
 
 def train_rank(settings: str) -> int:
@@ -23,8 +33,27 @@ def run(settings: dict[str, Any], world_size: int = 1, timeout_s: float = 240.0)
     """Train on gloo ranks; returns metrics.jsonl, step 0 first."""
     codes = run_ranks(train_rank, world_size, json.dumps(settings), timeout_s=timeout_s)
     assert codes == [0] * world_size
-    lines = (Path(settings["run"]["output_dir"]) / "metrics.jsonl").read_text().splitlines()
+    return read_lines(settings, "metrics.jsonl")
+
+
+def read_lines(settings: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """A run's JSON-lines file."""
+    lines = (Path(settings["run"]["output_dir"]) / name).read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def judge(recording: Path, target: Path) -> str:
+    """Copy a recording with outcomes by rule (a random model is never right): mixed within every group, one
+    fractional. Returns the new path."""
+    with recording.open() as source, target.open("w") as file:
+        for line in source:
+            row = json.loads(line)
+            for index, group in enumerate(row["groups"]):
+                for place, sample in enumerate(group["samples"]):
+                    sample["outcome"] = float((index + place) % 2)
+            row["groups"][0]["samples"][0]["outcome"] = 0.25
+            file.write(json.dumps(row) + "\n")
+    return str(target)
 
 
 def differences(one: list[dict[str, Any]], two: list[dict[str, Any]], skip: tuple[str, ...]) -> dict[str, float]:

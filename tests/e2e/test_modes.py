@@ -1,0 +1,120 @@
+"""Every update order, PRM loss, granularity, reference and estimator makes steps end to end, and means what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.spawn import run_ranks
+from tests.e2e.runs import judge, read_lines, run, train_all
+from tests.e2e.toy import make_model, make_prompts, merge, settings
+
+MODES: dict[str, dict[str, Any]] = {
+    "after": {"prm": {"update": "after"}},
+    "before": {"prm": {"update": "before"}},
+    "reverse": {"prm": {"update": "reverse"}},
+    "none": {"prm": {"update": "none"}},
+    "dpo": {"prm": {"update": "reverse", "loss": "dpo"}},
+    "bon_acc": {"prm": {"update": "reverse", "loss": "bon_acc"}},
+    "bon_rm": {"prm": {"update": "reverse", "loss": "bon_rm"}},
+    "step": {"prm": {"granularity": "step", "step_delimiter": "e"}},
+    "whole": {"prm": {"granularity": "whole"}},
+    "policy-reference": {"prm": {"reference": "policy"}},
+    "smoothed": {"prm": {"smoothing_lambda": 0.5, "use_gt": True, "norm": "none"}},
+    "code-form": {"advantage": {"leave_one_out": "code", "gamma_process": 0.9, "gamma_outcome": 0.95}},
+    "grpo": {"advantage": {"estimator": "grpo"}},
+    "reinforce": {"advantage": {"estimator": "reinforce", "whiten": False}},
+    "reinforce++": {"advantage": {"estimator": "reinforce++"}},
+    "prime_value": {"advantage": {"estimator": "prime_value"}},
+    "outcome-only": {"advantage": {"process_weight": 0.0}},
+    "kl-in-reward": {"policy": {"kl_place": "reward", "kl_coef": 0.1, "kl_estimator": "k1"}},
+    "kl-in-loss": {"policy": {"kl_place": "loss", "kl_coef": 0.1, "entropy_coef": 0.01}},
+    "importance": {"policy": {"importance_cap": 2.0}},
+    "mini-batches": {"models": {"policy": {"num_mini_batches": 4}, "prm": {"num_mini_batches": 2}}},
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict], list[dict]]]:
+    """Metrics and samples of two steps of every mode, on the same judged rollouts."""
+    folder: Path = tmp_path_factory.mktemp("modes")
+    model, prompts = make_model(folder / "model"), make_prompts(folder / "prompts.jsonl")
+    small = make_model(folder / "small", hidden=32, layers=2, seed=1)
+    base = settings(model, prompts, folder / "recorded", run={"steps": 2})
+    run(merge(base, {"rollout": {"record": str(folder / "raw.jsonl")}}))
+    replay = judge(folder / "raw.jsonl", folder / "judged.jsonl")
+    base = merge(base, {"rollout": {"engine": "replay", "replay": replay}})
+    modes = {**MODES, "small-prm": {"models": {"prm": {"path": small}}}}
+    runs = {name: merge(merge(base, {"run": {"output_dir": str(folder / name)}}), mode) for name, mode in modes.items()}
+    (codes,) = run_ranks(train_all, 1, json.dumps(list(runs.values())), timeout_s=280.0)
+    assert codes == [0] * len(runs)
+    return {name: (read_lines(done, "metrics.jsonl"), read_lines(done, "samples.jsonl")) for name, done in runs.items()}
+
+
+@pytest.mark.parametrize("name", [*MODES, "small-prm"])
+def test_steps_are_finite_and_learn(name: str, results: Any) -> None:
+    metrics, samples = results[name]
+    assert [row["step"] for row in metrics] == [0, 1, 2]
+    for row in metrics[1:]:
+        assert all(math.isfinite(value) for key, value in row.items() if isinstance(value, float)), row
+        assert row["policy/grad_norm"] > 0.0 and row["policy/skipped_updates"] == 0
+    assert len(samples) == 2 * 5 * 4
+    for row in samples:
+        assert len(row["process_rewards"]) == len(row["advantages"]) == len(row["token_ids"])
+
+
+def rewards(results: Any, name: str) -> list[list[float]]:
+    """Process rewards of the second step (in the first the PRM equals its reference)."""
+    return [row["process_rewards"] for row in results[name][1] if row["step"] == 2]
+
+
+def test_frozen_prm_never_moves(results: Any) -> None:
+    metrics, _ = results["none"]
+    assert all("prm/grad_norm" not in row for row in metrics)
+    assert all(value == 0.0 for row in rewards(results, "none") for value in row)
+
+
+def test_before_scores_with_the_new_weights(results: Any) -> None:
+    """In the first step a PRM that scores before its update equals its reference; one that scores after does not."""
+    first = {name: [row["process_rewards"] for row in results[name][1] if row["step"] == 1] for name in MODES}
+    for name in ("after", "reverse"):
+        assert all(value == 0.0 for row in first[name] for value in row)
+    assert any(value != 0.0 for row in first["before"] for value in row)
+
+
+def test_after_and_reverse_differ_by_a_forward_only(results: Any) -> None:
+    """With one mini-batch and ce, both score with the weights before the update and make the same step."""
+    for one, two in zip(results["after"][0][1:], results["reverse"][0][1:], strict=True):
+        assert one["policy/grad_norm"] == pytest.approx(two["policy/grad_norm"], rel=1e-5)
+        assert one["prm/grad_norm"] == pytest.approx(two["prm/grad_norm"], rel=1e-5)
+
+
+def test_whole_is_the_sum_on_the_last_token(results: Any) -> None:
+    token, whole = rewards(results, "after"), rewards(results, "whole")
+    ratio = {round(sum(t) / w[-1], 3) for t, w in zip(token, whole, strict=True) if abs(w[-1]) > 1e-3}
+    assert all(value == 0.0 for row in whole for value in row[:-1])
+    assert len(ratio) == 1  # one common scale: batch_norm divides by different maxima
+
+
+def test_steps_end_where_the_delimiter_stands(results: Any) -> None:
+    for row in (row for row in results["step"][1] if row["step"] == 2):
+        text = row["response"]
+        if len(text) == len(row["token_ids"]):  # a special token shows nothing
+            inside = zip(text[:-1], row["process_rewards"], strict=False)
+            inner = [value for character, value in inside if character != "e"]
+            assert all(value == 0.0 for value in inner)
+
+
+def test_outcome_only_has_no_prm(results: Any) -> None:
+    metrics, _ = results["outcome-only"]
+    assert not any(key.startswith("prm/") for row in metrics for key in row)
+
+
+def test_estimators_differ(results: Any) -> None:
+    names = ("after", "grpo", "reinforce", "reinforce++", "prime_value", "code-form", "kl-in-reward")
+    norms = {name: results[name][0][2]["policy/grad_norm"] for name in names}
+    assert len(set(norms.values())) == len(names), norms
