@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,52 +12,31 @@ import torch.distributed as dist
 
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
-from prime_megatron.config import Granularity, OptimizerConfig, TrainConfig
-from prime_megatron.data.rows import read_prompt_rows
-from prime_megatron.data.stream import PromptStream, eval_prompts
-from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
+from prime_megatron.config import Granularity, TrainConfig
+from prime_megatron.data.stream import PromptStream
+from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.evaluation import Evaluator
-from prime_megatron.mcore.families import FamilyConfig
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.inputs import Inputs, read_inputs
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role
-from prime_megatron.metrics import TRAIN_COLUMNS, Clock, MetricsLog, open_metrics_log, open_samples_log
-from prime_megatron.output_dir import prepare_output_dir
+from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_samples_log
+from prime_megatron.output_dir import check_output_dir, prepare_output_dir
 from prime_megatron.parallel.collectives import OverRanks, from_rank
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.report import Reporter
 from prime_megatron.reshard.local import LocalSync
 from prime_megatron.reshard.plan import whole_tensors
 from prime_megatron.reshard.sync import WeightSync
+from prime_megatron.roles import DTYPES, Roles, build_roles, policy_folder_of
 from prime_megatron.rollout.collect import Collector, ReplayCollector
 from prime_megatron.rollout.embedded import EmbeddedEngine
 from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.generate import Generator
 from prime_megatron.rollout.recording import Recorder
 from prime_megatron.step_batch import Batcher
-from prime_megatron.step_plan import StepPlan, plan_step
+from prime_megatron.step_plan import plan_step
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The models of the step plan; None where the plan has no such pass."""
-
-    policy: Role
-    prm: Role | None
-    reference: Role | None
-    """The PRM's frozen reference."""
-    policy_reference: Role | None
-    """The policy's, for its KL term; the same object where both are one model."""
-
-    @property
-    def distinct(self) -> list[Role]:
-        """Every model once."""
-        roles = [self.policy, self.prm, self.reference, self.policy_reference]
-        return list({id(role): role for role in roles if role is not None}.values())
 
 
 @dataclass(frozen=True)
@@ -85,43 +64,49 @@ class Parts:
                 role.export(self.export_to / role.name)
 
     def close(self) -> None:
-        """End the engine, the verifiers' processes and the logs."""
+        """End the engine and the logs."""
         self.engine.close()
-        self.verifiers.close()
         self.reporter.log.close()
         self.reporter.samples.close()
 
 
 @contextmanager
 def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> Iterator[Parts]:
-    """Start the process groups and the output folder, build the parts, and end them all afterwards."""
+    """Start the process groups, read everything, make the output folder, build the parts; end them all afterwards.
+
+    Raises:
+        InputError: what is wrong with the output folder, the data or the models; no folder was made.
+    """
+    output = Path(config.run.output_dir)
     topology = start_megatron(
-        config.parallel,
-        seed=config.run.seed,
-        backend=device.backend_name(),
-        timeout_s=config.parallel.timeout_s,
+        config.parallel, seed=config.run.seed, backend=device.backend_name(), timeout_s=config.parallel.timeout_s
     )
     try:
-        open_output_dir(Path(config.run.output_dir), resume=resume, overwrite=overwrite)
-        parts = build_parts(config, topology)
-        try:
-            yield parts
-        finally:
-            parts.close()
+        agree_on(lambda: check_output_dir(output, resume=resume, overwrite=overwrite))
+        workers = max(1, config.verify.workers // config.launch.processes_per_node)
+        with build_verifiers(VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)) as verifiers:
+            inputs = read_inputs(config, verifiers)
+            roles = build_roles(config, topology, plan_step(config))
+            agree_on(lambda: prepare_output_dir(output, resume=resume, overwrite=overwrite))
+            parts = build_parts(config, topology, verifiers, inputs, roles)
+            try:
+                yield parts
+            finally:
+                parts.close()
     finally:
         stop_megatron()
 
 
-def open_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None:
-    """Make the folder on one rank; a refusal is raised on all.
+def agree_on(action: Callable[[], None]) -> None:
+    """Run an action of the first rank's; what it refuses is raised on all. Collective over the world.
 
     Raises:
-        InputError: the folder is not empty and neither option was given, or cannot be made.
+        InputError: as the action.
     """
     refusal = None
     if dist.get_rank() == 0:
         try:
-            prepare_output_dir(path, resume=resume, overwrite=overwrite)
+            action()
         except InputError as error:
             refusal = str(error)
     refusal = from_rank(refusal)
@@ -129,31 +114,11 @@ def open_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None:
         raise InputError(refusal)
 
 
-def build_parts(config: TrainConfig, topology: Topology) -> Parts:
-    """Load and connect everything. Collective over the world.
-
-    Raises:
-        InputError: a model folder, a tokenizer, a data file or a layout that does not fit.
-    """
-    policy_folder = _folder(config.models.policy.path)
-    family = read_config(policy_folder)
-    tokenizer = load_tokenizer(policy_folder, family.vocab, trust_remote_code=config.models.trust_remote_code)
-    rows = read_prompt_rows(config.data.train, config.data.system_prompt)
-    prompts = PromptStream(
-        rows,
-        tokenizer,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        seed=config.run.seed,
-        shuffle=config.data.shuffle,
-    )
-    workers = max(1, config.verify.workers // config.launch.processes_per_node)
-    verifiers = build_verifiers(VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s))
-    for ability in sorted({row.ability for row in rows}):
-        verifiers.require(ability)
-    roles = build_roles(config, topology, plan_step(config))
-    engine = build_engine(config, topology, tokenizer)
-    generator = Generator(engine, _speaks(config, topology), verifiers, tokenizer)
-    reporter = build_reporter(config, topology, tokenizer, generator, family)
+def build_parts(config: TrainConfig, topology: Topology, verifiers: Verifiers, inputs: Inputs, roles: Roles) -> Parts:
+    """Connect everything. Collective over the world."""
+    engine = build_engine(config, topology, inputs.tokenizer)
+    generator = Generator(engine, _speaks(config, topology), verifiers, inputs.tokenizer)
+    reporter = build_reporter(config, topology, inputs, generator)
     return Parts(
         export_to=Path(config.run.output_dir) if config.checkpoint.export_final else None,
         topology=topology,
@@ -161,18 +126,16 @@ def build_parts(config: TrainConfig, topology: Topology) -> Parts:
         engine=engine,
         sync=build_sync(config, topology, roles.policy, engine),
         verifiers=verifiers,
-        prompts=prompts,
-        collector=_collector(config, prompts, generator),
-        batcher=Batcher.from_config(config, topology, _step_ends(config, tokenizer, family.vocab)),
+        prompts=inputs.prompts,
+        collector=_collector(config, inputs.prompts, generator),
+        batcher=Batcher.from_config(config, topology, _step_ends(config, inputs)),
         reduce=OverRanks(topology.data),
         clock=reporter.clock,
         reporter=reporter,
     )
 
 
-def build_reporter(
-    config: TrainConfig, topology: Topology, tokenizer: Tokenizer, generator: Generator, family: FamilyConfig
-) -> Reporter:
+def build_reporter(config: TrainConfig, topology: Topology, inputs: Inputs, generator: Generator) -> Reporter:
     """The run's voice: logs, evaluation, samples."""
     output = Path(config.run.output_dir)
     log = open_metrics_log(
@@ -184,48 +147,19 @@ def build_reporter(
         columns=TRAIN_COLUMNS,
         run_config=config.model_dump(mode="json"),
     )
+    if inputs.num_held_out_skipped:
+        log.warn(f"data.eval: {inputs.num_held_out_skipped} prompts over data.max_prompt_tokens are skipped")
     return Reporter(
         config=config,
         topology=topology,
         plan=plan_step(config),
-        family=family,
-        evaluator=_evaluator(config, tokenizer, generator, log),
+        family=inputs.family,
+        evaluator=Evaluator(inputs.held_out, generator, config.eval, config.rollout.sampling, config.run.seed),
         clock=Clock(device.synchronize, log.stage),
         log=log,
         samples=open_samples_log(output, config.log, rank=topology.rank),
         recorder=Recorder(config.rollout.record if topology.rank == 0 else None),
-    )
-
-
-def build_roles(config: TrainConfig, topology: Topology, plan: StepPlan) -> Roles:
-    """Load the models that the plan needs, each once."""
-    policy_folder = _folder(config.models.policy.path)
-    prm_folder = config.models.prm.path or policy_folder
-    reference_folder = config.models.reference or prm_folder
-
-    def role(name: str, folder: str, optimizer: OptimizerConfig | None, updates: int) -> Role:
-        return Role(
-            name,
-            folder,
-            topology,
-            config.parallel,
-            dtype=DTYPES[config.models.dtype],
-            optimizer=optimizer,
-            total_updates=updates,
-            logprob_impl=config.models.logprob_impl,
-        )
-
-    policy, prm = config.models.policy, config.models.prm
-    frozen: dict[str, Role] = {}
-    if plan.reference:
-        frozen[reference_folder] = role("reference", reference_folder, None, 1)
-    if plan.policy_reference and policy_folder not in frozen:
-        frozen[policy_folder] = role("policy_reference", policy_folder, None, 1)
-    return Roles(
-        policy=role("policy", policy_folder, policy.optimizer, config.run.steps * policy.num_mini_batches),
-        prm=role("prm", prm_folder, prm.optimizer, config.run.steps * prm.num_mini_batches) if plan.prm else None,
-        reference=frozen[reference_folder] if plan.reference else None,
-        policy_reference=frozen[policy_folder] if plan.policy_reference else None,
+        prompts=inputs.prompts,
     )
 
 
@@ -235,7 +169,7 @@ def build_engine(config: TrainConfig, topology: Topology, tokenizer: Tokenizer) 
     match config.rollout.engine:
         case "embedded" | "replay":
             return EmbeddedEngine(
-                _folder(config.models.policy.path),
+                policy_folder_of(config),
                 end_token_ids=tokenizer.eos_token_ids,
                 device=device.current_device(),
                 dtype=dtype,
@@ -278,25 +212,7 @@ def _collector(config: TrainConfig, prompts: PromptStream, generator: Generator)
     return Collector(prompts, generator, config.rollout, config.run.seed)
 
 
-def _evaluator(config: TrainConfig, tokenizer: Tokenizer, generator: Generator, log: MetricsLog) -> Evaluator:
-    prompts, skipped = eval_prompts(
-        read_prompt_rows(config.data.eval, config.data.system_prompt) if config.data.eval else [],
-        tokenizer,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        max_prompts=config.eval.max_prompts,
-    )
-    if skipped:
-        log.warn(f"data.eval: {skipped} prompts are longer than {config.data.max_prompt_tokens} tokens and are skipped")
-    return Evaluator(prompts, generator, config.eval, config.rollout.sampling, config.run.seed)
-
-
-def _step_ends(config: TrainConfig, tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor | None:
+def _step_ends(config: TrainConfig, inputs: Inputs) -> torch.Tensor | None:
     if config.prm.granularity is not Granularity.step:
         return None
-    return tokenizer.step_end_table(config.prm.step_delimiter, vocab_size)
-
-
-def _folder(path: str | None) -> str:
-    if path is None:
-        raise InputError("models.policy.path: is required; give the HF folder of the model to train")
-    return path
+    return inputs.tokenizer.step_end_table(config.prm.step_delimiter, inputs.family.vocab)

@@ -10,6 +10,7 @@ import torch
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
+from prime_megatron.data.stream import PromptStream
 from prime_megatron.evaluation import Evaluator
 from prime_megatron.mcore.families import FamilyConfig
 from prime_megatron.metrics import (
@@ -56,6 +57,7 @@ class Reporter:
     log: MetricsLog
     samples: SamplesLog
     recorder: Recorder
+    prompts: PromptStream
     progress: Progress = field(default_factory=Progress)
     _peak_flops: float = 0.0
 
@@ -72,6 +74,7 @@ class Reporter:
         figures: dict[str, float] = {}
         if record is not None:
             figures |= step_figures(record, self._reduce, self.config.prm.beta)
+            figures |= {"data/epoch": self.prompts.epoch, "data/skipped_prompts": self.prompts.skipped}
             self.progress.num_tokens += int(figures["step/tokens"])
             if "prm/accuracy" in figures:
                 self.progress.prm_accuracy = figures["prm/accuracy"]
