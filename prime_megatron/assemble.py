@@ -25,8 +25,8 @@ from prime_megatron.output_dir import check_output_dir, prepare_output_dir
 from prime_megatron.parallel.collectives import OverRanks, from_rank
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.report import Reporter
+from prime_megatron.reshard.layouts import whole_tensors
 from prime_megatron.reshard.local import LocalSync
-from prime_megatron.reshard.plan import whole_tensors
 from prime_megatron.reshard.sync import WeightSync
 from prime_megatron.roles import DTYPES, Roles, build_roles, policy_folder_of
 from prime_megatron.rollout.collect import Collector, ReplayCollector

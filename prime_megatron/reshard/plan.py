@@ -104,12 +104,3 @@ def _moved(common: Region, hf: Region, local: Region) -> Region:
         (start - origin + place, stop - origin + place)
         for (start, stop), (origin, _), (place, _) in zip(common, hf, local, strict=True)
     )
-
-
-def whole_tensors(pieces: Iterable[ShardSlice]) -> list[ShardSlice]:
-    """Targets of an engine that holds unfused, unsplit Hugging Face tensors, in order of first appearance."""
-    shapes = {piece.hf_name: piece.hf_shape for piece in pieces}
-    return [
-        ShardSlice(name, 0, tuple((0, size) for size in shape), name, tuple((0, size) for size in shape), shape)
-        for name, shape in shapes.items()
-    ]
