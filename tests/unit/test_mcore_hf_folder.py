@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -128,6 +128,7 @@ def test_bad_index(folder: Path) -> None:
     assert "outside the folder" in _error(folder)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -152,6 +153,7 @@ def test_stream_is_read_by_safetensors(tmp_path_factory: pytest.TempPathFactory,
         assert torch.equal(loaded[spec.name], tensors[spec.name].to(spec.dtype))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(4, 200))
 def test_split_files(counts: list[int], limit: int) -> None:
     specs = [TensorSpec(str(i), (count,), torch.float32) for i, count in enumerate(counts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.errors import InputError
@@ -14,6 +14,7 @@ from prime_megatron.parallel.topology import ParallelSizes
 POWERS = st.sampled_from([1, 2, 3, 4])
 
 
+@settings(deadline=None)
 @given(POWERS, POWERS, POWERS, POWERS)
 def test_coordinates_are_megatrons_order(tensor: int, context: int, data: int, pipeline: int) -> None:
     sizes = ParallelSizes(tensor * context * data * pipeline, tensor=tensor, context=context, pipeline=pipeline)
@@ -24,6 +25,7 @@ def test_coordinates_are_megatrons_order(tensor: int, context: int, data: int, p
         assert (at.pipeline, at.data, at.context, at.tensor) == (p, d, c, t)
 
 
+@settings(deadline=None)
 @given(POWERS, POWERS, POWERS, POWERS)
 def test_expert_coordinates(expert_tensor: int, expert: int, expert_data: int, pipeline: int) -> None:
     world = expert_tensor * expert * expert_data * pipeline
@@ -44,6 +46,7 @@ def test_errors_carry_the_arithmetic() -> None:
         ParallelSizes(8, virtual_pipeline=2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 12))
 def test_spread(count: int, parts: int) -> None:
     sizes = spread(count, parts)
@@ -53,6 +56,7 @@ def test_spread(count: int, parts: int) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 20))
 def test_layer_ranges_cover_in_order(pipeline: int, virtual: int, extra: int) -> None:
     layers = pipeline * virtual + extra
