@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import torch.distributed as dist
 
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
+from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.config import Granularity, TrainConfig
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.evaluation import Evaluator
+from prime_megatron.faults import NONFINITE_FOLDER, NonFinite
 from prime_megatron.inputs import Inputs, read_inputs
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role
@@ -24,6 +27,7 @@ from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_
 from prime_megatron.output_dir import check_output_dir, prepare_output_dir
 from prime_megatron.parallel.collectives import OverRanks, from_rank
 from prime_megatron.parallel.topology import Topology
+from prime_megatron.preemption import Stop
 from prime_megatron.report import Reporter
 from prime_megatron.reshard.layouts import whole_tensors
 from prime_megatron.reshard.local import LocalSync
@@ -37,6 +41,7 @@ from prime_megatron.rollout.recording import Recorder
 from prime_megatron.step_batch import Batcher
 from prime_megatron.step_plan import plan_step
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers
+from prime_megatron.watchdog import STALL_FOLDER, Watchdog
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,26 @@ class Parts:
     reduce: Reduction
     clock: Clock
     reporter: Reporter
+    stop: Stop
+    watchdog: Watchdog
+    nonfinite: NonFinite
+    checkpoints: Checkpoints
 
     def save_models(self) -> None:
         """Export policy and PRM as HF folders below the output folder. Collective."""
         for role in (self.roles.policy, self.roles.prm):
             if role is not None and self.export_to is not None:
-                role.export(self.export_to / role.name)
+                folder = self.export_to / role.name
+                if self.topology.rank == 0 and folder.exists():
+                    shutil.rmtree(folder)  # of an attempt that ended while it exported
+                dist.barrier()
+                role.export(folder)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Handle stop signals and watch for stalls within the block."""
+        with self.stop.installed(), self.watchdog.watching():
+            yield
 
     def close(self) -> None:
         """End the engine and the logs."""
@@ -78,6 +97,7 @@ def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> I
         InputError: what is wrong with the output folder, the data or the models; no folder was made.
     """
     output = Path(config.run.output_dir)
+    stop = Stop(config.checkpoint)
     topology = start_megatron(
         config.parallel, seed=config.run.seed, backend=device.backend_name(), timeout_s=config.parallel.timeout_s
     )
@@ -88,7 +108,7 @@ def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> I
             inputs = read_inputs(config, verifiers)
             roles = build_roles(config, topology, plan_step(config))
             agree_on(lambda: prepare_output_dir(output, resume=resume, overwrite=overwrite))
-            parts = build_parts(config, topology, verifiers, inputs, roles)
+            parts = build_parts(config, topology, verifiers, inputs, roles, stop)
             try:
                 yield parts
             finally:
@@ -114,29 +134,67 @@ def agree_on(action: Callable[[], None]) -> None:
         raise InputError(refusal)
 
 
-def build_parts(config: TrainConfig, topology: Topology, verifiers: Verifiers, inputs: Inputs, roles: Roles) -> Parts:
+def build_parts(
+    config: TrainConfig, topology: Topology, verifiers: Verifiers, inputs: Inputs, roles: Roles, stop: Stop
+) -> Parts:
     """Connect everything. Collective over the world."""
+    watchdog = build_watchdog(config, topology, stop)
     engine = build_engine(config, topology, inputs.tokenizer)
     generator = Generator(engine, _speaks(config, topology), verifiers, inputs.tokenizer)
-    reporter = build_reporter(config, topology, inputs, generator)
+    reporter = build_reporter(config, topology, inputs, generator, watchdog.beat)
+    sync = build_sync(config, topology, roles.policy, engine)
+    collector = _collector(config, inputs.prompts, generator, stop)
+    nonfinite = build_nonfinite(config, topology, reporter.log.warn)
+    stateful = {
+        "prompts": inputs.prompts, "collector": collector, "reporter": reporter, "sync": sync, "nonfinite": nonfinite,
+    }  # fmt: skip
     return Parts(
         export_to=Path(config.run.output_dir) if config.checkpoint.export_final else None,
         topology=topology,
         roles=roles,
         engine=engine,
-        sync=build_sync(config, topology, roles.policy, engine),
+        sync=sync,
         verifiers=verifiers,
         prompts=inputs.prompts,
-        collector=_collector(config, inputs.prompts, generator),
+        collector=collector,
         batcher=Batcher.from_config(config, topology, _step_ends(config, inputs)),
         reduce=OverRanks(topology.data),
         clock=reporter.clock,
         reporter=reporter,
+        stop=stop,
+        watchdog=watchdog,
+        nonfinite=nonfinite,
+        checkpoints=Checkpoints(config, roles.learning, stateful, reporter.log),
     )
 
 
-def build_reporter(config: TrainConfig, topology: Topology, inputs: Inputs, generator: Generator) -> Reporter:
-    """The run's voice: logs, evaluation, samples."""
+def build_watchdog(config: TrainConfig, topology: Topology, stop: Stop) -> Watchdog:
+    """The thread that ends this process when it gets nowhere."""
+    return Watchdog(
+        Path(config.run.output_dir) / STALL_FOLDER,
+        topology.rank,
+        topology.sizes.world,
+        stall_timeout_s=config.run.stall_timeout_s,
+        grace_s=config.checkpoint.grace_s,
+        stop=stop,
+    )
+
+
+def build_nonfinite(config: TrainConfig, topology: Topology, warn: Callable[[str], None]) -> NonFinite:
+    """The counter of skipped updates; one rank of every model-parallel block dumps its batch."""
+    return NonFinite(
+        Path(config.run.output_dir) / NONFINITE_FOLDER,
+        config.run.max_nonfinite,
+        topology.rank == min(dist.get_process_group_ranks(topology.model)),
+        topology.rank,
+        warn,
+    )
+
+
+def build_reporter(
+    config: TrainConfig, topology: Topology, inputs: Inputs, generator: Generator, beat: Callable[[str], None]
+) -> Reporter:
+    """The run's voice: logs, evaluation, samples. ``beat`` is told of every stage, as the log is."""
     output = Path(config.run.output_dir)
     log = open_metrics_log(
         output,
@@ -155,7 +213,7 @@ def build_reporter(config: TrainConfig, topology: Topology, inputs: Inputs, gene
         plan=plan_step(config),
         family=inputs.family,
         evaluator=Evaluator(inputs.held_out, generator, config.eval, config.rollout.sampling, config.run.seed),
-        clock=Clock(device.synchronize, log.stage),
+        clock=Clock(device.synchronize, lambda stage: (log.stage(stage), beat(stage))[0]),
         log=log,
         samples=open_samples_log(output, config.log, rank=topology.rank),
         recorder=Recorder(config.rollout.record if topology.rank == 0 else None),
@@ -205,11 +263,13 @@ def _speaks(config: TrainConfig, topology: Topology) -> bool:
     return topology.rank % config.rollout.tensor == 0
 
 
-def _collector(config: TrainConfig, prompts: PromptStream, generator: Generator) -> Collector | ReplayCollector:
+def _collector(
+    config: TrainConfig, prompts: PromptStream, generator: Generator, stop: Stop
+) -> Collector | ReplayCollector:
     if config.rollout.engine == "replay":
         assert config.rollout.replay is not None
         return ReplayCollector(config.rollout.replay)
-    return Collector(prompts, generator, config.rollout, config.run.seed)
+    return Collector(prompts, generator, config.rollout, config.run.seed, stop.requested)
 
 
 def _step_ends(config: TrainConfig, inputs: Inputs) -> torch.Tensor | None:

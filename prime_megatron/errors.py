@@ -1,4 +1,4 @@
-"""The one error that speaks to the user."""
+"""The errors that speak to the user, and the one that ends a step early."""
 
 
 class InputError(Exception):
@@ -7,6 +7,10 @@ class InputError(Exception):
     The message is one line that names what is wrong, where, and what to do. The command line prints it
     without a traceback and exits with code 2.
     """
+
+
+class StopRequested(Exception):
+    """All ranks agreed, at a point where a step can be dropped, to stop: a signal or the wall-clock limit."""
 
 
 class RunError(Exception):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +31,9 @@ from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.recording import Recorder
 from prime_megatron.step_metrics import StepRecord, step_figures
 from prime_megatron.step_plan import StepPlan
+
+ASIDE = ("eval", "save")
+"""Stages that are not part of a step: its speed is counted without them."""
 
 PEAK_SIZE = {"cpu": 512, "cuda": 8192}
 """Matrix size of the peak that utilisation is held against."""
@@ -61,6 +66,25 @@ class Reporter:
     progress: Progress = field(default_factory=Progress)
     _peak_flops: float = 0.0
 
+    def state(self) -> dict[str, Any]:
+        """Progress and clock totals, JSON values."""
+        return {
+            "progress": asdict(self.progress),
+            "stage_s": self.clock.total_s,
+            "wall_s": self.clock.total_wall_s,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self.progress = Progress(**state["progress"])
+        self.clock.restore(state["stage_s"], state["wall_s"])
+
+    def go_on_after(self, step: int) -> None:
+        """Drop what the logs hold beyond this step (-1: everything), left by an attempt that ended after it."""
+        self.log.restore(step)
+        self.samples.restore(step)
+        self.recorder.restore(step)
+
     def start(self) -> None:
         """Measure what matrix products reach here, the yardstick of the utilisation."""
         here = device.current_device()
@@ -89,7 +113,7 @@ class Reporter:
             figures |= evaluated
         times = self.clock.lap()
         if record is not None:
-            figures |= self._speed(record, times.wall_s - times.stage_s.get("eval", 0.0))
+            figures |= self._speed(record, times.wall_s - _aside(times.stage_s))
         self.log.log(index, figures | times.metrics())
 
     def finish(self) -> None:
@@ -97,8 +121,8 @@ class Reporter:
         if self.topology.rank != 0:
             return
         output = Path(self.config.run.output_dir)
-        stages = {stage: seconds for stage, seconds in self.clock.total_s.items() if stage != "eval"}
-        training_s = self.clock.total_wall_s - self.clock.total_s.get("eval", 0.0)
+        stages = {stage: seconds for stage, seconds in self.clock.total_s.items() if stage not in ASIDE}
+        training_s = self.clock.total_wall_s - _aside(self.clock.total_s)
         summary = Summary(
             steps=self.config.run.steps,
             seed=self.config.run.seed,
@@ -163,6 +187,10 @@ class Reporter:
             num_backward=0,
         )
         return one_forward * self.plan.forwards
+
+
+def _aside(stage_s: Mapping[str, float]) -> float:
+    return sum(seconds for stage, seconds in stage_s.items() if stage in ASIDE)
 
 
 def matmul_params(family: FamilyConfig) -> int:

@@ -27,6 +27,11 @@ class Roles:
     """The policy's, for its KL term; the same object where both are one model."""
 
     @property
+    def learning(self) -> list[Role]:
+        """The ones with an optimizer, which a checkpoint holds."""
+        return [role for role in self.distinct if role.optimizer is not None]
+
+    @property
     def distinct(self) -> list[Role]:
         """Every model once."""
         roles = [self.policy, self.prm, self.reference, self.policy_reference]

@@ -11,6 +11,7 @@ from prime_megatron.algo.prm_loss import sibling_terms
 from prime_megatron.algo.process_reward import log_ratio, process_rewards, sequence_log_ratio
 from prime_megatron.assemble import Parts, open_parts
 from prime_megatron.config import KlPlace, TrainConfig, UpdateOrder
+from prime_megatron.errors import StopRequested
 from prime_megatron.losses import policy_loss, prm_loss
 from prime_megatron.mcore.role import Role, TrainResult
 from prime_megatron.step_batch import StepBatch
@@ -34,17 +35,45 @@ class PrimeTrainer:
         self.version = 0
         """Steps that the policy has learned from; names the weights that made a sample."""
 
-    def run(self) -> int:
-        """All steps, reported; returns the exit code."""
-        reporter = self.parts.reporter
-        reporter.start()
-        self.publish(self.version)
-        reporter.step(0, None)
-        for index in range(1, self.config.run.steps + 1):
-            reporter.step(index, self.step(index))
-        self.parts.save_models()
-        reporter.finish()
+    def run(self, *, resume: str | None) -> int:
+        """The steps that are left, reported and saved; returns the exit code.
+
+        A stop (signal, wall-clock limit) drops a step that is in its rollout and lets a later one finish.
+        """
+        parts, steps = self.parts, self.config.run.steps
+        self.version = parts.checkpoints.resume(resume)
+        parts.reporter.go_on_after(self.version or -1)
+        parts.reporter.start()
+        with parts.guarded():
+            self.publish(self.version)
+            if self.version == 0:
+                parts.reporter.step(0, None)
+            while self.version < steps and not parts.stop.agreed():
+                self.finish_step(self.version + 1)
+            parts.watchdog.saving()
+            if self.version < steps or self.config.checkpoint.save_final:
+                parts.checkpoints.save_last(self.version)
+            parts.checkpoints.close()
+        if self.version < steps:
+            parts.reporter.log.message(f"stopped after step {self.version}: {parts.stop.reason}")
+            return exit_codes.REQUEUE
+        parts.save_models()
+        parts.reporter.finish()
         return exit_codes.DONE
+
+    def finish_step(self, index: int) -> None:
+        """Step, report, save; a step that is stopped in its rollout leaves no trace."""
+        parts = self.parts
+        place = parts.prompts.state()
+        try:
+            record = self.step(index)
+        except StopRequested:
+            parts.prompts.restore(place)
+            return
+        parts.reporter.step(index, record)
+        parts.nonfinite.check(index, record)
+        with parts.clock("save"):
+            parts.checkpoints.after_step(index)
 
     def step(self, index: int) -> StepRecord:
         """Step ``index``, from 1: rollout, score, PRM, advantage, policy, reshard. Collective over the world."""
@@ -150,4 +179,4 @@ class PrimeTrainer:
 def train(config: TrainConfig, *, resume: str | None, overwrite: bool) -> int:
     """A whole run on this rank; returns the exit code. What `prime-megatron train` calls."""
     with open_parts(config, resume=resume, overwrite=overwrite) as parts:
-        return PrimeTrainer(config, parts).run()
+        return PrimeTrainer(config, parts).run(resume=resume)

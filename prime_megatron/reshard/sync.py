@@ -44,6 +44,14 @@ class WeightSync:
         self.check_every = check_every
         self.num_syncs = 0
 
+    def state(self) -> dict[str, int]:
+        """The number of syncs, which decides when checksums are compared."""
+        return {"num_syncs": self.num_syncs}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Inverse of ``state``; the next sync repeats the last one before the state was taken."""
+        self.num_syncs = max(state["num_syncs"] - 1, 0)
+
     def publish(self, version: int) -> None:
         """Make the engine generate with the current weights, as policy version ``version``. Collective.
 

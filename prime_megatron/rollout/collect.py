@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -45,13 +46,22 @@ class Collector:
         generator: makes verified groups.
         config: batch size, sampling, filter.
         seed: the run's seed; with (step, prompt, sample) it names every random stream.
+        stop: whether this rank wants to stop; a stop of one rank ends `collect` on all.
     """
 
-    def __init__(self, prompts: Prompts, generator: Generator, config: RolloutConfig, seed: int) -> None:
+    def __init__(
+        self,
+        prompts: Prompts,
+        generator: Generator,
+        config: RolloutConfig,
+        seed: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.prompts = prompts
         self.generator = generator
         self.config = config
         self.seed = seed
+        self.stop = stop
         self.waiting: list[tuple[int, Group]] = []
         """Surplus groups that passed the filter, with the step that made them."""
 
@@ -60,6 +70,7 @@ class Collector:
 
         Raises:
             RunError: the filter still starves the batch after ``filter.max_rounds`` rounds.
+            StopRequested: a rank wants to stop; the waiting groups are as before, prompts were drawn.
         """
         config = self.config
         fresh = [(made, group) for made, group in self.waiting if step - made <= config.filter.max_age]
@@ -71,7 +82,7 @@ class Collector:
                 raise RunError(_starved(step, len(kept), rounds, tally, config))
             missing, most = config.prompts_per_step - len(kept), 4 * config.prompts_per_step
             wanted = prompts_to_request(missing, tally, config.oversample, most)
-            groups = self.generator.groups(self.prompts.take(wanted), self._draw(step))
+            groups = self.generator.groups(self.prompts.take(wanted), self._draw(step), self.stop)
             rounds += 1
             for group in groups:
                 verdict = keep_group(group, config.filter)

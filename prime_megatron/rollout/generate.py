@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from prime_megatron.errors import StopRequested
 from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling
 from prime_megatron.rollout.sampling import SampleKey
@@ -54,15 +56,26 @@ class Generator:
         self.verifiers = verifiers
         self.tokenizer = tokenizer
 
-    def groups(self, prompts: Sequence[Prompt], draw: Draw) -> list[Group]:
+    def groups(
+        self, prompts: Sequence[Prompt], draw: Draw, stop: Callable[[], bool] = lambda: False
+    ) -> list[Group]:
         """``draw.num_samples`` verified responses to each prompt, in order. Collective over the world.
 
-        A prompt's samples are made by one replica, so that they can share its prefill.
+        A prompt's samples are made by one replica, so that they can share its prefill. ``stop`` is asked whenever a
+        response is finished and at the end.
+
+        Raises:
+            StopRequested: on every rank, when ``stop`` was true on one; what was generated is lost.
         """
         mine = [index for index in range(len(prompts)) if index % self.engine.num_replicas == self.engine.replica]
-        answered = self._answer([(index, prompts[index]) for index in mine], draw)
+        answered: list[_Answered] = []
+        with contextlib.suppress(StopRequested):
+            answered = self._answer([(index, prompts[index]) for index in mine], draw, stop)
         by_prompt: dict[int, list[_Answered]] = {index: [] for index in range(len(prompts))}
-        for part in gather_all(answered):
+        everyones = gather_all((stop(), answered))
+        if any(stopped for stopped, _ in everyones):
+            raise StopRequested
+        for _, part in everyones:
             for item in part:
                 by_prompt[item.index].append(item)
         version = self.engine.version
@@ -71,7 +84,9 @@ class Generator:
             for index, items in by_prompt.items()
         ]
 
-    def _answer(self, prompts: Sequence[tuple[int, Prompt]], draw: Draw) -> list[_Answered]:
+    def _answer(
+        self, prompts: Sequence[tuple[int, Prompt]], draw: Draw, stop: Callable[[], bool]
+    ) -> list[_Answered]:
         requests, owners = [], []
         for index, prompt in prompts:
             for sample in range(draw.num_samples):
@@ -82,6 +97,8 @@ class Generator:
         verdicts: dict[SampleKey, Future[Verdict]] = {}
 
         def verify(completion: Completion) -> None:
+            if stop():
+                raise StopRequested
             prompt = prompt_of[completion.request.key]
             answer = Answer(prompt.ability, self._text(completion.token_ids), prompt.ground_truth)
             verdicts[completion.request.key] = self.verifiers.submit(answer)

@@ -18,7 +18,14 @@ class Recorder:
         self._path = Path(path) if path is not None else None
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("")
+            self._path.touch()
+
+    def restore(self, step: int) -> None:
+        """Drop what was recorded beyond the step; at a fresh start (step 0) everything."""
+        if self._path is None:
+            return
+        lines = self._path.read_text().splitlines(keepends=True)
+        self._path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def write(self, step: int, groups: list[Group]) -> None:
         """Record the groups that make up a step's batch."""

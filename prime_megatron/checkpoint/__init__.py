@@ -1,0 +1,1 @@
+"""One checkpoint for everything: the unit on disk, how it is written, found, checked and kept."""

@@ -1,0 +1,47 @@
+"""N steps equal k steps, a resume, and N - k steps: to the last bit, in metrics, parameters and prompts seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.resume_runs import assert_same, at, outcome, stopped_at, toy, train
+from tests.e2e.runs import differences
+
+LAYOUTS: dict[str, dict[str, Any]] = {"dp2": {}, "pp2": {"pipeline": 2}, "tp2": {"tensor": 2}}
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def straight(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, dict[str, Any]]:
+    """Four steps in one go, saved after each: (settings, folder, outcome)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = toy(folder, parallel=LAYOUTS[request.param])
+    assert train(config, 2) == {0}
+    result = outcome(folder / "straight")
+    assert [row["step"] for row in result["metrics"]] == [0, 1, 2, 3, 4]
+    assert all(row["rollout/carried_in"] > 0 for row in result["metrics"][2:]), "no surplus was carried over"
+    assert result["metrics"][-1]["policy/grad_norm"] > 0 and result["metrics"][-1]["prm/grad_norm"] > 0
+    return config, folder, result
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_resume_changes_no_bit(straight: Any, step: int, tmp_path: Path) -> None:
+    config, folder, expected = straight
+    stopped_at(folder / "straight", step, tmp_path / "out")
+    assert train(at(config, tmp_path / "out"), 2, resume="auto") == {0}
+    assert_same(outcome(tmp_path / "out"), expected)
+
+
+def test_another_layout_goes_on(straight: Any, tmp_path: Path) -> None:
+    """Saved on two ranks, resumed on one: the next update's figures agree to 1e-5."""
+    config, folder, expected = straight
+    stopped_at(folder / "straight", 3, tmp_path / "out")
+    other = at(config, tmp_path / "out", parallel={"tensor": 1, "pipeline": 1})
+    assert train(other, 1, resume=str(tmp_path / "out" / "checkpoints" / "step-00000003")) == {0}
+    resumed = outcome(tmp_path / "out")
+    worst = differences(expected["metrics"], resumed["metrics"], ())
+    assert max(worst.values()) <= 1e-5, sorted(worst.items(), key=lambda item: -item[1])[:5]
+    for key, tensor in expected["models"].items():
+        assert (tensor - resumed["models"][key]).abs().max() <= 1e-5, key
