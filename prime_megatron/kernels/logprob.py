@@ -188,14 +188,14 @@ class _Recompute(torch.autograd.Function):
         part = head.partial(head.gathered(hidden), slice(None))
         logprobs_T, entropy_T, lse_T = head.finish(part, head.keep_T)
         ctx.head = head
-        ctx.save_for_backward(hidden, lse_T, entropy_T)
+        ctx.save_for_backward(hidden, lse_T, logprobs_T, entropy_T)
         ctx.set_materialize_grads(False)
         return logprobs_T, entropy_T
 
     @staticmethod
     def backward(ctx: Any, dlogprobs_T: torch.Tensor | None, dentropy_T: torch.Tensor | None) -> tuple[Any, ...]:
         head: Head = ctx.head
-        hidden, lse_T, entropy_T = ctx.saved_tensors
+        hidden, lse_T, logprobs_T, entropy_T = ctx.saved_tensors
         hidden_TH = head.gathered(hidden)
         dlogprobs_T = torch.zeros_like(lse_T) if dlogprobs_T is None else torch.where(head.keep_T, dlogprobs_T, 0.0)
         if dentropy_T is not None:
@@ -204,7 +204,7 @@ class _Recompute(torch.autograd.Function):
         for begin, end in grads.chunks(None):
             at = slice(begin, end)
             dentropy_t = None if dentropy_T is None else dentropy_T[at]
-            grads.add(at, grads.logits(at), lse_T[at], entropy_T[at], dlogprobs_T[at], dentropy_t)
+            grads.add(at, grads.logits(at), lse_T[at], logprobs_T[at], entropy_T[at], dlogprobs_T[at], dentropy_t)
         return grads.hidden_grad(), weight_grad_out(head.weight, grads.weight_grad(), None), None
 
 

@@ -43,11 +43,13 @@ class Head:
             return self._nothing(hidden_TH.shape[0], hidden_TH.device)
         return self.ops.partial(hidden_TH, self.rows(), self.labels_T[at], self.inv_temperature, self.entropy)
 
-    def chunk_partial(self, logits_tV: torch.Tensor, at: slice) -> Partial:
+    def chunk_partial(self, logits_tV: torch.Tensor, hidden_tH: torch.Tensor, at: slice) -> Partial:
         """The same from a chunk's logits."""
         if self.shard.num_rows == 0:
             return self._nothing(*logits_tV.shape[:1], logits_tV.device)
-        return self.ops.chunk_partial(logits_tV, self.labels_T[at], self.inv_temperature, self.entropy)
+        return self.ops.chunk_partial(
+            logits_tV, hidden_tH, self.rows(), self.labels_T[at], self.inv_temperature, self.entropy
+        )
 
     @staticmethod
     def _nothing(num_tokens: int, where: torch.device) -> Partial:
@@ -133,6 +135,7 @@ class Gradients:
         at: slice,
         logits_tV: torch.Tensor,
         lse_t: torch.Tensor,
+        logprobs_t: torch.Tensor,
         entropy_t: torch.Tensor,
         dlogprobs_t: torch.Tensor,
         dentropy_t: torch.Tensor | None,
@@ -144,8 +147,8 @@ class Gradients:
                 self._dhidden_TH[at] = 0
             return
         grad_tV = head.ops.chunk_grad_(
-            logits_tV, self._rows_VH.dtype, head.labels_T[at], head.inv_temperature, lse_t, entropy_t, dlogprobs_t,
-            dentropy_t,
+            logits_tV, self._rows_VH.dtype, head.labels_T[at], head.inv_temperature, lse_t, logprobs_t, entropy_t,
+            dlogprobs_t, dentropy_t,
         )  # fmt: skip
         if self._dhidden_TH is not None:
             torch.mm(grad_tV, self._rows_VH, out=self._dhidden_TH[at])
@@ -198,14 +201,14 @@ class Sink:
         for name, total in terms.stats.items():
             self._stats[name] = self._stats[name] + total if name in self._stats else total
         dentropy_t = None if terms.dentropy_t is None else torch.where(keep_t, terms.dentropy_t, 0.0)
-        return lse_t, entropy_t, torch.where(keep_t, terms.dlogprobs_t, 0.0), dentropy_t
+        return lse_t, logprobs_t, entropy_t, torch.where(keep_t, terms.dlogprobs_t, 0.0), dentropy_t
 
     def with_gradient(self, grads: Gradients, at: slice) -> None:
         """Take the loss of a range and add its gradients."""
         head = self._head
         if at.stop - at.start <= grads.limit:
             logits_tV = grads.logits(at)
-            part = head.chunk_partial(logits_tV, at)
+            part = head.chunk_partial(logits_tV, grads.hidden(at), at)
             grads.add(at, logits_tV, *self.put(at, part))
             return
         part = head.partial(grads.hidden(at), at)

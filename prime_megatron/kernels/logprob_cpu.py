@@ -1,8 +1,10 @@
 """The vocabulary head in tiles that stay in a CPU's cache; plain torch, so it also runs where Triton is missing.
 
 Everything is in powers of two: torch's exp2 is four times as fast as its exp, and in fp32 the factor log2(e) /
-temperature costs nothing once multiplied into the hidden states. Sums of 2**x are taken without subtracting a
-maximum first; rows whose sum leaves the safe range (very large or very negative logits) are done again with one.
+temperature costs nothing inside the product. Sums of 2**x are taken without subtracting a maximum first; rows whose
+sum leaves the safe range (very large or very negative logits) are done again with one. torch gives bf16 products in
+bf16 only, so there the label's logit is made again in fp32 and takes its rounded self's place in every sum: the
+log-probability is then far better than the naive form's, and still never above zero.
 """
 
 import math
@@ -14,8 +16,9 @@ from prime_megatron.kernels.vocab_parallel import Partial
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
-TILE_ELEMENTS = 2048 * 1024  # fp32: 8 MB, a share of the last-level cache
-MAX_ROWS = 2048
+TILE_ELEMENTS = 1024 * 1024  # fp32: 4 MB, a share of the last-level cache
+MAX_ROWS = 1024
+MAX_CHUNK_TOKENS = 2048
 MIN_COLUMNS = 512
 CHUNK_BYTES = 128 << 20  # logits of one gradient chunk
 # Beyond these a row's sum of powers may have overflowed, or have lost terms to underflow: 2**-60 leaves terms down
@@ -25,16 +28,11 @@ LOW, HIGH = 2.0**-60, 2.0**118
 
 def chunk_tokens(num_tokens: int, num_rows: int, dtype: torch.dtype) -> int:
     """Tokens whose logits are held at once for the gradient."""
-    return max(1, min(num_tokens, MAX_ROWS, CHUNK_BYTES // (max(num_rows, 1) * dtype.itemsize)))
+    return max(1, min(num_tokens, MAX_CHUNK_TOKENS, CHUNK_BYTES // (max(num_rows, 1) * dtype.itemsize)))
 
 
 def _columns(num_rows: int) -> int:
     return max(MIN_COLUMNS, TILE_ELEMENTS // max(num_rows, 1))
-
-
-def _prescaled(hidden_tH: torch.Tensor, inv_temperature: float) -> torch.Tensor:
-    """Hidden states whose product with the weight is in powers of two; bf16 is left alone, it would be rounded."""
-    return hidden_tH if hidden_tH.dtype == torch.bfloat16 else hidden_tH * (LOG2E * inv_temperature)
 
 
 class _Tiles:
@@ -58,22 +56,26 @@ class _Tiles:
         return self._x[:size].view(num_rows, width), self._y[:size].view(num_rows, width)
 
     def product(self, hidden_tH: torch.Tensor, weight_VH: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """The tile of a product whose hidden states came from `_prescaled`."""
+        """The tile of a product."""
         x_tc, _ = self.scratch(hidden_tH.shape[0], end - begin)
-        weight_Hc = weight_VH[begin:end].t()
         if hidden_tH.dtype != torch.bfloat16:
-            return torch.mm(hidden_tH, weight_Hc, out=x_tc)
+            return _multiply(hidden_tH, weight_VH[begin:end], self.scale, x_tc)
         if self._low is None:
             self._low = torch.empty(self._x.shape, dtype=torch.bfloat16, device=self._x.device)
-        low_tc = torch.mm(hidden_tH, weight_Hc, out=self._low[: x_tc.numel()].view(x_tc.shape))
-        return x_tc.copy_(low_tc).mul_(self.scale)
+        low_tc = self._low[: x_tc.numel()].view(x_tc.shape)
+        return x_tc.copy_(_multiply(hidden_tH, weight_VH[begin:end], self.scale, low_tc))
 
     def stored(self, logits_tV: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """The tile of logits made by `chunk_logits`: fp32 ones are in base 2 already."""
+        """The tile of logits made by `chunk_logits`, which are in base 2 already."""
         tile_tc = logits_tV[:, begin:end]
         if logits_tV.dtype != torch.bfloat16:
             return tile_tc
-        return self.scratch(tile_tc.shape[0], end - begin)[0].copy_(tile_tc).mul_(self.scale)
+        return self.scratch(tile_tc.shape[0], end - begin)[0].copy_(tile_tc)
+
+
+def _multiply(hidden_tH: torch.Tensor, weight_cH: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
+    """scale * hidden @ weight.T; the library scales its fp32 accumulator, so that bf16 is rounded once."""
+    return out.addmm_(hidden_tH, weight_cH.t(), beta=0.0, alpha=scale)
 
 
 def _sums(tile_of, tiles: _Tiles, labels_t: torch.Tensor, entropy: bool) -> tuple[torch.Tensor, ...]:
@@ -114,8 +116,13 @@ def _shifted_sums(tile_of, tiles: _Tiles, num_rows: int, device: torch.device) -
     return max_t, sum_t, weighted_t
 
 
-def _partial(tile_of, tile_of_rows, tiles: _Tiles, labels_t: torch.Tensor, entropy: bool) -> Partial:
-    """Partial in nats from `tile_of(begin, end)`; `tile_of_rows(rows)` makes the same for the rows to do again."""
+def _partial(
+    tile_of, tile_of_rows, tiles: _Tiles, labels_t: torch.Tensor, entropy: bool, exact_t: torch.Tensor | None
+) -> Partial:
+    """Partial in nats from `tile_of(begin, end)`; `tile_of_rows(rows)` makes the same for the rows to do again.
+
+    exact_t: the labels' logits in base 2, where the tiles hold rounded ones.
+    """
     sum_t, weighted_t, target_t, good_t = _sums(tile_of, tiles, labels_t, entropy)
     lse_t, mean_t = torch.log2(sum_t), weighted_t / sum_t
     if not bool(good_t.all()):
@@ -123,25 +130,47 @@ def _partial(tile_of, tile_of_rows, tiles: _Tiles, labels_t: torch.Tensor, entro
         max_t, sum_t, weighted_t = _shifted_sums(tile_of_rows(rows), tiles, rows.numel(), rows.device)
         lse_t[rows] = max_t + torch.log2(sum_t)
         mean_t[rows] = max_t + weighted_t / sum_t
+    if exact_t is not None:
+        old_t, new_t = torch.exp2(target_t - lse_t), torch.exp2(exact_t - lse_t)
+        total_t = (1.0 - old_t).clamp(min=0.0) + new_t
+        mean_t = torch.where(labels_t >= 0, (mean_t - old_t * target_t + new_t * exact_t) / total_t, mean_t)
+        lse_t = torch.where(labels_t >= 0, lse_t + torch.log2(total_t), lse_t)
+        target_t = torch.where(labels_t >= 0, exact_t, 0.0)
     return Partial(lse_t.mul_(LN2), mean_t.mul_(LN2), target_t.mul_(LN2))
+
+
+def _exact_targets(
+    hidden_tH: torch.Tensor, weight_VH: torch.Tensor, labels_t: torch.Tensor, scale: float
+) -> torch.Tensor | None:
+    """The labels' logits in base 2 from fp32 products; None for fp32 inputs, whose tiles are exact already."""
+    if hidden_tH.dtype != torch.bfloat16:
+        return None
+    exact = []
+    for begin in range(0, labels_t.shape[0], MAX_ROWS):
+        at = slice(begin, begin + MAX_ROWS)
+        rows_tH = weight_VH.index_select(0, labels_t[at].clamp(min=0)).float()
+        exact.append(rows_tH.mul_(hidden_tH[at]).sum(1))
+    return torch.cat(exact).mul_(scale)
 
 
 def partial(
     hidden_TH: torch.Tensor, weight_VH: torch.Tensor, labels_T: torch.Tensor, inv_temperature: float, entropy: bool
 ) -> Partial:
-    """Partial of every token, one logit tile at a time: extra memory is three tiles and the scaled hidden states."""
+    """Partial of every token, one logit tile at a time: extra memory is three tiles."""
     tiles = _Tiles(min(hidden_TH.shape[0], MAX_ROWS), weight_VH.shape[0], hidden_TH.device, inv_temperature)
     parts = []
     for begin in range(0, hidden_TH.shape[0], MAX_ROWS):
-        scaled_tH = _prescaled(hidden_TH[begin : begin + MAX_ROWS], inv_temperature)
+        hidden_tH = hidden_TH[begin : begin + MAX_ROWS]
 
-        def tile_of(b: int, e: int, h: torch.Tensor = scaled_tH) -> torch.Tensor:
+        def tile_of(b: int, e: int, h: torch.Tensor = hidden_tH) -> torch.Tensor:
             return tiles.product(h, weight_VH, b, e)
 
-        def tile_of_rows(rows: torch.Tensor, h: torch.Tensor = scaled_tH):
+        def tile_of_rows(rows: torch.Tensor, h: torch.Tensor = hidden_tH):
             return lambda b, e: tiles.product(h[rows], weight_VH, b, e)
 
-        parts.append(_partial(tile_of, tile_of_rows, tiles, labels_T[begin : begin + MAX_ROWS], entropy))
+        labels_t = labels_T[begin : begin + MAX_ROWS]
+        exact_t = _exact_targets(hidden_tH, weight_VH, labels_t, tiles.scale)
+        parts.append(_partial(tile_of, tile_of_rows, tiles, labels_t, entropy, exact_t))
     if len(parts) == 1:
         return parts[0]
     return Partial(*(torch.cat([getattr(p, name) for p in parts]) for name in ("lse", "mean", "target")))
@@ -155,17 +184,24 @@ def logits_buffer(num_elements: int, hidden_TH: torch.Tensor) -> torch.Tensor:
 def chunk_logits(
     hidden_tH: torch.Tensor, weight_VH: torch.Tensor, inv_temperature: float, out: torch.Tensor
 ) -> torch.Tensor:
-    """Logits of a chunk into `out` [t, V] of the input's dtype: raw in bf16, tempered and in base 2 in fp32."""
-    return torch.mm(_prescaled(hidden_tH, inv_temperature), weight_VH.t(), out=out)
+    """Logits of a chunk into `out` [t, V] of the input's dtype: tempered and in base 2."""
+    return _multiply(hidden_tH, weight_VH, LOG2E * inv_temperature, out)
 
 
-def chunk_partial(logits_tV: torch.Tensor, labels_t: torch.Tensor, inv_temperature: float, entropy: bool) -> Partial:
+def chunk_partial(
+    logits_tV: torch.Tensor,
+    hidden_tH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    labels_t: torch.Tensor,
+    inv_temperature: float,
+    entropy: bool,
+) -> Partial:
     """Partial of the tokens of a chunk from its stored logits."""
     tiles = _Tiles(*logits_tV.shape, logits_tV.device, inv_temperature)
     return _partial(
         lambda b, e: tiles.stored(logits_tV, b, e),
         lambda rows: lambda b, e: tiles.stored(logits_tV[rows, b:e], 0, e - b),
-        tiles, labels_t, entropy,
+        tiles, labels_t, entropy, _exact_targets(hidden_tH, weight_VH, labels_t, tiles.scale),
     )  # fmt: skip
 
 
@@ -175,6 +211,7 @@ def chunk_grad_(
     labels_t: torch.Tensor,
     inv_temperature: float,
     lse_t: torch.Tensor,
+    logprobs_t: torch.Tensor,
     entropy_t: torch.Tensor,
     dlogprobs_t: torch.Tensor,
     dentropy_t: torch.Tensor | None,
@@ -188,10 +225,14 @@ def chunk_grad_(
     tiles = _Tiles(*logits_tV.shape, logits_tV.device, inv_temperature)
     lse_t1 = (lse_t * LOG2E)[:, None]
     flat_t, slope_t1 = -dlogprobs_t * inv_temperature, None
-    if dentropy_t is not None:
+    label_t = dlogprobs_t * inv_temperature
+    if dentropy_t is None:
+        label_t = label_t + torch.exp(logprobs_t) * flat_t
+    else:
         flat_t = flat_t - dentropy_t * entropy_t * inv_temperature
         slope_t1 = (dentropy_t * (-LN2 * inv_temperature))[:, None]
-    flat_t1, label_t = flat_t[:, None], dlogprobs_t * inv_temperature
+        label_t = label_t + torch.exp(logprobs_t) * (flat_t - dentropy_t * logprobs_t * inv_temperature)
+    flat_t1 = flat_t[:, None]
     for begin, end in tiles.spans():
         u_tc, e_tc = tiles.scratch(logits_tV.shape[0], end - begin)
         torch.sub(tiles.stored(logits_tV, begin, end), lse_t1, out=u_tc)
@@ -199,10 +240,11 @@ def chunk_grad_(
         factor_tc = flat_t1 if slope_t1 is None else torch.addcmul(flat_t1, u_tc, slope_t1, out=u_tc)
         stored_tc = logits_tV[:, begin:end]
         grad_tc = torch.mul(e_tc, factor_tc, out=e_tc if logits_tV.dtype == torch.bfloat16 else stored_tc)
-        # The label's own term is added before rounding: 1 - p of a likely token would not survive it.
+        # The label's entry is 1 - p of the log-probability itself: before rounding, and from the exact logit.
         inside_t = (labels_t >= begin) & (labels_t < end)
         column_t1 = (labels_t - begin).clamp(0, end - begin - 1)[:, None]
-        grad_tc.scatter_add_(1, column_t1, torch.where(inside_t, label_t, 0.0)[:, None])
+        kept_t1 = grad_tc.gather(1, column_t1)
+        grad_tc.scatter_(1, column_t1, torch.where(inside_t[:, None], label_t[:, None], kept_t1))
         if grad_tc is e_tc:
             stored_tc.copy_(grad_tc)
     return logits_tV
