@@ -1,0 +1,172 @@
+"""The engine process: `python -m prime_megatron.rollout.child FD`, started by `rollout.process`.
+
+It reads calls from the socket FD, one JSON object each (``call``: number, ``op``: what, and its arguments), and
+answers with ``ok`` or ``error``; a generation also tells every finished response and that it is alive. It ends itself
+and all of its engine's processes when the trainer is gone or when one of them is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from prime_megatron.rollout.channel import Channel
+from prime_megatron.rollout.driver import INSTALL, Answer, Driver, DriverSettings, Group, Shape, request_from_json
+
+DRIVERS = {"sglang": ("sglang", "SglangDriver"), "vllm": ("vllm", "VllmDriver")}
+"""Engine -> module beside this one, class."""
+WATCH_EVERY_S = 0.2
+ALIVE_EVERY_S = 1.0
+"""Shortest time between two signs of life."""
+
+
+class EngineChild:
+    """Serves one engine over a channel."""
+
+    def __init__(self, channel: Channel, driver: Driver) -> None:
+        self._channel = channel
+        self._driver = driver
+        self._version = -1
+        self._call = 0
+        self._told = 0.0
+
+    def serve(self) -> None:
+        """Answer calls until the channel closes or an operation fails (the trainer then starts another process)."""
+        operations: dict[str, Callable[..., Any]] = {
+            "generate": self._generate,
+            "attach": self._driver.attach,
+            "load_file": self._driver.load_file,
+            "load_folder": self._driver.load_folder,
+            "join": lambda group: self._driver.join(Group(**group)),
+            "receive": self._receive,
+            "commit": self._commit,
+            "bit_sums": self._driver.bit_sums,
+            "sleep": self._driver.sleep,
+            "wake": self._driver.wake,
+            "check": self._driver.check,
+            "close": self._driver.close,
+        }
+        while True:
+            message = self._channel.receive()
+            assert message is not None
+            self._call = message.pop("call")
+            operation = message.pop("op")
+            self._tell(ok=operations[operation](**message))
+            if operation == "close":
+                return
+
+    def _generate(self, requests: list[Any]) -> None:
+        self._driver.generate([request_from_json(row) for row in requests], self._finished, self._alive)
+
+    def _receive(self, shapes: list[Any], last: bool) -> None:
+        self._driver.receive([Shape(name, dtype, tuple(shape)) for name, dtype, shape in shapes], last)
+
+    def _commit(self, version: int) -> None:
+        self._driver.commit(version)
+        self._version = version
+
+    def _finished(self, answer: Answer) -> None:
+        version = self._version if answer.version is None else answer.version
+        done = [answer.index, list(answer.token_ids), list(answer.logprobs), answer.finish, version]
+        self._tell(done=done)
+
+    def _alive(self) -> None:
+        if time.monotonic() - self._told > ALIVE_EVERY_S:
+            self._tell(alive=True)
+
+    def _tell(self, **what: Any) -> None:
+        self._told = time.monotonic()
+        self._channel.send({"call": self._call, **what})
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the engine that the first message names."""
+    sock = socket.socket(fileno=int(arguments[0]))
+    sock.set_inheritable(False)  # or the engine's processes would hold the line open after our death
+    channel = Channel(sock)
+    _watch(os.getppid(), lambda: set())
+    start = channel.receive()
+    assert start is not None
+    try:
+        driver = _make_driver(start["engine"], DriverSettings.from_json(start["settings"]))
+        _watch(os.getppid(), lambda: set(_descendants(os.getpid())))
+        channel.send({"call": start["call"], "ok": None})
+        EngineChild(channel, driver).serve()
+    except EOFError:
+        pass  # the trainer is gone, or has had enough of us
+    except ModuleNotFoundError as error:
+        engine = start["engine"]
+        _report(channel, f"rollout.engine: {engine} is not installed ({error}); {INSTALL[engine]}", kind="input")
+    except Exception as error:
+        traceback.print_exc()
+        _report(channel, f"{type(error).__name__}: {str(error).strip()[:500]}", kind="failed")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.killpg(0, signal.SIGKILL)  # engines leave processes and exit handlers behind that may block for ever
+    return 1
+
+
+def _make_driver(engine: str, settings: DriverSettings) -> Driver:
+    module, name = DRIVERS[engine]
+    driver: Driver = getattr(import_module(f"prime_megatron.rollout.{module}"), name)(settings)
+    return driver
+
+
+def _report(channel: Channel, text: str, kind: str) -> None:
+    try:
+        channel.send({"error": " ".join(text.split()), "kind": kind})
+    except EOFError:
+        pass
+
+
+def _watch(parent: int, watched: Callable[[], set[int]]) -> None:
+    """Kill this process group as soon as the parent or one of the watched processes is gone."""
+    pids = watched()
+
+    def watch() -> None:
+        while os.getppid() == parent and all(_lives(pid) for pid in pids):
+            time.sleep(WATCH_EVERY_S)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _descendants(root: int) -> list[int]:
+    """Processes below a process, as /proc tells."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))) is not None:
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = []
+    pending = [root]
+    while pending:
+        below = children.get(pending.pop(), [])
+        found += below
+        pending += below
+    return found
+
+
+def _lives(pid: int) -> bool:
+    fields = _stat(pid)
+    return fields is not None and fields[0] not in "ZX"
+
+
+def _stat(pid: int) -> list[str] | None:
+    """State, parent and the rest of /proc/PID/stat; None for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,293 @@
+"""An engine in a process of its own, seen from the ranks of its replica; see `Engine`.
+
+One rank of the replica (the leader) owns the process and speaks to it; the others get its answers. The process may die
+or hang at any time: it is started again, given the same weights, and asked for what is still missing.
+
+Where the weights go, by transport:
+    live       the engine's own parameters, in shared memory: `named_targets` of tensor-parallel rank r on rank r
+    bucket     whole Hugging Face tensors through files in shared memory
+    broadcast  the same over a process group of trainer and engine
+    disk       the same as a folder that the engine loads
+All but live keep one whole copy of the weights per replica on the host, from which a restarted engine is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from prime_megatron.errors import InputError, RunError
+from prime_megatron.rollout.driver import DriverSettings, request_to_json
+from prime_megatron.rollout.engine import Completion, Request
+from prime_megatron.rollout.live_weights import open_segment
+from prime_megatron.rollout.process import Dead, EngineProcess
+from prime_megatron.rollout.uplink import Uplink
+from prime_megatron.types import Bucket
+
+T = TypeVar("T")
+TAGS = frozenset({"weights", "kv_cache"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """This rank's part in the replicas."""
+
+    replica: int
+    num_replicas: int
+    tensor_rank: int
+    """0 on the leader."""
+    leader: int
+    """Its global rank."""
+    group: dist.ProcessGroup | None
+    """The replica's ranks; None for one rank."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to wait, how often to try."""
+
+    max_restarts: int
+    """Restarts in a row, without a finished call between them."""
+    generate_timeout_s: float
+    alive_timeout_s: float
+    """Longest silence of a generating engine."""
+    update_timeout_s: float
+
+
+class HostedEngine:
+    """See the module.
+
+    Args:
+        place: this rank's part.
+        settings: of the engine.
+        limits: timeouts and restarts.
+        start: makes the engine's process (raises Dead or InputError).
+        uplink: the way of the weights; the leader's has a sending side.
+    Raises:
+        InputError: the engine is not installed.
+        RunError: it does not start.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        settings: DriverSettings,
+        limits: Limits,
+        start: Callable[[], EngineProcess],
+        uplink: Uplink,
+    ) -> None:
+        self.replica, self.num_replicas = place.replica, place.num_replicas
+        self.num_restarts = 0
+        """Of the whole run, on the leader."""
+        self._place, self._settings, self._limits = place, settings, limits
+        self._start_process, self._uplink = start, uplink
+        self._version = -1
+        self._failures = 0
+        self._asleep: frozenset[str] = frozenset()
+        self._process: EngineProcess | None = None
+        paths = self._agree(self._first_start)
+        self._targets = open_segment(paths[place.tensor_rank]) if paths else None
+
+    @property
+    def version(self) -> int:
+        """See `Engine.version`."""
+        return self._version
+
+    def named_targets(self) -> Mapping[str, Tensor] | None:
+        """The engine's parameters of this tensor-parallel rank, fused as the engine has them; None but for `live`."""
+        return self._targets
+
+    def update_weights(self, buckets: Iterable[Bucket], version: int) -> None:
+        """See `Engine.update_weights`. Collective over the replica; every rank gives the same buckets.
+
+        Raises:
+            RunError: a tensor that the engine's model has not, or one that did not come, or weights that arrived
+                wrong; it is named.
+        """
+        self._version = -1  # until all of it is there
+        if self._targets is not None:
+            assert not list(buckets), "live weights are written in place"
+            if self._place.group is not None:
+                dist.barrier(group=self._place.group)  # all ranks have written
+        else:
+            self._agree(self._uplink.begin)
+            for bucket in buckets:
+                self._agree(lambda bucket=bucket: self._surely(lambda process: self._uplink.send(process, bucket)))
+        self._agree(lambda: self._surely(lambda process: self._uplink.finish(process, version)))
+        self._version = version
+
+    def generate(
+        self, requests: Sequence[Request], on_finished: Callable[[Completion], None] | None = None
+    ) -> list[Completion]:
+        """See `Engine.generate`. A response of a dead engine that was not finished is made again, from its start."""
+        assert self._version >= 0 and not self._asleep, "generate before the first weight sync, or asleep"
+        self._check(requests)
+        rows = self._agree(lambda: self._generate(requests, on_finished))
+        completions = [
+            Completion(request, tuple(row[0]), tuple(row[1]), row[2])
+            for request, row in zip(requests, rows, strict=True)
+        ]
+        if self._process is None and on_finished is not None:
+            for completion in completions:
+                on_finished(completion)
+        return completions
+
+    def sleep(self, level: int) -> None:
+        """See `Engine.sleep`. Does nothing to an engine that sleeps already."""
+        assert level in (1, 2), level
+        if self._asleep:
+            return
+        self._agree(lambda: self._surely(lambda process: self._quick(process, "sleep", level=level)))
+        self._asleep = TAGS
+        if level == 2:
+            self._version = -1
+
+    def wake(self, tags: Collection[str]) -> None:
+        """See `Engine.wake`. What is awake already is left alone (SGLang dies of a second wake)."""
+        unknown = set(tags) - TAGS
+        assert not unknown, unknown
+        wanted = sorted(self._asleep & set(tags))
+        if wanted:
+            self._agree(lambda: self._surely(lambda process: self._quick(process, "wake", tags=wanted)))
+            self._asleep -= set(wanted)
+
+    def healthy(self) -> bool:
+        """See `Engine.healthy`. Collective over the replica."""
+
+        def check() -> bool:
+            assert self._process is not None
+            try:
+                self._process.call("check", timeout_s=self._limits.alive_timeout_s)
+            except Dead:
+                return False
+            return True
+
+        return self._agree(check)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        if self._process is not None:
+            self._process.close()
+        self._process = None
+        self._uplink.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process (and process group) on the leader, None elsewhere."""
+        return None if self._process is None else self._process.pid
+
+    def _agree(self, action: Callable[[], T]) -> T:
+        """The leader's result, or its error, on every rank of the replica."""
+        outcome: tuple[str, Any] = ("", None)
+        if self._place.tensor_rank == 0:
+            try:
+                outcome = ("ok", action())
+            except InputError as error:
+                outcome = ("input", str(error))
+            except RunError as error:
+                outcome = ("failed", str(error))
+        if self._place.group is not None:
+            carrier = [outcome]
+            dist.broadcast_object_list(carrier, self._place.leader, group=self._place.group)
+            outcome = carrier[0]
+        kind, value = outcome
+        if kind == "input":
+            raise InputError(value)
+        if kind == "failed":
+            raise RunError(value)
+        result: T = value
+        return result
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            tokens = len(request.prompt_ids) + request.sampling.max_tokens
+            if tokens > self._settings.max_tokens:
+                raise InputError(
+                    f"prompt and response may reach {tokens} tokens, the engine holds {self._settings.max_tokens}: "
+                    "lower data.max_prompt_tokens or rollout.sampling.max_response_tokens"
+                )
+
+    def _generate(
+        self, requests: Sequence[Request], on_finished: Callable[[Completion], None] | None
+    ) -> list[tuple[list[int], list[float], str]]:
+        finished: dict[int, tuple[list[int], list[float], str]] = {}
+        deadline = time.monotonic() + self._limits.generate_timeout_s
+
+        def ask(process: EngineProcess) -> None:
+            # After a death only what is missing; a place in the call never answers twice.
+            missing = [place for place in range(len(requests)) if place not in finished]
+
+            def done(message: list[Any]) -> None:
+                index, token_ids, logprobs, finish, version = message
+                place = missing[index]
+                if version != self._version:
+                    raise RunError(f"the engine answered with policy version {version}, not {self._version}")
+                assert place not in finished and len(token_ids) == len(logprobs) > 0
+                finished[place] = (token_ids, logprobs, finish)
+                if on_finished is not None:
+                    on_finished(Completion(requests[place], tuple(token_ids), tuple(logprobs), finish))
+
+            process.call(
+                "generate",
+                timeout_s=max(1.0, deadline - time.monotonic()),
+                alive_timeout_s=self._limits.alive_timeout_s,
+                on_done=done,
+                requests=[request_to_json(requests[place]) for place in missing],
+            )
+
+        if requests:
+            self._surely(ask)
+        return [finished[place] for place in range(len(requests))]
+
+    def _quick(self, process: EngineProcess, operation: str, **arguments: Any) -> None:
+        process.call(operation, timeout_s=self._limits.update_timeout_s, **arguments)
+
+    def _surely(self, action: Callable[[EngineProcess], T]) -> T:
+        """Do it with a living engine; the leader's alone. Raises RunError after ``max_restarts`` deaths in a row."""
+        while True:
+            try:
+                if self._process is None:
+                    self._restart()
+                assert self._process is not None
+                result = action(self._process)
+            except Dead as death:
+                self._mourn(death)
+                continue
+            self._failures = 0
+            return result
+
+    def _first_start(self) -> list[str]:
+        self._surely(lambda process: None)
+        return self._uplink.paths
+
+    def _restart(self) -> None:
+        """Start the process and give it the weights of the last update."""
+        self._process = self._start_process()
+        self._uplink.restore(self._process, self._version)
+        self._asleep = frozenset()
+
+    def _mourn(self, death: Dead) -> None:
+        if self._process is not None:
+            self._process.kill()
+        self._process = None
+        self._failures += 1
+        if self._failures > self._limits.max_restarts:
+            raise RunError(
+                f"rollout engine {self.replica}: {death}; it was started {self._failures} times in a row "
+                "(rollout.max_restarts)"
+            ) from None
+        self.num_restarts += 1
+        print(f"warning: rollout engine {self.replica}: {death}; starting it again", file=sys.stderr, flush=True)
+
+
+def dtype_of(settings: DriverSettings) -> torch.dtype:
+    """The engine's compute dtype."""
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype

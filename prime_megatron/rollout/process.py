@@ -1,0 +1,159 @@
+"""The trainer's handle on an engine process: it may die or hang, and the trainer goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prime_megatron.errors import InputError
+from prime_megatron.rollout.channel import Channel
+from prime_megatron.rollout.driver import DriverSettings
+
+LAUNCHER_PREFIXES = ("TORCHELASTIC", "MASTER_", "LOCAL_", "GROUP_", "ROLE_")
+LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "PYTHONDONTWRITEBYTECODE", "LD_PRELOAD")
+CLOSE_TIMEOUT_S = 10.0
+LOG_TAIL_BYTES = 4000
+
+
+class Dead(Exception):
+    """The engine process died, hangs or failed; the message says how."""
+
+
+class EngineProcess:
+    """A running engine in a process group and session of its own.
+
+    Args:
+        engine: "sglang" or "vllm".
+        settings: how to start it.
+        env: variables of the child on top of this process's own (torchrun's are hidden from it).
+        log_path: takes the engine's output.
+    Raises:
+        InputError: the engine is not installed.
+        Dead: it did not come up.
+    """
+
+    def __init__(self, engine: str, settings: DriverSettings, env: Mapping[str, str], log_path: Path) -> None:
+        self._log_path = log_path
+        self._calls = 0
+        ours, theirs = socket.socketpair()
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log, theirs:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", "prime_megatron.rollout.child", str(theirs.fileno())],
+                env=child_environment(env),
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._channel = Channel(ours)
+        try:
+            self._calls += 1
+            self._send({"call": self._calls, "engine": engine, "settings": settings.as_json()})
+            self._answer(settings.start_timeout_s, settings.start_timeout_s, lambda done: None)
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Process id; also that of its process group."""
+        return self._popen.pid
+
+    def call(
+        self,
+        operation: str,
+        *,
+        timeout_s: float,
+        alive_timeout_s: float | None = None,
+        on_done: Callable[[list[Any]], None] = lambda done: None,
+        while_waiting: Callable[[], None] = lambda: None,
+        **arguments: Any,
+    ) -> Any:
+        """Have the child do something and return its answer.
+
+        Args:
+            timeout_s: for the whole of it.
+            alive_timeout_s: longest silence on the way; None: as the whole.
+            on_done: hears of every finished response of a generation.
+            while_waiting: this side's part, done after the call is sent.
+        Raises:
+            Dead: it is gone, silent for too long, or failed.
+        """
+        self._calls += 1
+        self._send({"call": self._calls, "op": operation, **arguments})
+        while_waiting()
+        return self._answer(timeout_s, timeout_s if alive_timeout_s is None else alive_timeout_s, on_done)
+
+    def close(self) -> None:
+        """Let the engine end in order, then make sure of it."""
+        try:
+            self.call("close", timeout_s=CLOSE_TIMEOUT_S)
+        except Dead:
+            pass
+        self.kill()
+
+    def kill(self) -> None:
+        """End the engine's processes at once."""
+        try:
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._popen.wait()
+        self._channel.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._channel.send(message)
+        except EOFError:
+            raise Dead(self._how_it_ended()) from None
+
+    def _answer(self, timeout_s: float, alive_timeout_s: float, on_done: Callable[[list[Any]], None]) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                message = self._channel.receive(max(0.0, min(left, alive_timeout_s)))
+            except EOFError:
+                raise Dead(self._how_it_ended()) from None
+            if message is None:
+                raise Dead(f"no sign of life for {min(timeout_s, alive_timeout_s):g} s")
+            if "error" in message:
+                if message["kind"] == "input":
+                    raise InputError(message["error"])
+                raise Dead(message["error"])
+            if message["call"] != self._calls:
+                continue  # of a call that this side left by an exception
+            if "ok" in message:
+                return message["ok"]
+            if "done" in message:
+                on_done(message["done"])
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._popen.wait(timeout=CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return "it closed the line"
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"the process ended ({how}; {self._log_path} has its output)"
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables without the launcher's, which would make an engine join the trainer's world."""
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in LAUNCHER_NAMES and not name.startswith(LAUNCHER_PREFIXES)
+    }
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
+    env["PYTHONPATH"] = os.pathsep.join([root, *paths])
+    return env | dict(extra)

@@ -1,0 +1,155 @@
+"""A tiny model, an engine on it, and what the engine must answer by transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.parallel.shards import ShardSlice, as_slices
+from prime_megatron.reshard.layouts import fused_pieces
+from prime_megatron.rollout.driver import DriverSettings
+from prime_megatron.rollout.engine import Completion, Request, Sampling
+from prime_megatron.rollout.hosted import HostedEngine, Limits, Place
+from prime_megatron.rollout.process import EngineProcess
+from prime_megatron.rollout.sampling import SampleKey
+from prime_megatron.rollout.spool import Spool
+from prime_megatron.rollout.uplink import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
+from prime_megatron.types import Bucket
+
+VOCAB = 130  # not a multiple of what the engines pad to
+END = 1
+MAX_TOKENS = 256
+UPLINKS = {"bucket": BucketUplink, "broadcast": BroadcastUplink, "disk": DiskUplink}
+
+
+def make_model(folder: Path, seed: int) -> str:
+    """A two-layer Qwen2 with random weights far from uniform; returns the folder."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.2,
+        eos_token_id=END, bos_token_id=0, pad_token_id=None,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).float()
+    for name, param in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(param, std=0.1)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def make_engine(
+    engine: str, model: str, folder: Path, *, tensor: int = 1, transport: str = "live", server: bool = False,
+    max_restarts: int = 2, alive_timeout_s: float = 60.0,
+) -> HostedEngine:  # fmt: skip
+    """The engine on one rank that leads a replica of ``tensor`` engine ranks."""
+    settings = DriverSettings(
+        model_path=model, device="cpu", dtype="float32", tensor=tensor, max_tokens=MAX_TOKENS, max_concurrent=64,
+        end_token_ids=(END,), seed=7, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=64 << 20,
+        can_sleep=True, server=server, start_timeout_s=240.0,
+    )  # fmt: skip
+    env = {"OMP_NUM_THREADS": "1", "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank) for rank in range(tensor))}
+    uplink: Uplink
+    if transport == "live":
+        uplink = LiveUplink(tensor, 120.0)
+    else:
+        spool = Spool(folder / "spool", model if transport == "disk" else None)
+        uplink = UPLINKS[transport](spool, layout(model, tensor), torch.float32, 1, 120.0)
+    return HostedEngine(
+        Place(0, 1, 0, 0, None),
+        settings,
+        Limits(max_restarts, 240.0, alive_timeout_s, 120.0),
+        lambda: EngineProcess(engine, settings, env, folder / "engine.log"),
+        uplink,
+    )
+
+
+def layout(model: str, tensor: int) -> list[list[ShardSlice]]:
+    """What each engine rank holds."""
+    return [fused_pieces(read_config(model), tensor, rank) for rank in range(tensor)]
+
+
+def publish(engine: HostedEngine, model: str, version: int, *, tensor: int = 1, num_buckets: int = 3) -> None:
+    """Give the engine a folder's weights, by whatever way it has."""
+    weights = load_file(Path(model) / "model.safetensors")
+    if engine.named_targets() is None:
+        engine.update_weights(buckets(weights, num_buckets, version), version)
+        return
+    for rank, pieces in enumerate(layout(model, tensor)):
+        write(segment(engine, rank), pieces, weights)
+    engine.update_weights((), version)
+
+
+def segment(engine: HostedEngine, rank: int) -> Mapping[str, Tensor]:
+    """The live weights of an engine rank; the other ranks' are reached as their trainer ranks would."""
+    from prime_megatron.rollout.live_weights import open_segment
+
+    return open_segment(engine._uplink.paths[rank])
+
+
+def write(targets: Mapping[str, Tensor], pieces: Sequence[ShardSlice], weights: Mapping[str, Tensor]) -> None:
+    for piece in pieces:
+        targets[piece.param][as_slices(piece.local)].copy_(weights[piece.hf_name][as_slices(piece.hf)])
+
+
+def buckets(weights: Mapping[str, Tensor], count: int, version: int) -> Iterator[Bucket]:
+    """The weights in ``count`` buckets; q, k and v of a layer part ways."""
+    names = sorted(weights)
+    for start in range(count):
+        chosen = names[start::count]
+        tensors = [weights[name] for name in chosen]
+        yield Bucket(chosen, tensors, sum(tensor.nbytes for tensor in tensors), version)
+
+
+def requests(
+    count: int, *, max_tokens: int = 12, temperature: float = 1.0, greedy: bool = False, step: int = 0
+) -> list[Request]:
+    """Requests of different prompts."""
+    return [
+        Request(
+            tuple(5 + (7 * place + word) % 100 for word in range(3 + place % 4)),
+            SampleKey(11, step, place, 0),
+            Sampling(max_tokens, temperature, greedy=greedy),
+        )
+        for place in range(count)
+    ]
+
+
+@torch.no_grad()
+def largest_gap(model: str, completions: Sequence[Completion]) -> float:
+    """Largest |engine - transformers| over all response tokens, nats."""
+    reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    worst = 0.0
+    for completion in completions:
+        prompt, made = completion.request.prompt_ids, completion.token_ids
+        logits = reference(torch.tensor([prompt + made])).logits[0, len(prompt) - 1 : -1].float()
+        logprobs = (logits / completion.request.sampling.temperature).log_softmax(-1)
+        expected = logprobs[torch.arange(len(made)), torch.tensor(made)]
+        worst = max(worst, float((expected - torch.tensor(completion.logprobs)).abs().max()))
+    return worst
+
+
+def members(pid: int) -> list[int]:
+    """Living processes of a process group, the leader first."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(") ")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z" and int(fields[2]) == pid:
+            found.append(int(entry.name))
+    return sorted(found, key=lambda member: (member != pid, member))
+
+
+def lives(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
