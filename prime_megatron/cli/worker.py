@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from types import FrameType
 
@@ -45,6 +46,7 @@ def run_worker(body: Callable[[], int]) -> int:
     the process with the requeue code: nothing is lost before the first step.
     """
     on_signal("TERM")
+    _quiet_libraries()
     try:
         return body()
     except InputError as error:
@@ -58,6 +60,15 @@ def run_worker(body: Callable[[], int]) -> int:
     except Exception:
         _report(traceback.format_exc(), everyone=True)
         return exit_codes.FAILED
+
+
+def _quiet_libraries() -> None:
+    """Silence what libraries warn of on every start and no user can act on; `python -W always` shows it all."""
+    if sys.warnoptions:
+        return
+    for module in (r"megatron\.", r"torch\.distributed", r"prime_megatron\.", "torch.optim"):
+        for category in (UserWarning, FutureWarning, DeprecationWarning):
+            warnings.filterwarnings("ignore", category=category, module=module)
 
 
 def on_signal(name: str) -> None:
