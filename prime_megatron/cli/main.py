@@ -16,11 +16,13 @@ VERBS = {
     "sft": "warm a model up by supervised fine-tuning",
     "validate": "check a config and show what it means; starts nothing",
     "verify": "score answers offline, JSON lines in, JSON lines out",
+    "plan-step": "show what a step runs, its cost and why; starts nothing",
 }
 
 _EPILOG = """\
 examples:
   prime-megatron validate run.yaml
+  prime-megatron plan-step run.yaml prm.update=before
   prime-megatron train run.yaml parallel.pipeline=2 launch.processes_per_node=2
   prime-megatron train run.yaml --resume auto
   prime-megatron verify answers.jsonl --output scored.jsonl
@@ -28,7 +30,7 @@ examples:
 exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (start again with --resume auto)
 """
 
-_WITH_OVERRIDES = ("train", "sft", "validate")
+_WITH_OVERRIDES = ("train", "sft", "validate", "plan-step")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,7 +67,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         raise InputError(f"unknown verb {verb!r}; {hint}")
     for name, help_text in VERBS.items():
         if name == verb:
-            importlib.import_module(f"prime_megatron.cli.{name}").add_parser(subparsers)
+            importlib.import_module(f"prime_megatron.cli.{name.replace('-', '_')}").add_parser(subparsers)
         else:
             subparsers.add_parser(name, help=help_text)
     args, rest = parser.parse_known_args(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 
@@ -40,8 +41,8 @@ def test_help_lists_every_verb_and_each_verb_has_examples(capsys: pytest.Capture
         cli.main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"    {verb} " in text for verb in cli.VERBS)
-    for verb in ("train", "sft", "validate"):
+    assert all(re.search(rf"^    {verb}\s", text, re.MULTILINE) for verb in cli.VERBS)
+    for verb in ("train", "sft", "validate", "plan-step"):
         with pytest.raises(SystemExit):
             cli.main([verb, "--help"])
         assert f"prime-megatron {verb} " in capsys.readouterr().out

@@ -1,0 +1,175 @@
+"""The step plan: what each algorithm must run, what is left out, and the verb that shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prime_megatron.cli.main import main
+from prime_megatron.config import TrainConfig
+from prime_megatron.step_plan import OldLogprobs, Pass, StepPlan, plan_step
+
+MODEL = "models/policy"
+
+
+def planned(**sections: dict[str, Any]) -> StepPlan:
+    models = {"policy": {"path": MODEL}, **sections.pop("models", {})}
+    config = {"run": {"output_dir": "out", "steps": 1}, "models": models, "data": {"train": ["x.jsonl"]}, **sections}
+    return plan_step(TrainConfig.model_validate(config, strict=False))
+
+
+def minis(count: int) -> dict[str, Any]:
+    return {"policy": {"path": MODEL, "num_mini_batches": count}, "prm": {"num_mini_batches": count}}
+
+
+def passes(plan: StepPlan, role: str) -> dict[str, Pass]:
+    return {item.what: item for item in plan.passes if item.role == role}
+
+
+@pytest.mark.parametrize(
+    ("update", "count", "forwards"),
+    # policy 3, PRM 3, reference 1; 3/4 old log-probs with four mini-batches; 1 to score with an updated PRM
+    [("after", 1, 7.0), ("after", 4, 7.75), ("before", 1, 8.0), ("before", 4, 8.75), ("reverse", 1, 8.0)],
+)
+def test_floor_of_the_notes(update: str, count: int, forwards: float) -> None:
+    assert planned(prm={"update": update}, models=minis(count)).forwards == forwards
+
+
+def test_frozen_prm_only_scores() -> None:
+    plan = planned(prm={"update": "none"})
+    assert plan.forwards == 3 + 1 + 1
+    assert set(passes(plan, "prm")) == {"scores"}
+
+
+def test_outcome_only_runs_the_policy_alone() -> None:
+    plan = planned(advantage={"process_weight": 0.0})
+    assert plan.forwards == 3.0
+    assert not plan.prm and not plan.reference
+    assert {item.role for item in plan.passes} == {"policy"}
+
+
+def test_prime_value_needs_the_prm_without_a_process_weight() -> None:
+    assert planned(advantage={"process_weight": 0.0, "estimator": "prime_value"}).prm
+
+
+def test_gae_adds_the_critic() -> None:
+    plan = planned(advantage={"estimator": "gae"})
+    assert plan.critic and plan.forwards == 7 + 4
+    assert [item.forwards for item in passes(plan, "critic").values()] == [1.0, 3.0]
+
+
+def test_single_mini_batch_has_no_old_logprobs() -> None:
+    plan = planned()
+    assert plan.old_logprobs is OldLogprobs.none
+    skipped = passes(plan, "policy")["old log-probs"]
+    assert skipped.forwards == 0.0 and "ratio is 1" in skipped.why
+
+
+def test_more_mini_batches_score_all_but_the_first() -> None:
+    plan = planned(models=minis(8))
+    assert plan.old_logprobs is OldLogprobs.later
+    assert passes(plan, "policy")["old log-probs"].forwards == 7 / 8
+
+
+def test_the_prm_mini_batches_do_not_matter_for_the_policy() -> None:
+    models = {"policy": {"path": MODEL}, "prm": {"num_mini_batches": 4}}
+    assert planned(models=models).forwards == 7.0
+
+
+@pytest.mark.parametrize(
+    ("sections", "why"),
+    [
+        ({"prm": {"reference": "policy"}}, "the PRM's reference"),
+        ({"policy": {"importance_cap": 2.0}}, "importance weights against the engine"),
+        ({"policy": {"kl_place": "reward", "kl_coef": 0.1}}, "KL enters the reward"),
+    ],
+)
+def test_old_logprobs_of_all_tokens_and_why(sections: dict[str, Any], why: str) -> None:
+    plan = planned(**sections)
+    assert plan.old_logprobs is OldLogprobs.all
+    old = passes(plan, "policy")["old log-probs"]
+    assert (old.forwards, old.why) == (1.0, why)
+
+
+def test_a_policy_as_reference_saves_the_reference_pass() -> None:
+    plan = planned(prm={"reference": "policy"})
+    assert not plan.reference and "reference" not in {item.role for item in plan.passes}
+    assert plan.forwards == 7.0  # the pass of the frozen reference became that of the old log-probs
+
+
+KL = {"kl_place": "loss", "kl_coef": 0.1}
+
+
+def test_kl_shares_the_reference_pass() -> None:
+    plan = planned(policy=KL)
+    assert plan.policy_reference and plan.shared_reference
+    shared = passes(plan, "policy reference")["log-probs"]
+    assert shared.forwards == 0.0 and "same model" in shared.why
+    assert plan.forwards == 7.0
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"rollout": {"sampling": {"temperature": 0.9}}},  # the PRM's reference scores at temperature 1
+        {"models": {"reference": "models/other"}},
+        {"models": {"prm": {"path": "models/small"}}},
+        {"advantage": {"process_weight": 0.0}},  # no PRM, so no reference to share
+    ],
+)
+def test_kl_pays_for_a_pass_of_its_own_where_models_or_temperatures_differ(sections: dict[str, Any]) -> None:
+    with_kl, without = planned(policy=KL, **sections), planned(**sections)
+    assert with_kl.policy_reference and not with_kl.shared_reference
+    assert with_kl.forwards == without.forwards + 1.0
+
+
+@pytest.mark.parametrize("policy", [{"kl_place": "none", "kl_coef": 0.1}, {"kl_place": "loss", "kl_coef": 0.0}])
+def test_no_kl_no_policy_reference(policy: dict[str, Any]) -> None:
+    plan = planned(policy=policy)
+    assert not plan.policy_reference and plan.forwards == 7.0
+
+
+CONFIG = """\
+run: {output_dir: out, steps: 1}
+models: {policy: {path: models/policy}}
+data: {train: [x.jsonl]}
+rollout: {engine: embedded}
+"""
+
+
+def show(tmp_path: Path, capsys: pytest.CaptureFixture, *overrides: str) -> list[str]:
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG)
+    assert main(["plan-step", str(path), *overrides]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_verb_shows_every_pass_and_the_total(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    lines = show(tmp_path, capsys)
+    cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
+    assert cells[0] == ["role", "what", "cost", "why"]
+    expected = [
+        ["policy", "old log-probs", "0 F", "skipped: one mini-batch: its ratio is 1 by construction"],
+        ["reference", "log-probs", "1 F", "denominator of the implicit reward, once per step"],
+        ["prm", "update", "3 F", "forward and backward of every mini-batch"],
+        ["prm", "scores", "0 F", "skipped: those of the update's own forward"],
+        ["policy", "update", "3 F", "forward and backward of every mini-batch"],
+    ]
+    assert cells[1:-1] == expected
+    assert cells[-1][:2] == ["total", "7 F"]
+    column = lines[0].index("why")
+    assert all(line[column - 2 : column] == "  " for line in lines)
+
+
+def test_verb_takes_overrides(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    lines = show(tmp_path, capsys, "prm.update=before", "models.policy.num_mini_batches=4")
+    assert "8.75 F" in lines[-1] and "0.75 F" in lines[1]
+
+
+def test_verb_refuses_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(CONFIG)
+    assert main(["plan-step", str(path), "prm.loss=dpo"]) == 2
+    assert "prm.update" in capsys.readouterr().err
