@@ -50,11 +50,19 @@ class FilterConfig(Section):
     """Steps that a surplus group may wait before it is dropped and counted; 0: surplus is dropped at once."""
 
 
+EngineArgument = bool | int | float | str | list[str] | None
+"""A value of an engine's own constructor."""
+
+
 class VllmConfig(Section):
     """Settings of the vLLM engine."""
 
     memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
     """Share of device memory for weights and KV cache (GPU)."""
+    cpu_cache_bytes: PositiveInt = 2**30
+    """KV cache of one replica (CPU)."""
+    extra: dict[str, EngineArgument] = Field(default={})
+    """More arguments of vllm.LLM, by their Python names; they win over ours."""
 
 
 class SglangConfig(Section):
@@ -62,10 +70,12 @@ class SglangConfig(Section):
 
     memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
     """Share of device memory for weights and KV cache (GPU)."""
+    cpu_cache_bytes: PositiveInt = 2**30
+    """KV cache of one replica (CPU)."""
     server: bool = False
-    """Talk to the engine over loopback HTTP instead of in-process."""
-    start_timeout_s: PositiveFloat = 600.0
-    """Longest wait for the engine to load."""
+    """Run SGLang's HTTP server, on loopback and with a key of this run, in place of its in-process engine."""
+    extra: dict[str, EngineArgument] = Field(default={})
+    """More of SGLang's server arguments, by their Python names; they win over ours."""
 
 
 class RolloutConfig(Section):
@@ -86,9 +96,13 @@ class RolloutConfig(Section):
     tensor: PositiveInt = 1
     """Tensor-parallel size of one engine replica; replicas = processes / tensor."""
     max_concurrent: PositiveInt = 256
-    """Sequences that one replica decodes together (embedded engine)."""
+    """Sequences that one replica decodes together."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """The engine's compute dtype; none: models.dtype."""
+    transport: Literal["auto", "live", "bucket", "broadcast", "disk"] = "auto"
+    """How weights reach an SGLang or vLLM engine. live: written in place into its parameters (CPU); bucket: whole
+    tensors through shared memory; broadcast: over a process group; disk: as a folder. auto: live on a CPU, bucket on
+    GPUs. All but live keep one whole copy of the weights per replica on the host, for restarts."""
     bucket_bytes: PositiveInt = 256 * 2**20
     """Largest bucket of a weight sync."""
     check_every: NonNegativeInt = 1
@@ -97,6 +111,10 @@ class RolloutConfig(Section):
     """Warn when the mean |engine - trainer| log-prob difference exceeds this; none: 1e-3 float32, 5e-2 bfloat16."""
     max_restarts: NonNegativeInt = 2
     """Restarts of a dead or hung engine before the run stops."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Longest wait for an engine to load, or to take an update."""
+    alive_timeout_s: PositiveFloat = 120.0
+    """A generating engine that makes no step for this long hangs and is restarted."""
     generate_timeout_s: PositiveFloat = 3600.0
     """Longest wait for one round of generation."""
     record: str | None = None

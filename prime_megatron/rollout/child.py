@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,8 @@ def _make_driver(engine: str, settings: DriverSettings) -> Driver:
 
 
 def _report(channel: Channel, text: str, kind: str) -> None:
-    try:
+    with suppress(EOFError):
         channel.send({"error": " ".join(text.split()), "kind": kind})
-    except EOFError:
-        pass
 
 
 def _watch(parent: int, watched: Callable[[], set[int]]) -> None:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -69,7 +68,7 @@ class HostedEngine:
         settings: of the engine.
         limits: timeouts and restarts.
         start: makes the engine's process (raises Dead or InputError).
-        uplink: the way of the weights; the leader's has a sending side.
+        uplink: the way of the weights; None on all ranks but the leader.
     Raises:
         InputError: the engine is not installed.
         RunError: it does not start.
@@ -81,7 +80,7 @@ class HostedEngine:
         settings: DriverSettings,
         limits: Limits,
         start: Callable[[], EngineProcess],
-        uplink: Uplink,
+        uplink: Uplink | None,
     ) -> None:
         self.replica, self.num_replicas = place.replica, place.num_replicas
         self.num_restarts = 0
@@ -117,10 +116,10 @@ class HostedEngine:
             if self._place.group is not None:
                 dist.barrier(group=self._place.group)  # all ranks have written
         else:
-            self._agree(self._uplink.begin)
+            self._agree(lambda: self._link.begin())
             for bucket in buckets:
-                self._agree(lambda bucket=bucket: self._surely(lambda process: self._uplink.send(process, bucket)))
-        self._agree(lambda: self._surely(lambda process: self._uplink.finish(process, version)))
+                self._agree(lambda bucket=bucket: self._surely(lambda process: self._link.send(process, bucket)))
+        self._agree(lambda: self._surely(lambda process: self._link.finish(process, version)))
         self._version = version
 
     def generate(
@@ -176,12 +175,18 @@ class HostedEngine:
         if self._process is not None:
             self._process.close()
         self._process = None
-        self._uplink.close()
+        if self._uplink is not None:
+            self._uplink.close()
 
     @property
     def pid(self) -> int | None:
         """The engine's process (and process group) on the leader, None elsewhere."""
         return None if self._process is None else self._process.pid
+
+    @property
+    def _link(self) -> Uplink:
+        assert self._uplink is not None, "the leader's alone"
+        return self._uplink
 
     def _agree(self, action: Callable[[], T]) -> T:
         """The leader's result, or its error, on every rank of the replica."""
@@ -265,12 +270,12 @@ class HostedEngine:
 
     def _first_start(self) -> list[str]:
         self._surely(lambda process: None)
-        return self._uplink.paths
+        return self._link.paths
 
     def _restart(self) -> None:
         """Start the process and give it the weights of the last update."""
         self._process = self._start_process()
-        self._uplink.restore(self._process, self._version)
+        self._link.restore(self._process, self._version)
         self._asleep = frozenset()
 
     def _mourn(self, death: Dead) -> None:
@@ -285,9 +290,3 @@ class HostedEngine:
             ) from None
         self.num_restarts += 1
         print(f"warning: rollout engine {self.replica}: {death}; starting it again", file=sys.stderr, flush=True)
-
-
-def dtype_of(settings: DriverSettings) -> torch.dtype:
-    """The engine's compute dtype."""
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    return dtype

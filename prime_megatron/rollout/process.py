@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +96,14 @@ class EngineProcess:
 
     def close(self) -> None:
         """Let the engine end in order, then make sure of it."""
-        try:
+        with suppress(Dead):
             self.call("close", timeout_s=CLOSE_TIMEOUT_S)
-        except Dead:
-            pass
         self.kill()
 
     def kill(self) -> None:
         """End the engine's processes at once."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._popen.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._popen.wait()
         self._channel.close()
 

@@ -25,15 +25,15 @@ from prime_megatron.rollout.engine import Request
 if not torch.cuda.is_available():
     os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
 
-from sglang.srt.entrypoints.engine import Engine  # noqa: E402, the choice of device is read at import
-from sglang.srt.managers.io_struct import (  # noqa: E402
+from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.managers.io_struct import (
     UpdateWeightFromDiskReqInput,
     UpdateWeightsFromTensorReqInput,
 )
-from sglang.srt.utils import MultiprocessingSerializer  # noqa: E402
-from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket  # noqa: E402
+from sglang.srt.utils import MultiprocessingSerializer
+from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
 
-from prime_megatron.rollout.sglang_worker import LOADER  # noqa: E402
+from prime_megatron.rollout.sglang_worker import LOADER
 
 PING_EVERY_S = 1.0
 SPARE_TOKENS = 256
@@ -236,9 +236,7 @@ class EngineBackend:
                 )
             case "update_weights_from_disk":
                 disk = UpdateWeightFromDiskReqInput(load_format="auto", **arguments)
-                result = engine.loop.run_until_complete(
-                    engine.tokenizer_manager.update_weights_from_disk(disk, None)
-                )
+                result = engine.loop.run_until_complete(engine.tokenizer_manager.update_weights_from_disk(disk, None))
             case other:
                 result = getattr(engine, other)()
         return bool(result[0]), str(result[1])

@@ -53,7 +53,7 @@ class Spool:
             metadata={"format": "pt"},
         )
         self.files.append(path)
-        self._place |= {name: path for name in bucket.names}
+        self._place |= dict.fromkeys(bucket.names, path)
         return path
 
     def read(self, path: Path) -> Iterator[tuple[str, Tensor]]:

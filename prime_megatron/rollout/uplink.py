@@ -133,7 +133,9 @@ class BucketUplink:
         """See `Uplink.finish`."""
         missing = sorted(self._wanted - self._sent)
         if missing:
-            raise RunError(f"weight sync of version {version}: {len(missing)} tensors did not come, such as {missing[0]}")
+            raise RunError(
+                f"weight sync of version {version}: {len(missing)} tensors did not come, such as {missing[0]}"
+            )
         self._push(process, last=True)
         process.call("commit", timeout_s=self._timeout_s, version=version)
         self._num_updates += 1
@@ -174,9 +176,7 @@ class DiskUplink(BucketUplink):
 class BroadcastUplink(BucketUplink):
     """The buckets over a gloo group of this rank and the engine's."""
 
-    def __init__(
-        self, spool: Spool, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float
-    ) -> None:
+    def __init__(self, spool: Spool, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
         super().__init__(spool, layout, dtype, check_every, timeout_s)
         self._num_groups = 0
         self._group: ProcessGroup | None = None

@@ -24,7 +24,7 @@ os.environ.update(
 )
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-from vllm import LLM, SamplingParams  # noqa: E402, the settings are read at import
+from vllm import LLM, SamplingParams
 
 
 class VllmDriver:
