@@ -1,14 +1,14 @@
 """The unit on disk.
 
-    <output_dir>/checkpoints/
-        step-00000012/
-            policy/, prm/       tensors, Megatron's torch_dist format, and position.json
-            state.json          step, prompt cursor, waiting groups, progress, clock, fault counters
-            rng.safetensors     every rank's random states
-            config.yaml         the resolved config
-            manifest.json       size and sha256 of every file above
-            COMPLETE            sha256 of manifest.json; written last, after the rename
-        .tmp-step-00000013/     a save under way, or what a killed one left
+<output_dir>/checkpoints/
+    step-00000012/
+        policy/, prm/       tensors, Megatron's torch_dist format, and position.json
+        state.json          step, prompt cursor, waiting groups, progress, clock, fault counters
+        rng.safetensors     every rank's random states
+        config.yaml         the resolved config
+        manifest.json       size and sha256 of every file above
+        COMPLETE            sha256 of manifest.json; written last, after the rename
+    .tmp-step-00000013/     a save under way, or what a killed one left
 """
 
 from __future__ import annotations

@@ -53,9 +53,7 @@ class Save:
         self.num_bytes = sum(gather_all(sum(part.num_bytes for part in shards.values())))
         rng = gather_all(dict(snapshot.rng))
         self._on_first(lambda: self._begin(snapshot, list(shards), rng))
-        self.writes: dict[str, ShardWrite] = {
-            name: part.plan(self.temporary / name) for name, part in shards.items()
-        }
+        self.writes: dict[str, ShardWrite] = {name: part.plan(self.temporary / name) for name, part in shards.items()}
         for write in self.writes.values():
             write.stage()
 

@@ -138,9 +138,53 @@ def _shared_step() -> None:
     _wrap(DistributedOptimizer, "load_state_dict", wrap)
 
 
+def _buckets_with_padding() -> None:
+    """optimizer/distrib_optimizer.py:1061-1115 and :1455-1510: get_parameter_state_dp_zero() drops the padding between
+    the buckets of a buffer, and sharded_param_state_fully_reshardable() cuts its result at offsets that count it. With
+    more than one bucket (tied embeddings under pipeline parallelism, overlap_grad_reduce) parameters and moments are
+    **saved from the wrong place, silently**. The padding is put back before the cutting."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def sharded_param_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+            gather = self.get_parameter_state_dp_zero
+
+            def gather_padded(**options: Any) -> Any:
+                state = gather(**options)
+                return None if state is None else _put_padding_back(self.buffers, state)
+
+            self.get_parameter_state_dp_zero = gather_padded
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                del self.get_parameter_state_dp_zero
+
+        return sharded_param_state
+
+    _wrap(DistributedOptimizer, "sharded_param_state_fully_reshardable", wrap)
+
+
+def _put_padding_back(buffers: Any, state: dict[Any, Any]) -> dict[Any, Any]:
+    """The gathered tensors with every bucket at its offset in the buffer."""
+    for index, buffer in enumerate(buffers):
+        for tensors in state[index].values():
+            for key, compact in tensors.items():
+                if key == "numel_unpadded":
+                    continue
+                padded = compact.new_zeros(buffer.numel)
+                start = 0
+                for bucket in buffer.buckets:
+                    end = start + bucket.numel_unpadded
+                    padded[bucket.offset : bucket.offset + bucket.numel_unpadded] = compact[start:end]
+                    start = end
+                tensors[key] = padded
+    return state
+
+
 FIXES = (
     Fix("moe router without Transformer Engine", "0.16", None, _router_without_engine),
     Fix("state_dict of a fresh distributed optimizer", "0.16", None, _fresh_state_dict),
     Fix("step missing when optimizer state is loaded", "0.16", None, _missing_step),
     Fix("one step tensor shared by all parameters after a load", "0.16", None, _shared_step),
+    Fix("parameters cut at the wrong offsets when buckets are padded", "0.16", None, _buckets_with_padding),
 )

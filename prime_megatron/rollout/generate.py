@@ -56,9 +56,7 @@ class Generator:
         self.verifiers = verifiers
         self.tokenizer = tokenizer
 
-    def groups(
-        self, prompts: Sequence[Prompt], draw: Draw, stop: Callable[[], bool] = lambda: False
-    ) -> list[Group]:
+    def groups(self, prompts: Sequence[Prompt], draw: Draw, stop: Callable[[], bool] = lambda: False) -> list[Group]:
         """``draw.num_samples`` verified responses to each prompt, in order. Collective over the world.
 
         A prompt's samples are made by one replica, so that they can share its prefill. ``stop`` is asked whenever a
@@ -84,9 +82,7 @@ class Generator:
             for index, items in by_prompt.items()
         ]
 
-    def _answer(
-        self, prompts: Sequence[tuple[int, Prompt]], draw: Draw, stop: Callable[[], bool]
-    ) -> list[_Answered]:
+    def _answer(self, prompts: Sequence[tuple[int, Prompt]], draw: Draw, stop: Callable[[], bool]) -> list[_Answered]:
         requests, owners = [], []
         for index, prompt in prompts:
             for sample in range(draw.num_samples):

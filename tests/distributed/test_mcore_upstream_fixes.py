@@ -15,6 +15,7 @@ NAMES = [
     "state_dict of a fresh distributed optimizer",
     "step missing when optimizer state is loaded",
     "one step tensor shared by all parameters after a load",
+    "parameters cut at the wrong offsets when buckets are padded",
 ]
 
 
