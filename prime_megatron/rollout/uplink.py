@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -101,8 +100,6 @@ class LiveUplink:
 class BucketUplink:
     """Buckets through files in shared memory."""
 
-    paths: list[str] = []
-
     def __init__(self, spool: Spool, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
         self._spool, self._layout, self._dtype = spool, layout, dtype
         self._check_every, self._timeout_s = check_every, timeout_s
@@ -111,6 +108,11 @@ class BucketUplink:
         self._last: list[Path] = []
         """The file that waits until it is known whether another one follows."""
         self._num_updates = 0
+
+    @property
+    def paths(self) -> list[str]:
+        """See `Uplink.paths`."""
+        return []
 
     def begin(self) -> None:
         """See `Uplink.begin`."""
@@ -134,7 +136,7 @@ class BucketUplink:
         missing = sorted(self._wanted - self._sent)
         if missing:
             raise RunError(
-                f"weight sync of version {version}: {len(missing)} tensors did not come, such as {missing[0]}"
+                f"weight sync of version {version}: {len(missing)} tensors are missing, such as {missing[0]}"
             )
         self._push(process, last=True)
         process.call("commit", timeout_s=self._timeout_s, version=version)
@@ -226,11 +228,3 @@ def compare(expected: Sequence[dict[str, int]], got: Sequence[dict[str, int]], v
                 f"weight sync of policy version {version}: {len(names)} tensors of engine rank {rank} differ from "
                 f"the trainer's, the first is {names[0]}"
             )
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from prime_megatron.reshard.layouts import fused_pieces
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.engine import Completion, Request, Sampling
 from prime_megatron.rollout.hosted import HostedEngine, Limits, Place
+from prime_megatron.rollout.live_weights import open_segment
 from prime_megatron.rollout.process import EngineProcess
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.rollout.spool import Spool
@@ -56,19 +56,29 @@ def make_engine(
         can_sleep=True, server=server, start_timeout_s=240.0,
     )  # fmt: skip
     env = {"OMP_NUM_THREADS": "1", "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank) for rank in range(tensor))}
-    uplink: Uplink
-    if transport == "live":
-        uplink = LiveUplink(tensor, 120.0)
-    else:
-        spool = Spool(folder / "spool", model if transport == "disk" else None)
-        uplink = UPLINKS[transport](spool, layout(model, tensor), torch.float32, 1, 120.0)
     return HostedEngine(
         Place(0, 1, 0, 0, None),
         settings,
         Limits(max_restarts, 240.0, alive_timeout_s, 120.0),
         lambda: EngineProcess(engine, settings, env, folder / "engine.log"),
-        uplink,
+        make_uplink(transport, model, folder, tensor),
     )
+
+
+def make_uplink(transport: str, model: str, folder: Path, tensor: int) -> Uplink:
+    """The leader's side of a transport."""
+    if transport == "live":
+        return LiveUplink(tensor, 120.0)
+    spool = Spool(folder / f"spool-{transport}", model if transport == "disk" else None)
+    return UPLINKS[transport](spool, layout(model, tensor), torch.float32, 1, 120.0)
+
+
+def switch(engine: HostedEngine, transport: str, model: str, folder: Path, tensor: int) -> None:
+    """Let a running engine take its weights by another transport from now on."""
+    assert engine._process is not None
+    engine._uplink = make_uplink(transport, model, folder, tensor)
+    engine._targets = None
+    engine._uplink.restore(engine._process, -1)
 
 
 def layout(model: str, tensor: int) -> list[list[ShardSlice]]:
@@ -89,9 +99,7 @@ def publish(engine: HostedEngine, model: str, version: int, *, tensor: int = 1, 
 
 def segment(engine: HostedEngine, rank: int) -> Mapping[str, Tensor]:
     """The live weights of an engine rank; the other ranks' are reached as their trainer ranks would."""
-    from prime_megatron.rollout.live_weights import open_segment
-
-    return open_segment(engine._uplink.paths[rank])
+    return open_segment(engine._link.paths[rank])
 
 
 def write(targets: Mapping[str, Tensor], pieces: Sequence[ShardSlice], weights: Mapping[str, Tensor]) -> None:
@@ -149,7 +157,3 @@ def members(pid: int) -> list[int]:
         if fields[0] != "Z" and int(fields[2]) == pid:
             found.append(int(entry.name))
     return sorted(found, key=lambda member: (member != pid, member))
-
-
-def lives(pid: int) -> bool:
-    return os.path.exists(f"/proc/{pid}")

@@ -1,0 +1,191 @@
+"""From a config to this rank's engine and to the way of the policy's weights into it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig
+
+from prime_megatron import device
+from prime_megatron.config import TrainConfig
+from prime_megatron.errors import InputError
+from prime_megatron.mcore.families import FamilyConfig
+from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.role import Role
+from prime_megatron.parallel.shards import ShardSlice
+from prime_megatron.parallel.topology import Topology
+from prime_megatron.reshard.layouts import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces, whole_tensors
+from prime_megatron.reshard.local import LocalSync
+from prime_megatron.reshard.named import NamedSync
+from prime_megatron.reshard.plan import hold, plan_block
+from prime_megatron.reshard.sync import Transport, WeightSync
+from prime_megatron.roles import DTYPES, policy_folder_of
+from prime_megatron.rollout.driver import DriverSettings
+from prime_megatron.rollout.embedded import EmbeddedEngine
+from prime_megatron.rollout.engine import Engine
+from prime_megatron.rollout.hosted import HostedEngine, Limits, Place
+from prime_megatron.rollout.process import EngineProcess
+from prime_megatron.rollout.spool import Spool
+from prime_megatron.rollout.uplink import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
+
+SPARE_TOKENS = {"sglang": 8, "vllm": 0}
+"""Of the model's longest sequence, what an engine keeps for itself."""
+SPOOLS = {"bucket": BucketUplink, "broadcast": BroadcastUplink, "disk": DiskUplink}
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequence[int]) -> Engine:
+    """This rank's replica of the configured engine (a replay's evaluations run on an embedded one). Collective.
+
+    Raises:
+        InputError: an engine that is not installed, or that cannot be laid out as asked.
+        RunError: an engine that does not start.
+    """
+    if config.rollout.engine in ("embedded", "replay"):
+        return EmbeddedEngine(
+            policy_folder_of(config),
+            end_token_ids=end_token_ids,
+            device=device.current_device(),
+            dtype=_engine_dtype(config),
+            max_concurrent=config.rollout.max_concurrent,
+            replica=topology.rank,
+            num_replicas=topology.sizes.world,
+            trust_remote_code=config.models.trust_remote_code,
+        )
+    rollout = config.rollout
+    settings = _settings(config, end_token_ids)
+    place = _place(rollout.tensor, topology)
+    log_path = Path(config.run.output_dir) / f"engine-{place.replica}.log"
+    env = _environment(rollout.tensor, topology.rank)
+    return HostedEngine(
+        place,
+        settings,
+        Limits(rollout.max_restarts, rollout.generate_timeout_s, rollout.alive_timeout_s, rollout.start_timeout_s),
+        lambda: EngineProcess(rollout.engine, settings, env, log_path),
+        _uplink(config) if place.tensor_rank == 0 else None,
+    )
+
+
+def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: Engine) -> WeightSync:
+    """The path of the policy's weights into this rank's engine."""
+    # Experts are spread over data-parallel ranks too, so only the whole world holds a whole mixture of experts.
+    block = dist.group.WORLD if topology.sizes.expert > 1 else topology.model
+    ranks = dist.get_process_group_ranks(block)
+    sources = [policy.pieces(rank) for rank in ranks]
+    group, me = block if len(ranks) > 1 else None, ranks.index(topology.rank)
+    rollout = config.rollout
+    transport: Transport
+    if engine.named_targets() is None:
+        transport = NamedSync(
+            sources,
+            [place for place, rank in enumerate(ranks) if rank % rollout.tensor == 0],
+            group=group,
+            me=me,
+            bucket_bytes=rollout.bucket_bytes,
+            dtype=_engine_dtype(config),
+        )
+    else:
+        if rollout.engine in ("sglang", "vllm"):
+            wants = [_layout(config, policy.family)[rank % rollout.tensor] for rank in ranks]
+        else:
+            wants = [whole_tensors(piece for pieces in sources for piece in pieces)] * len(ranks)
+        dtypes = (DTYPES[config.models.dtype], _engine_dtype(config))
+        transport = LocalSync(
+            plan_block(hold(sources), wants),
+            group=group,
+            me=me,
+            bucket_bytes=rollout.bucket_bytes,
+            dtype=min(dtypes, key=lambda dtype: dtype.itemsize),
+        )
+    return WeightSync(engine, transport, policy.params, rollout.check_every)
+
+
+def _engine_dtype(config: TrainConfig) -> torch.dtype:
+    return DTYPES[config.rollout.dtype or config.models.dtype]
+
+
+def _settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettings:
+    rollout = config.rollout
+    own = rollout.sglang if rollout.engine == "sglang" else rollout.vllm
+    folder = policy_folder_of(config)
+    model = AutoConfig.from_pretrained(folder, trust_remote_code=config.models.trust_remote_code)
+    wanted = config.data.max_prompt_tokens + rollout.sampling.max_response_tokens
+    return DriverSettings(
+        model_path=folder,
+        device=device.current_device().type,
+        dtype=rollout.dtype or config.models.dtype,
+        tensor=rollout.tensor,
+        max_tokens=min(wanted, model.max_position_embeddings - SPARE_TOKENS[rollout.engine]),
+        max_concurrent=rollout.max_concurrent,
+        end_token_ids=tuple(end_token_ids),
+        seed=config.run.seed,
+        trust_remote_code=config.models.trust_remote_code,
+        memory_fraction=own.memory_fraction,
+        cpu_cache_bytes=own.cpu_cache_bytes,
+        can_sleep=device.on_gpu(),
+        server=rollout.engine == "sglang" and rollout.sglang.server,
+        start_timeout_s=rollout.start_timeout_s,
+        extra=own.extra,
+    )
+
+
+def _place(tensor: int, topology: Topology) -> Place:
+    """Replicas are neighbouring ranks; making their groups is collective over the world."""
+    rank, world = topology.rank, topology.sizes.world
+    mine = None
+    if tensor > 1:
+        for first in range(0, world, tensor):
+            group = dist.new_group(list(range(first, first + tensor)), backend="gloo")
+            if first <= rank < first + tensor:
+                mine = group
+    return Place(rank // tensor, world // tensor, rank % tensor, rank - rank % tensor, mine)
+
+
+def _environment(tensor: int, leader: int) -> dict[str, str]:
+    """Variables of the engine's processes: which devices or cores of this node are the replica's."""
+    if device.on_gpu():
+        first = torch.cuda.current_device()
+        names = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = names.split(",") if names else [str(index) for index in range(torch.cuda.device_count())]
+        if first + tensor > len(visible):
+            raise InputError(f"rollout.tensor: {tensor} devices from {first} on are more than this node has")
+        return {"CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + tensor])}
+    cores = sorted(os.sched_getaffinity(0))
+    bound = [str(cores[(leader + rank) % len(cores)]) for rank in range(tensor)]
+    return {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(bound)} | (
+        {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"}
+    )
+
+
+def _uplink(config: TrainConfig) -> Uplink:
+    rollout = config.rollout
+    transport = rollout.transport
+    if transport == "auto":
+        transport = "bucket" if device.on_gpu() else "live"
+    if transport == "live":
+        if device.on_gpu():
+            raise InputError("rollout.transport: live reaches an engine on a CPU only; use bucket, broadcast or disk")
+        return LiveUplink(rollout.tensor, rollout.start_timeout_s)
+    # Where a disk is wanted the run's own folder is one that the engine can read; shared memory is none.
+    where = Path(config.run.output_dir) if transport == "disk" or not SHARED_MEMORY.is_dir() else SHARED_MEMORY
+    where.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="prime-engine-", dir=where))
+    return SPOOLS[transport](
+        Spool(folder, policy_folder_of(config) if transport == "disk" else None),
+        _layout(config, read_config(policy_folder_of(config))),
+        _engine_dtype(config),
+        rollout.check_every,
+        rollout.start_timeout_s,
+    )
+
+
+def _layout(config: TrainConfig, family: FamilyConfig) -> list[list[ShardSlice]]:
+    """What each tensor-parallel rank of the engine holds."""
+    module = VLLM_EXPERTS if config.rollout.engine == "vllm" else SGLANG_EXPERTS
+    tensor = config.rollout.tensor
+    return [fused_pieces(family, tensor, rank, experts_module=module) for rank in range(tensor)]

@@ -1,0 +1,145 @@
+"""What every hosted engine must do; test_sglang.py and test_vllm.py run these on real engines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prime_megatron.errors import RunError
+from prime_megatron.parallel.shards import as_slices
+from prime_megatron.rollout.engine import Completion
+from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.types import Bucket
+from tests.engines.tiny import END, buckets, largest_gap, layout, make_model, members, publish, requests, segment
+
+PARITY = 1e-4
+
+
+def two_models(folder: Path) -> tuple[str, str]:
+    """The same shape, other weights."""
+    return make_model(folder / "a", 0), make_model(folder / "b", 1)
+
+
+def check_generation(engine: HostedEngine, a: str, b: str, tensor: int) -> None:
+    """Updates arrive (twice, so that no prefix cache survives), log-probs are transformers', samples stream."""
+    for version, model in ((0, a), (1, b)):
+        publish(engine, model, version, tensor=tensor)
+        assert engine.version == version
+        heard: list[Completion] = []
+        made = engine.generate(requests(8), heard.append)
+        assert largest_gap(model, made) < PARITY
+        assert sorted(c.request.key.draw for c in heard) == list(range(8))
+        assert [c.request for c in made] == requests(8)
+    for completion in made:
+        ended = completion.token_ids[-1] == END
+        assert completion.finish == ("stop" if ended else "length")
+        assert ended or len(completion.token_ids) == 12
+        assert END not in completion.token_ids[:-1]
+    assert largest_gap(b, engine.generate(requests(4, temperature=0.5))) < PARITY
+    greedy = engine.generate(requests(4, greedy=True))
+    assert greedy == engine.generate(requests(4, greedy=True))
+
+
+def check_live_weights(engine: HostedEngine, model: str, tensor: int) -> None:
+    """The engine's memory holds the folder's tensors bit for bit, fused and cut as the engine has them."""
+    weights = load_file(Path(model) / "model.safetensors")
+    for rank, pieces in enumerate(layout(model, tensor)):
+        live = segment(engine, rank)
+        assert {piece.param for piece in pieces} == set(live), "the layout knows every parameter"
+        for piece in pieces:
+            held = live[piece.param][as_slices(piece.local)]
+            assert torch.equal(held, weights[piece.hf_name][as_slices(piece.hf)]), piece.param
+
+
+def check_sleep(engine: HostedEngine, a: str, b: str, tensor: int) -> None:
+    """Down, weights up, sync, cache up: the new weights answer. Waking or sleeping twice does no harm."""
+    engine.sleep(1)
+    engine.sleep(1)
+    with pytest.raises(AssertionError):
+        engine.generate(requests(1))
+    engine.wake({"weights"})
+    engine.wake({"weights"})
+    publish(engine, b, 7, tensor=tensor)
+    engine.wake({"kv_cache"})
+    assert largest_gap(b, engine.generate(requests(4))) < PARITY
+    publish(engine, a, 8, tensor=tensor)
+    assert largest_gap(a, engine.generate(requests(4))) < PARITY
+
+
+def check_wrong_names(engine: HostedEngine, model: str) -> None:
+    """A tensor that the model has not, and one that does not come, stop the run by name; then all is well again."""
+    weights = load_file(Path(model) / "model.safetensors")
+    unknown = Bucket(["model.layers.0.nope.weight"], [torch.zeros(3)], 12, 20)
+    with pytest.raises(RunError, match="nope"):
+        engine.update_weights(iter([unknown]), 20)
+    partial = {name: tensor for name, tensor in weights.items() if name != "model.norm.weight"}
+    with pytest.raises(RunError, match=r"model\.norm\.weight"):
+        engine.update_weights(buckets(partial, 2, 21), 21)
+    with pytest.raises(AssertionError):
+        engine.generate(requests(1))
+    publish(engine, model, 22)
+    assert largest_gap(model, engine.generate(requests(3))) < PARITY
+
+
+def check_version(engine: HostedEngine) -> None:
+    """A response of other weights than the trainer thinks is refused."""
+    true = engine._version
+    engine._version = true + 1
+    with pytest.raises(RunError, match=f"policy version {true}, not {true + 1}"):
+        engine.generate(requests(2))
+    engine._version = true
+    assert len(engine.generate(requests(2))) == 2
+
+
+def check_death(engine: HostedEngine, model: str, *, hit: Callable[[int], None], patience_s: float) -> None:
+    """The engine is hit when two of the responses are there: the batch is complete, nothing twice, weights right."""
+    heard: list[Completion] = []
+    hit_at: list[float] = []
+    restarts = engine.num_restarts
+
+    def on_finished(completion: Completion) -> None:
+        heard.append(completion)
+        if len(heard) == 2:
+            assert engine.pid is not None
+            hit_at.append(time.monotonic())
+            hit(engine.pid)
+
+    long = [*requests(2, max_tokens=2, step=3), *requests(6, max_tokens=200, step=4)]
+    noticed: list[float] = []
+    first = engine.pid
+
+    def watch() -> None:
+        while engine.pid == first:
+            time.sleep(0.05)
+        noticed.append(time.monotonic())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    made = engine.generate(long, on_finished)
+    watcher.join()
+    assert engine.num_restarts == restarts + 1
+    assert noticed[0] - hit_at[0] < patience_s
+    assert [c.request for c in made] == long
+    counts = Counter(c.request.key for c in heard)
+    assert set(counts) == {request.key for request in long}
+    assert set(counts.values()) == {1}
+    assert largest_gap(model, made) < PARITY
+
+
+def kill_one(pid: int) -> None:
+    """kill -9 of a process of the engine that is not its first, where there is one."""
+    os.kill(members(pid)[-1], signal.SIGKILL)
+
+
+def stop_all(pid: int) -> None:
+    """The engine hangs."""
+    os.killpg(pid, signal.SIGSTOP)
