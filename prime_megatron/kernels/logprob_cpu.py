@@ -19,6 +19,7 @@ LN2 = math.log(2.0)
 TILE_ELEMENTS = 1024 * 1024  # fp32: 4 MB, a share of the last-level cache
 MAX_ROWS = 1024
 MAX_CHUNK_TOKENS = 2048
+BLOCK_ELEMENTS = 256 * 1024  # fp32: 1 MB, of stored logits
 MIN_COLUMNS = 512
 CHUNK_BYTES = 128 << 20  # logits of one gradient chunk
 # Beyond these a row's sum of powers may have overflowed, or have lost terms to underflow: 2**-60 leaves terms down
@@ -65,13 +66,6 @@ class _Tiles:
         low_tc = self._low[: x_tc.numel()].view(x_tc.shape)
         return x_tc.copy_(_multiply(hidden_tH, weight_VH[begin:end], self.scale, low_tc))
 
-    def stored(self, logits_tV: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """The tile of logits made by `chunk_logits`, which are in base 2 already."""
-        tile_tc = logits_tV[:, begin:end]
-        if logits_tV.dtype != torch.bfloat16:
-            return tile_tc
-        return self.scratch(tile_tc.shape[0], end - begin)[0].copy_(tile_tc)
-
 
 def _multiply(hidden_tH: torch.Tensor, weight_cH: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
     """scale * hidden @ weight.T; the library scales its fp32 accumulator, so that bf16 is rounded once."""
@@ -79,7 +73,7 @@ def _multiply(hidden_tH: torch.Tensor, weight_cH: torch.Tensor, scale: float, ou
 
 
 def _sums(tile_of, tiles: _Tiles, labels_t: torch.Tensor, entropy: bool) -> tuple[torch.Tensor, ...]:
-    """Sum of 2**x, sum of x 2**x, the label's x (0 without one) and whether the row's sums can be trusted."""
+    """Sum of 2**x, sum of x 2**x, and the label's x (0 without one)."""
     num_rows = labels_t.shape[0]
     sum_t, weighted_t, target_t = torch.zeros(3, num_rows, device=labels_t.device)
     for begin, end in tiles.spans():
@@ -90,7 +84,7 @@ def _sums(tile_of, tiles: _Tiles, labels_t: torch.Tensor, entropy: bool) -> tupl
         _take_target(x_tc, labels_t, begin, end, target_t)
         if entropy:
             weighted_t += torch.mul(e_tc, x_tc, out=e_tc).sum(1)
-    return sum_t, weighted_t, target_t, (sum_t >= LOW) & (sum_t <= HIGH)
+    return sum_t, weighted_t, target_t
 
 
 def _take_target(x_tc: torch.Tensor, labels_t: torch.Tensor, begin: int, end: int, target_t: torch.Tensor) -> None:
@@ -116,18 +110,20 @@ def _shifted_sums(tile_of, tiles: _Tiles, num_rows: int, device: torch.device) -
     return max_t, sum_t, weighted_t
 
 
-def _partial(
-    tile_of, tile_of_rows, tiles: _Tiles, labels_t: torch.Tensor, entropy: bool, exact_t: torch.Tensor | None
+def _finish(
+    sums: tuple[torch.Tensor, ...], again_of, labels_t: torch.Tensor, exact_t: torch.Tensor | None
 ) -> Partial:
-    """Partial in nats from `tile_of(begin, end)`; `tile_of_rows(rows)` makes the same for the rows to do again.
+    """Partial in nats from (sum, weighted sum, label's logit).
 
-    exact_t: the labels' logits in base 2, where the tiles hold rounded ones.
+    again_of(rows): the shifted sums of rows whose plain ones cannot be trusted. exact_t: the labels' logits in base 2,
+    where the sums hold rounded ones.
     """
-    sum_t, weighted_t, target_t, good_t = _sums(tile_of, tiles, labels_t, entropy)
+    sum_t, weighted_t, target_t = sums
     lse_t, mean_t = torch.log2(sum_t), weighted_t / sum_t
+    good_t = (sum_t >= LOW) & (sum_t <= HIGH)
     if not bool(good_t.all()):
         rows = (~good_t).nonzero().squeeze(1)
-        max_t, sum_t, weighted_t = _shifted_sums(tile_of_rows(rows), tiles, rows.numel(), rows.device)
+        max_t, sum_t, weighted_t = again_of(rows)
         lse_t[rows] = max_t + torch.log2(sum_t)
         mean_t[rows] = max_t + weighted_t / sum_t
     if exact_t is not None:
@@ -165,12 +161,13 @@ def partial(
         def tile_of(b: int, e: int, h: torch.Tensor = hidden_tH) -> torch.Tensor:
             return tiles.product(h, weight_VH, b, e)
 
-        def tile_of_rows(rows: torch.Tensor, h: torch.Tensor = hidden_tH):
-            return lambda b, e: tiles.product(h[rows], weight_VH, b, e)
+        def again_of(rows: torch.Tensor, h: torch.Tensor = hidden_tH) -> tuple[torch.Tensor, ...]:
+            few_tH = h[rows]
+            return _shifted_sums(lambda b, e: tiles.product(few_tH, weight_VH, b, e), tiles, rows.numel(), rows.device)
 
         labels_t = labels_T[begin : begin + MAX_ROWS]
         exact_t = _exact_targets(hidden_tH, weight_VH, labels_t, tiles.scale)
-        parts.append(_partial(tile_of, tile_of_rows, tiles, labels_t, entropy, exact_t))
+        parts.append(_finish(_sums(tile_of, tiles, labels_t, entropy), again_of, labels_t, exact_t))
     if len(parts) == 1:
         return parts[0]
     return Partial(*(torch.cat([getattr(p, name) for p in parts]) for name in ("lse", "mean", "target")))
@@ -196,13 +193,35 @@ def chunk_partial(
     inv_temperature: float,
     entropy: bool,
 ) -> Partial:
-    """Partial of the tokens of a chunk from its stored logits."""
-    tiles = _Tiles(*logits_tV.shape, logits_tV.device, inv_temperature)
-    return _partial(
-        lambda b, e: tiles.stored(logits_tV, b, e),
-        lambda rows: lambda b, e: tiles.stored(logits_tV[rows, b:e], 0, e - b),
-        tiles, labels_t, entropy, _exact_targets(hidden_tH, weight_VH, labels_t, tiles.scale),
-    )  # fmt: skip
+    """Partial of the tokens of a chunk from its stored logits, a few whole rows at a time."""
+    sum_t, weighted_t = torch.zeros(2, logits_tV.shape[0], device=logits_tV.device)
+    for at, x_rV, e_rV in _row_blocks(logits_tV):
+        torch.exp2(x_rV, out=e_rV)
+        torch.sum(e_rV, 1, out=sum_t[at])
+        if entropy:
+            torch.sum(e_rV.mul_(x_rV), 1, out=weighted_t[at])
+    target_t = logits_tV.gather(1, labels_t.clamp(min=0)[:, None]).squeeze(1).float()
+    sums = (sum_t, weighted_t, torch.where(labels_t >= 0, target_t, 0.0))
+
+    def again_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        tiles = _Tiles(rows.numel(), logits_tV.shape[1], rows.device, inv_temperature)
+        return _shifted_sums(lambda b, e: logits_tV[rows, b:e].float(), tiles, rows.numel(), rows.device)
+
+    exact_t = _exact_targets(hidden_tH, weight_VH, labels_t, LOG2E * inv_temperature)
+    return _finish(sums, again_of, labels_t, exact_t)
+
+
+def _row_blocks(logits_tV: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """(rows, their logits in fp32, a scratch of the same shape), each a contiguous block that fits a core's cache."""
+    num_rows, num_columns = logits_tV.shape
+    step = max(1, min(num_rows, BLOCK_ELEMENTS // num_columns))
+    scratch = torch.empty(2, step, num_columns, device=logits_tV.device)
+    for begin in range(0, num_rows, step):
+        at = slice(begin, min(begin + step, num_rows))
+        x_rV = logits_tV[at]
+        if x_rV.dtype == torch.bfloat16:
+            x_rV = scratch[0, : at.stop - begin].copy_(x_rV)
+        yield at, x_rV, scratch[1, : at.stop - begin]
 
 
 def chunk_grad_(
@@ -222,8 +241,6 @@ def chunk_grad_(
     dlogp/dx_j = [j = y] - p_j and dentropy/dx_j = -p_j (log p_j + entropy).
     """
     assert logits_tV.dtype == dtype
-    tiles = _Tiles(*logits_tV.shape, logits_tV.device, inv_temperature)
-    lse_t1 = (lse_t * LOG2E)[:, None]
     flat_t, slope_t1 = -dlogprobs_t * inv_temperature, None
     label_t = dlogprobs_t * inv_temperature
     if dentropy_t is None:
@@ -232,21 +249,20 @@ def chunk_grad_(
         flat_t = flat_t - dentropy_t * entropy_t * inv_temperature
         slope_t1 = (dentropy_t * (-LN2 * inv_temperature))[:, None]
         label_t = label_t + torch.exp(logprobs_t) * (flat_t - dentropy_t * logprobs_t * inv_temperature)
-    flat_t1 = flat_t[:, None]
-    for begin, end in tiles.spans():
-        u_tc, e_tc = tiles.scratch(logits_tV.shape[0], end - begin)
-        torch.sub(tiles.stored(logits_tV, begin, end), lse_t1, out=u_tc)
-        torch.exp2(u_tc, out=e_tc)
-        factor_tc = flat_t1 if slope_t1 is None else torch.addcmul(flat_t1, u_tc, slope_t1, out=u_tc)
-        stored_tc = logits_tV[:, begin:end]
-        grad_tc = torch.mul(e_tc, factor_tc, out=e_tc if logits_tV.dtype == torch.bfloat16 else stored_tc)
-        # The label's entry is 1 - p of the log-probability itself: before rounding, and from the exact logit.
-        inside_t = (labels_t >= begin) & (labels_t < end)
-        column_t1 = (labels_t - begin).clamp(0, end - begin - 1)[:, None]
-        kept_t1 = grad_tc.gather(1, column_t1)
-        grad_tc.scatter_(1, column_t1, torch.where(inside_t[:, None], label_t[:, None], kept_t1))
-        if grad_tc is e_tc:
-            stored_tc.copy_(grad_tc)
+    lse_t1, flat_t1 = (lse_t * LOG2E)[:, None], flat_t[:, None]
+    for at, x_rV, e_rV in _row_blocks(logits_tV):
+        u_rV = torch.sub(x_rV, lse_t1[at], out=x_rV)  # in fp32 this is the chunk itself
+        torch.exp2(u_rV, out=e_rV)
+        # Not addcmul: with broadcast operands it is five times as slow as these two.
+        factor = flat_t1[at] if slope_t1 is None else u_rV.mul_(slope_t1[at]).add_(flat_t1[at])
+        if u_rV.dtype == logits_tV.dtype:
+            torch.mul(e_rV, factor, out=u_rV)
+        else:
+            logits_tV[at].copy_(e_rV.mul_(factor))
+    # The label's entry is 1 - p of the log-probability itself: rounded once, and from the exact logit.
+    # Not scatter_: in bf16 it goes over the whole tensor.
+    cells = torch.arange(labels_t.shape[0], device=labels_t.device), labels_t.clamp(min=0)
+    logits_tV[cells] = torch.where(labels_t >= 0, label_t.to(dtype), logits_tV[cells])
     return logits_tV
 
 
