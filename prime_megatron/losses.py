@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.prm_loss import SiblingTerms
+from prime_megatron.algo.value_loss import value_loss
 from prime_megatron.config import KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLoss
 from prime_megatron.kernels import losses as fused
+from prime_megatron.mcore.critic import MakeValueLoss, ValueLoss
 from prime_megatron.mcore.role import MakeLoss
 from prime_megatron.step_plan import OldLogprobs
 from prime_megatron.types import Advantages, MiniBatch, PackedSequences, RolloutBatch, Scores
@@ -90,6 +92,24 @@ def prm_loss(
             baselines_N=None if siblings is None else siblings.opposite_N[index],
             weights_N=weights_N[index] / mini.num_sequences,
         )
+
+    return make
+
+
+def critic_loss(old_values_T: Tensor, returns_T: Tensor, clip: float | None) -> MakeValueLoss:
+    """The critic's clipped squared error, one mean over the mini-batch's response tokens of all ranks.
+
+    old_values_T: the values that gae used; returns_T: its targets; both [T].
+    """
+
+    def make(micro: PackedSequences, mini: MiniBatch) -> ValueLoss:
+        old_R, returns_R = response_rows(micro, old_values_T), response_rows(micro, returns_T)
+
+        def loss(values_R: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            everywhere_R = torch.ones_like(values_R, dtype=torch.bool)
+            return value_loss(values_R, old_R, returns_R, everywhere_R, mini.num_tokens, clip)
+
+        return loss
 
     return make
 

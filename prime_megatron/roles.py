@@ -8,6 +8,7 @@ import torch
 
 from prime_megatron.config import OptimizerConfig, TrainConfig
 from prime_megatron.errors import InputError
+from prime_megatron.mcore.critic import Critic
 from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.step_plan import StepPlan
@@ -25,6 +26,13 @@ class Roles:
     """The PRM's frozen reference."""
     policy_reference: Role | None
     """The policy's, for its KL term; the same object where both are one model."""
+    critic: Critic | None = None
+    """The value model of estimator gae."""
+
+    @property
+    def learning(self) -> list[Role]:
+        """The ones with an optimizer, which a checkpoint holds."""
+        return [role for role in self.distinct if role.optimizer is not None]
 
     @property
     def learning(self) -> list[Role]:
@@ -34,7 +42,7 @@ class Roles:
     @property
     def distinct(self) -> list[Role]:
         """Every model once."""
-        roles = [self.policy, self.prm, self.reference, self.policy_reference]
+        roles = [self.policy, self.prm, self.reference, self.policy_reference, self.critic]
         return list({id(role): role for role in roles if role is not None}.values())
 
 
@@ -67,6 +75,19 @@ def build_roles(config: TrainConfig, topology: Topology, plan: StepPlan) -> Role
         prm=role("prm", prm_folder, prm.optimizer, config.run.steps * prm.num_mini_batches) if plan.prm else None,
         reference=frozen[reference_folder] if plan.reference else None,
         policy_reference=frozen[policy_folder] if plan.policy_reference else None,
+        critic=_critic(config, topology) if plan.critic else None,
+    )
+
+
+def _critic(config: TrainConfig, topology: Topology) -> Critic:
+    critic = config.models.critic
+    return Critic(
+        critic.path or policy_folder_of(config),
+        topology,
+        config.parallel,
+        dtype=DTYPES[config.models.dtype],
+        optimizer=critic.optimizer,
+        total_updates=config.run.steps * critic.num_mini_batches,
     )
 
 

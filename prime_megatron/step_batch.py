@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prime_megatron.config import PackingConfig, TrainConfig
+from prime_megatron.config import Estimator, PackingConfig, TrainConfig
 from prime_megatron.data.batch import make_batch, plan_groups, select
 from prime_megatron.data.packing import BatchPlan
 from prime_megatron.device import current_device
@@ -24,6 +24,8 @@ class StepBatch:
     rollout: RolloutBatch
     policy: tuple[MiniBatch, ...]
     prm: tuple[MiniBatch, ...]
+    critic: tuple[MiniBatch, ...]
+    """Of estimator gae; unused by the others."""
 
     @property
     def num_local_tokens(self) -> int:
@@ -37,7 +39,7 @@ class Batcher:
     Args:
         topology: which part is this rank's, and the padding its layout needs.
         packing: limits of a micro-batch.
-        policy_minis, prm_minis: optimizer steps of the two roles.
+        policy_minis, prm_minis, critic_minis: optimizer steps of the roles.
         step_end_table_V: bool [V], tokens that close a reasoning step; None where no one asks.
     """
 
@@ -48,22 +50,26 @@ class Batcher:
         *,
         policy_minis: int = 1,
         prm_minis: int = 1,
+        critic_minis: int = 1,
         step_end_table_V: Tensor | None = None,
     ) -> None:
         self.topology = topology
         self.packing = packing
         self.policy_minis = policy_minis
         self.prm_minis = prm_minis
+        self.critic_minis = critic_minis
         self.step_end_table_V = step_end_table_V
 
     @classmethod
     def from_config(cls, config: TrainConfig, topology: Topology, step_end_table_V: Tensor | None) -> Batcher:
         """The batcher of a PRIME run."""
+        has_critic = config.advantage.estimator is Estimator.gae
         return cls(
             topology,
             config.packing,
             policy_minis=config.models.policy.num_mini_batches,
             prm_minis=config.models.prm.num_mini_batches,
+            critic_minis=config.models.critic.num_mini_batches if has_critic else 1,
             step_end_table_V=step_end_table_V,
         )
 
@@ -72,7 +78,7 @@ class Batcher:
         sizes = self.topology.sizes
         plan = plan_groups(
             groups,
-            num_mini_batches=math.lcm(self.policy_minis, self.prm_minis),
+            num_mini_batches=math.lcm(self.policy_minis, self.prm_minis, self.critic_minis),
             dp_size=sizes.data,
             max_tokens=self.packing.max_tokens,
             max_sequences=self.packing.max_sequences,
@@ -83,6 +89,7 @@ class Batcher:
             rollout=batch,
             policy=self._mini_batches(batch, plan, self.policy_minis),
             prm=self._mini_batches(batch, plan, self.prm_minis),
+            critic=self._mini_batches(batch, plan, self.critic_minis),
         )
 
     def _mini_batches(self, batch: RolloutBatch, plan: BatchPlan, count: int) -> tuple[MiniBatch, ...]:

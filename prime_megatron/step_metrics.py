@@ -16,7 +16,7 @@ from prime_megatron.algo.statistics import (
     prm_statistics,
     response_statistics,
 )
-from prime_megatron.mcore.role import TrainResult
+from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step_batch import StepBatch
 from prime_megatron.types import Advantages, RolloutBatch, Scores
@@ -46,6 +46,7 @@ class StepRecord:
     policy: TrainResult
     prm_after_T: Tensor | None = None
     """The PRM's log-probs after its update, where they were made."""
+    critic: Learning | None = None
 
     @property
     def start_logprobs_T(self) -> Tensor:
@@ -80,6 +81,9 @@ def step_figures(record: StepRecord, reduce: Reduction, beta: float) -> dict[str
     if record.prm is not None:
         figures |= _update("prm", record.prm)
         figures["prm/loss"] = record.prm.stats["prm_loss"] / len(record.prm.updates)
+    if record.critic is not None:
+        sums = {key: torch.tensor(value, dtype=torch.float64) for key, value in record.critic.stats.items()}
+        figures |= _update("critic", record.critic) | finish(Statistics(sums, {}))
     return {key: float(value) for key, value in figures.items()}
 
 
@@ -140,7 +144,7 @@ def _num_tokens(collected: Collected) -> int:
     )
 
 
-def _update(role: str, result: TrainResult) -> dict[str, float]:
+def _update(role: str, result: Learning) -> dict[str, float]:
     applied = [update for update in result.updates if update.applied]
     return {
         f"{role}/grad_norm": sum(update.grad_norm for update in result.updates) / len(result.updates),

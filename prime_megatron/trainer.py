@@ -12,8 +12,8 @@ from prime_megatron.algo.process_reward import log_ratio, process_rewards, seque
 from prime_megatron.assemble import Parts, open_parts
 from prime_megatron.config import KlPlace, TrainConfig, UpdateOrder
 from prime_megatron.errors import StopRequested
-from prime_megatron.losses import policy_loss, prm_loss
-from prime_megatron.mcore.role import Role, TrainResult
+from prime_megatron.losses import critic_loss, policy_loss, prm_loss
+from prime_megatron.mcore.role import Learning, Role, TrainResult
 from prime_megatron.step_batch import StepBatch
 from prime_megatron.step_metrics import StepRecord
 from prime_megatron.step_plan import OldLogprobs, plan_step
@@ -89,10 +89,14 @@ class PrimeTrainer:
             advantages = self.credit(batch, scores)
         with clock("policy"):
             policy = self.update_policy(batch, scores, advantages)
+        critic = None
+        if self.plan.critic:
+            with clock("critic"):
+                critic = self.update_critic(batch, scores, advantages)
         with clock("reshard"):
             made_by = self.version
             self.publish(made_by + 1)
-        return StepRecord(made_by, collected, batch, scores, advantages, prm, policy)
+        return StepRecord(made_by, collected, batch, scores, advantages, prm, policy, critic=critic)
 
     def publish(self, version: int) -> None:
         """Hand the policy's weights to the engine as this version."""
@@ -114,7 +118,11 @@ class PrimeTrainer:
             policy_ref = ref
             if not plan.shared_reference:
                 policy_ref = self._logprobs(roles.policy_reference, batch, temperature=self._temperature)
-        return Scores(old, ref, policy_ref, prm_logprobs_T=None)
+        values = None
+        if roles.critic is not None:
+            micro = [micro for mini in batch.critic for micro in mini.micro]
+            values = roles.critic.values(micro, batch.num_local_tokens)
+        return Scores(old, ref, policy_ref, prm_logprobs_T=None, values_T=values)
 
     def update_prm(self, batch: StepBatch, scores: Scores) -> tuple[Scores, TrainResult | None]:
         """Score with the PRM and let it learn, in the configured order."""
@@ -143,7 +151,23 @@ class PrimeTrainer:
         if self.plan.policy_reference and config.policy.kl_place is KlPlace.reward:
             estimate = kl_estimate(scores.old_logprobs_T, scores.policy_ref_logprobs_T, config.policy.kl_estimator)
             kl = config.policy.kl_coef * estimate
-        return compute_advantages(rollout, rewards, config.advantage, config.prm, reduce, log_ratio_T=ratio, kl_T=kl)
+        return compute_advantages(
+            rollout,
+            rewards,
+            config.advantage,
+            config.prm,
+            reduce,
+            values_T=scores.values_T,
+            log_ratio_T=ratio,
+            kl_T=kl,
+        )
+
+    def update_critic(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> Learning:
+        """The clipped value loss towards gae's returns, one optimizer step per mini-batch."""
+        critic = self.parts.roles.critic
+        assert critic is not None and scores.values_T is not None
+        loss = critic_loss(scores.values_T, advantages.returns_T, self.config.advantage.value_clip)
+        return critic.train_values(batch.critic, loss)
 
     def update_policy(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> TrainResult:
         """PPO's clipped update, one optimizer step per mini-batch."""

@@ -211,6 +211,8 @@ class Scores:
     policy_ref_logprobs_T: Tensor | None
     """The reference of the policy's KL term; the same tensor where both references are one model."""
     prm_logprobs_T: Tensor | None
+    values_T: Tensor | None = None
+    """The critic's value of the text before token t, 0 outside the response."""
 
     def with_prm(self, prm_logprobs_T: Tensor) -> Scores:
         """The same, scored by the PRM too."""

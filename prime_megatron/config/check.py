@@ -133,6 +133,11 @@ def _check_advantage(config: TrainConfig) -> None:
             "advantage.estimator: prime_value takes its values from the PRM, and advantage.process_weight 0 leaves "
             "the PRM out; set process_weight above 0"
         )
+    if advantage.estimator is Estimator.gae and advantage.gamma_process != advantage.gamma_outcome:
+        raise InputError(
+            f"advantage.estimator: gae has one value function, so one discount, and gamma_process "
+            f"{advantage.gamma_process} is not gamma_outcome {advantage.gamma_outcome}; make them equal"
+        )
     if advantage.process_weight == 0 and advantage.outcome_weight == 0:
         raise InputError("advantage: process_weight and outcome_weight are both 0: nothing would be learnt; raise one")
 

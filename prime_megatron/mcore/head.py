@@ -84,6 +84,16 @@ def learn_next(
     return Learned(result.loss, scored, result.stats)
 
 
+def predict_values(head: Head, hidden_T1H: Tensor, micro: LocalTokens) -> Tensor:
+    """The value of the text before each response token, float32 [S], 0 elsewhere; differentiable.
+
+    Read at the position that predicts the token, like a log-prob. The product runs in float32.
+    """
+    hidden_rH = _predicting(head, hidden_T1H, micro)
+    values_r = torch.nn.functional.linear(hidden_rH.float(), head.model.head_weight().float()).squeeze(1)
+    return _place(head, values_r, micro)
+
+
 def _learn_gathered(
     head: Head, hidden_T1H: Tensor, micro: LocalTokens, token_loss: TokenLoss, temperature: float
 ) -> Learned:

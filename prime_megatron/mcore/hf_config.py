@@ -103,8 +103,11 @@ def transformer_config(
         "apply_rope_fusion": False,
         "gradient_accumulation_fusion": False,
         "use_cpu_initialization": False,
-        # Weights are always loaded (load_hf accounts for every parameter); drawing them first only costs time.
-        "perform_initialization": False,
+        # Weights are always loaded (load_hf accounts for every parameter); drawing them first only costs time. Without
+        # initialisation altogether megatron would not mark them as tensor-parallel, and gradient norms would be wrong.
+        "init_method": _leave,
+        "output_layer_init_method": _leave,
+        "embedding_init_method": _leave,
         "attention_softmax_in_fp32": True,
     }
     kwargs.update(_parallel(config, parallel, sizes))
@@ -112,6 +115,11 @@ def transformer_config(
     if config.experts:
         kwargs.update(_moe(config, engine))
     return TransformerConfig(**kwargs)
+
+
+def _leave(weight: torch.Tensor) -> torch.Tensor:
+    """An initialisation that draws nothing."""
+    return weight
 
 
 def _parallel(config: FamilyConfig, parallel: ParallelConfig, sizes: ParallelSizes) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from prime_megatron.mcore.hf_map import shard_map
 from prime_megatron.mcore.hf_weights import export_hf, load_hf
 from prime_megatron.mcore.model import build_model, unwrap
 from prime_megatron.mcore.optimizer import Optimizer, UpdateResult
-from prime_megatron.mcore.schedule import run_pipeline
+from prime_megatron.mcore.schedule import Consume, run_pipeline
 from prime_megatron.mcore.spec import has_transformer_engine
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.parallel.topology import Topology
@@ -37,13 +37,19 @@ context-parallel ranks only add up; so do its statistics, which are sums.
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class Learning:
     """What a role's update did; the same on every rank of its data-parallel row."""
 
     stats: Mapping[str, float]
     """Sums over micro-batches, mini-batches and data-parallel ranks."""
     updates: tuple[UpdateResult, ...]
     """One per mini-batch."""
+
+
+@dataclass(frozen=True)
+class TrainResult(Learning):
+    """The same, of a role that predicts tokens."""
+
     logprobs: LogProbs
     """Of the update's own forwards, float32 [T]: each mini-batch under the weights before its step."""
 
@@ -60,6 +66,7 @@ class Role:
         optimizer: None for a frozen role.
         total_updates: optimizer steps of the whole run (decaying schedules).
         logprob_impl: implementation of the log-prob head.
+        value_head: predict values instead of tokens (``critic.Critic``).
     Raises:
         InputError: the folder is missing, of an unknown family, or its tensors disagree with its config.
     """
@@ -75,6 +82,7 @@ class Role:
         optimizer: OptimizerConfig | None,
         total_updates: int = 1,
         logprob_impl: str = "auto",
+        value_head: bool = False,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -83,7 +91,7 @@ class Role:
         self.family: FamilyConfig = read_config(folder)
         self.logprob_impl = logprob_impl
         self.chunks: list[nn.Module] = build_model(
-            self.family, topology, parallel, dtype, wrap_ddp=optimizer is not None
+            self.family, topology, parallel, dtype, wrap_ddp=optimizer is not None, value_head=value_head
         )
         load_hf(self.chunks, folder, topology)
         self.optimizer = (
@@ -96,16 +104,13 @@ class Role:
         self, micro_batches: Sequence[PackedSequences], num_tokens: int, *, temperature: float = 1.0
     ) -> LogProbs:
         """Score a batch without learning: float32 [num_tokens] on every rank of the model-parallel block."""
-        for chunk in self.chunks:
-            chunk.eval()
-        local = self._localize(micro_batches)
 
         def consume(micro: LocalTokens, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
-            scored = predict_next(self._head(), hidden, micro, temperature)
-            return scored.logprobs_T.sum(), {"scored": scored}
+            scored = predict_next(self.head(), hidden, micro, temperature)
+            return scored.logprobs_T.sum(), {"scored": _rows(scored)}
 
-        kept = run_pipeline(self.chunks, local, consume, train=False)
-        return self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens)
+        logprobs_T, entropy_T = self.forward(micro_batches, consume, num_tokens, num_rows=2)
+        return LogProbs(logprobs_T, entropy_T)
 
     def train(
         self, mini_batches: Sequence[MiniBatch], make_loss: MakeLoss, num_tokens: int, *, temperature: float = 1.0
@@ -114,21 +119,44 @@ class Role:
 
         A step whose gradient is not finite on any rank is skipped on all (``UpdateResult.applied``).
         """
-        assert self.optimizer is not None, f"{self.name} is frozen"
+
+        def consume_for(mini: MiniBatch) -> Consume:
+            def consume(micro: LocalTokens, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+                learned = learn_next(self.head(), hidden, micro, make_loss(micro.packed, mini), temperature)
+                return learned.loss, {"scored": _rows(learned.scored), "stats": learned.stats}
+
+            return consume
+
+        learning, kept = self.learn(mini_batches, consume_for)
+        micro_batches = [micro for mini in mini_batches for micro in mini.micro]
+        logprobs_T, entropy_T = self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens, num_rows=2)
+        return TrainResult(learning.stats, learning.updates, LogProbs(logprobs_T, entropy_T))
+
+    def forward(
+        self, micro_batches: Sequence[PackedSequences], consume: Consume, num_tokens: int, *, num_rows: int
+    ) -> Tensor:
+        """Run without learning; ``consume`` keeps "scored", float32 [num_rows, S]. Returns [num_rows, num_tokens]."""
         for chunk in self.chunks:
-            chunk.train()
-        micro_batches: list[PackedSequences] = []
+            chunk.eval()
+        kept = run_pipeline(self.chunks, self._localize(micro_batches), consume, train=False)
+        return self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens, num_rows=num_rows)
+
+    def learn(
+        self, mini_batches: Sequence[MiniBatch], consume_for: Callable[[MiniBatch], Consume]
+    ) -> tuple[Learning, list[dict[str, Any]]]:
+        """One optimizer step per mini-batch on what its ``consume`` returns, and what that kept (with "stats")."""
+        assert self.optimizer is not None, f"{self.name} is frozen"
         kept: list[dict[str, Any]] = []
         updates: list[UpdateResult] = []
+        for chunk in self.chunks:
+            chunk.train()
         for mini in mini_batches:
-            kept += self._backward(mini, make_loss, temperature)
+            for chunk in self.chunks:
+                chunk.zero_grad_buffer()
+            self.optimizer.zero_grad()
+            kept += run_pipeline(self.chunks, self._localize(mini.micro), consume_for(mini), train=True)
             updates.append(self.optimizer.step())
-            micro_batches += mini.micro
-        return TrainResult(
-            stats=self._reduce([row["stats"] for row in kept]),
-            updates=tuple(updates),
-            logprobs=self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens),
-        )
+        return Learning(self._reduce([row["stats"] for row in kept]), tuple(updates)), kept
 
     def pieces(self, rank: int) -> list[ShardSlice]:
         """Which part of which Hugging Face tensor any rank of the world holds in its parameters."""
@@ -138,6 +166,7 @@ class Role:
             sizes,
             sizes.coordinates(rank),
             self.parallel.pipeline_layers,
+            value_head=unwrap(self.chunks[0]).has_value_head,
             transformer_engine=has_transformer_engine(),
         )
 
@@ -153,40 +182,27 @@ class Role:
             for name, param in unwrap(chunk).named_parameters()
         }
 
-    def _backward(self, mini: MiniBatch, make_loss: MakeLoss, temperature: float) -> list[dict[str, Any]]:
-        """Forward and backward of one mini-batch into the gradient buffers."""
-        assert self.optimizer is not None
-        for chunk in self.chunks:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-
-        def consume(micro: LocalTokens, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
-            learned = learn_next(self._head(), hidden, micro, make_loss(micro.packed, mini), temperature)
-            return learned.loss, {"scored": learned.scored, "stats": learned.stats}
-
-        return run_pipeline(self.chunks, self._localize(mini.micro), consume, train=True)
-
     def _localize(self, micro_batches: Sequence[PackedSequences]) -> list[LocalTokens]:
         return [
             localize(micro, context_size=self.topology.sizes.context, context_rank=self.topology.at.context)
             for micro in micro_batches
         ]
 
-    def _head(self) -> Head:
+    def head(self) -> Head:
+        """The output of the last stage."""
         return Head(unwrap(self.chunks[-1]), self.topology, self.family.vocab, self.logprob_impl)
 
     def _scatter(
-        self, micro_batches: Sequence[PackedSequences], scored: Sequence[LogProbs], num_tokens: int
-    ) -> LogProbs:
-        """Micro-batch results back to the batch's order, from the last stage to all."""
-        both = torch.zeros(2, num_tokens, device=current_device())
+        self, micro_batches: Sequence[PackedSequences], scored: Sequence[Tensor], num_tokens: int, *, num_rows: int
+    ) -> Tensor:
+        """Micro-batch results [num_rows, S] back to the batch's order, from the last stage to all."""
+        whole = torch.zeros(num_rows, num_tokens, device=current_device())
         for micro, part in zip(micro_batches, scored, strict=False):
-            source, real = micro.source_S[micro.real_S], micro.real_S
-            both[0, source] = part.logprobs_T[real]
-            both[1, source] = part.entropy_T[real]
+            real = micro.real_S
+            whole[:, micro.source_S[real]] = part[:, real]
         if self.topology.sizes.pipeline > 1:
-            dist.broadcast(both, self.topology.last_stage_rank, group=self.topology.pipeline)
-        return LogProbs(both[0], both[1])
+            dist.broadcast(whole, self.topology.last_stage_rank, group=self.topology.pipeline)
+        return whole
 
     def _reduce(self, rows: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         """Sum the statistics over micro-batches and data-parallel ranks; known on every rank."""
@@ -200,3 +216,7 @@ class Role:
             dist.all_reduce(sums, group=self.topology.data)
             totals = dict(zip(totals, sums.tolist(), strict=True))
         return totals
+
+
+def _rows(scored: LogProbs) -> Tensor:
+    return torch.stack([scored.logprobs_T, scored.entropy_T])

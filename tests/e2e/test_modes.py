@@ -30,6 +30,7 @@ MODES: dict[str, dict[str, Any]] = {
     "reinforce": {"advantage": {"estimator": "reinforce", "whiten": False}},
     "reinforce++": {"advantage": {"estimator": "reinforce++"}},
     "prime_value": {"advantage": {"estimator": "prime_value"}},
+    "gae": {"advantage": {"estimator": "gae", "gae_lambda": 0.95}},
     "outcome-only": {"advantage": {"process_weight": 0.0}},
     "kl-in-reward": {"policy": {"kl_place": "reward", "kl_coef": 0.1, "kl_estimator": "k1"}},
     "kl-in-loss": {"policy": {"kl_place": "loss", "kl_coef": 0.1, "entropy_coef": 0.01}},
@@ -115,6 +116,6 @@ def test_outcome_only_has_no_prm(results: Any) -> None:
 
 
 def test_estimators_differ(results: Any) -> None:
-    names = ("after", "grpo", "reinforce", "reinforce++", "prime_value", "code-form", "kl-in-reward")
+    names = ("after", "grpo", "reinforce", "reinforce++", "prime_value", "gae", "code-form", "kl-in-reward")
     norms = {name: results[name][0][2]["policy/grad_norm"] for name in names}
     assert len(set(norms.values())) == len(names), norms

@@ -133,6 +133,12 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             "advantage.process_weight=0",
             reason="process_weight above 0",
         ),
+        refused(
+            "advantage.estimator: gae",
+            'advantage.estimator="gae"',
+            "advantage.gamma_process=0.9",
+            reason="one discount",
+        ),
         refused("advantage:", "advantage.process_weight=0", "advantage.outcome_weight=0", reason="nothing"),
         refused("policy.kl_coef:", "policy.kl_coef=0.1", reason="kl_place"),
         refused("policy.kl_place:", 'policy.kl_place="loss"', reason="kl_coef"),
