@@ -74,7 +74,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
 def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: Engine) -> WeightSync:
     """The path of the policy's weights into this rank's engine."""
     # Experts are spread over data-parallel ranks too, so only the whole world holds a whole mixture of experts.
-    block = dist.group.WORLD if topology.sizes.expert > 1 else topology.model
+    block = dist.group.WORLD if topology.sizes.expert * topology.sizes.expert_tensor > 1 else topology.model
     ranks = dist.get_process_group_ranks(block)
     sources = [policy.pieces(rank) for rank in ranks]
     group, me = block if len(ranks) > 1 else None, ranks.index(topology.rank)

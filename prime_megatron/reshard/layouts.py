@@ -91,9 +91,7 @@ def fused_pieces(
     return [*pieces, _whole("model.norm.weight", "model.norm.weight", (sizes.hidden,))]
 
 
-def fused_shapes(
-    sizes: Sizes, tensor_size: int, *, experts_module: str = SGLANG_EXPERTS
-) -> dict[str, tuple[int, ...]]:
+def fused_shapes(sizes: Sizes, tensor_size: int, *, experts_module: str = SGLANG_EXPERTS) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of one rank of that engine, padding rows included; equal on all ranks."""
     shapes: dict[str, tuple[int, ...]] = {}
     for piece in fused_pieces(sizes, tensor_size, 0, experts_module=experts_module):

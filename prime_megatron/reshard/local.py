@@ -1,116 +1,151 @@
-"""Sync into an engine whose tensors this process can reach: every byte is copied once, straight to its place.
+"""Sync into engine tensors that this process can reach: every byte is copied once, straight to its place.
 
-What this rank holds itself is copied slice to slice. What another rank of the model-parallel block holds arrives in
-bounded buckets that its owner broadcasts; the receiver copies each slice from the bucket into the engine's tensor.
+What this rank holds itself is copied slice to slice. What another rank of the block holds arrives in bounded buckets:
+sent to the one rank that needs it, or broadcast where several do; two buckets, so that one travels while the other is
+packed or unpacked. What nobody else needs does not travel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from prime_megatron.parallel.shards import ShardSlice, as_slices
-from prime_megatron.reshard.plan import Copy, plan_copies
+from prime_megatron.parallel.collectives import gather_all
+from prime_megatron.reshard.check import fingerprint, same_bits
+from prime_megatron.reshard.plan import Plan, Shipment
+from prime_megatron.reshard.slices import Params, copy_slices, pairs, part
+from prime_megatron.types import Bucket
 
-Params = Mapping[tuple[int, str], Tensor]
-"""This rank's training parameters by (chunk, name)."""
 
+class LiveEngine(Protocol):
+    """An engine whose tensors can be written in place (see rollout.engine)."""
 
-@dataclass(frozen=True)
-class Shipment:
-    """What one owner broadcasts at once: its slices, back to back."""
+    def named_targets(self) -> Mapping[str, Tensor] | None: ...
 
-    owner: int
-    copies: tuple[Copy, ...]
-    numel: int
+    def update_weights(self, buckets: Iterable[Bucket], version: int) -> None: ...
+
+    def wake(self, tags: Collection[str]) -> None: ...
 
 
 class LocalSync:
-    """The plan of this rank and its execution.
+    """A plan and its execution on one rank of the block.
 
     Args:
-        sources: pieces held by each rank of the model-parallel block, in group order.
-        targets: pieces this engine rank wants.
-        group: the block; None for a block of one.
-        me: this rank's position in the block.
-        bucket_bytes: largest broadcast.
-        itemsize: bytes of a training element.
-
-    Attributes:
-        owned: copies whose source this rank speaks for; over the block each target element appears once.
+        plan: of the whole block; the same on all its ranks.
+        group: the block, in the plan's order of ranks; None for a block of one.
+        me: this rank's position in it.
+        bucket_bytes: memory for what travels, both buckets together (a larger parcel goes alone).
+        dtype: what travels: the narrower of the trainer's and the engine's.
     """
 
     def __init__(
-        self,
-        sources: Sequence[Sequence[ShardSlice]],
-        targets: Sequence[ShardSlice],
-        *,
-        group: dist.ProcessGroup | None,
-        me: int,
-        bucket_bytes: int,
-        itemsize: int,
+        self, plan: Plan, *, group: dist.ProcessGroup | None, me: int, bucket_bytes: int, dtype: torch.dtype
     ) -> None:
+        assert group is not None or not plan.parcels, "parts of the model are on other ranks"
+        self.plan = plan
+        self.dtype = dtype
         self.group = group
         self.me = me
-        # Every rank wants the same pieces here, so the plan without a preference says who ships what to the others;
-        # a replicated piece that this rank holds too is taken from itself.
-        common = plan_copies(sources, targets)
-        self.local = [copy for copy in plan_copies(sources, targets, prefer=me) if copy.rank == me]
-        mine = {(copy.target, copy.to) for copy in self.local}
-        self.owned = [copy for copy in common if copy.rank == me]
-        self.remote = {id(copy) for copy in common if (copy.target, copy.to) not in mine}
-        self.shipments = _cut(common, bucket_bytes // itemsize) if len(sources) > 1 else []
+        self.local = plan.local[me]
+        shipments = plan.shipments(max(1, bucket_bytes // dtype.itemsize // 2))
+        # A broadcast is a collective of the whole block; a send concerns its two ends.
+        self.shipments = [s for s in shipments if len(s.receivers) > 1 or me in (s.owner, *s.receivers)]
+
+    def send(self, engine: LiveEngine, params: Params, version: int) -> None:
+        """Write the current parameters into the engine's tensors and tell it so. Collective over the block."""
+        targets = engine.named_targets()
+        assert targets is not None
+        self.run(params, targets)
+        engine.update_weights((), version)
 
     @torch.no_grad()
     def run(self, params: Params, targets: Mapping[str, Tensor]) -> None:
-        """Write the current parameters into the engine's tensors. Collective over the block."""
-        for copy in self.local:
-            targets[copy.target][as_slices(copy.to)].copy_(params[copy.chunk, copy.source][as_slices(copy.of)])
+        """Write the current parameters into the targets; values are cast where dtypes differ. Collective."""
+        copy_slices(self.local, params, targets)
         if not self.shipments:
             return
-        like = next(iter(params.values()))
-        buffer = torch.empty(max(s.numel for s in self.shipments), dtype=like.dtype, device=like.device)
-        for shipment in self.shipments:
-            flat = buffer[: shipment.numel]
+        device = next(iter(params.values())).device
+        size = max(shipment.numel for shipment in self.shipments)
+        buffers = [torch.empty(size, dtype=self.dtype, device=device) for _ in self.shipments[:2]]
+        travelling: deque[tuple[dist.Work, Shipment, Tensor]] = deque()
+        for index, shipment in enumerate(self.shipments):
+            if len(travelling) == len(buffers):
+                self._arrive(*travelling.popleft(), targets)
+            flat = buffers[index % len(buffers)][: shipment.numel]
             if shipment.owner == self.me:
                 _pack(flat, shipment, params)
-            assert self.group is not None
-            dist.broadcast(flat, dist.get_global_rank(self.group, shipment.owner), group=self.group)
-            if shipment.owner != self.me:
-                self._unpack(flat, shipment, targets)
+            travelling.append((self._start(flat, shipment), shipment, flat))
+        for entry in travelling:
+            self._arrive(*entry, targets)
 
-    def _unpack(self, flat: Tensor, shipment: Shipment, targets: Mapping[str, Tensor]) -> None:
+    def differing(self, engine: LiveEngine, params: Params) -> list[str]:
+        """Names of this block's engine tensors that are not the current parameters, bit for bit. Collective."""
+        targets = engine.named_targets()
+        assert targets is not None
+        wrong = self.compare(params, targets)
+        if self.group is None:
+            return wrong
+        return sorted({name for names in gather_all(wrong, self.group) for name in names})
+
+    @torch.no_grad()
+    def compare(self, params: Params, targets: Mapping[str, Tensor]) -> list[str]:
+        """Names of this rank's targets that differ. Collective over the block."""
+        names = [copy.target for copy in self.local]
+        flags = [same_bits(of, to) for to, of in pairs(self.local, params, targets)]
+        if self.plan.parcels:
+            sent = self._fingerprints(params)
+            for index, parcel in enumerate(self.plan.parcels):
+                for place in parcel.places:
+                    if self.me in place.ranks:
+                        names.append(place.target)
+                        flags.append(fingerprint(part(targets[place.target], place.to), self.dtype) == sent[index])
+        if not flags:
+            return []
+        same = torch.stack(flags).tolist()
+        return sorted({name for name, equal in zip(names, same, strict=True) if not equal})
+
+    def _fingerprints(self, params: Params) -> Tensor:
+        """Of every parcel, from its owner, int64 [parcels]."""
+        device = next(iter(params.values())).device
+        sums = torch.zeros(len(self.plan.parcels), dtype=torch.int64, device=device)
+        for index, parcel in enumerate(self.plan.parcels):
+            if parcel.owner == self.me:
+                sums[index] = fingerprint(part(params[parcel.chunk, parcel.source], parcel.of), self.dtype)
+        assert self.group is not None
+        dist.all_reduce(sums, group=self.group)
+        return sums
+
+    def _start(self, flat: Tensor, shipment: Shipment) -> dist.Work:
+        assert self.group is not None
+        owner = dist.get_global_rank(self.group, shipment.owner)
+        if len(shipment.receivers) > 1:
+            return dist.broadcast(flat, owner, group=self.group, async_op=True)
+        if shipment.owner == self.me:
+            return dist.isend(flat, dist.get_global_rank(self.group, shipment.receivers[0]), group=self.group)
+        return dist.irecv(flat, owner, group=self.group)
+
+    def _arrive(self, work: dist.Work, shipment: Shipment, flat: Tensor, targets: Mapping[str, Tensor]) -> None:
+        """Wait for a bucket and put its parcels in their places on this rank."""
+        work.wait()
+        if self.me not in shipment.receivers:
+            return
         offset = 0
-        for copy in shipment.copies:
-            if id(copy) in self.remote:
-                place = targets[copy.target][as_slices(copy.to)]
-                place.copy_(flat[offset : offset + copy.numel].view(place.shape))
-            offset += copy.numel
+        for parcel in shipment.parcels:
+            for place in parcel.places:
+                if self.me in place.ranks:
+                    to = part(targets[place.target], place.to)
+                    to.copy_(flat[offset : offset + parcel.numel].view(to.shape))
+            offset += parcel.numel
 
 
 def _pack(flat: Tensor, shipment: Shipment, params: Params) -> None:
     offset = 0
-    for copy in shipment.copies:
-        piece = params[copy.chunk, copy.source][as_slices(copy.of)]
-        flat[offset : offset + copy.numel].view(piece.shape).copy_(piece)
-        offset += copy.numel
-
-
-def _cut(copies: Sequence[Copy], limit: int) -> list[Shipment]:
-    """Group an owner's copies into shipments of at most ``limit`` elements (a larger copy ships alone)."""
-    shipments: list[Shipment] = []
-    pending: list[Copy] = []
-    size = 0
-    for copy in copies:
-        if pending and (copy.rank != pending[0].rank or size + copy.numel > limit):
-            shipments.append(Shipment(pending[0].rank, tuple(pending), size))
-            pending, size = [], 0
-        pending.append(copy)
-        size += copy.numel
-    if pending:
-        shipments.append(Shipment(pending[0].rank, tuple(pending), size))
-    return shipments
+    for parcel in shipment.parcels:
+        piece = part(params[parcel.chunk, parcel.source], parcel.of)
+        flat[offset : offset + parcel.numel].view(piece.shape).copy_(piece)
+        offset += parcel.numel

@@ -6,20 +6,21 @@ its parameters, an engine rank wants pieces in its own, fused or cut as it likes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.shards import Region, ShardSlice
+from prime_megatron.reshard.boxes import extended, intersect, moved, num_elements, subtract
+
+Held = Mapping[str, Mapping[Region, Mapping[int, ShardSlice]]]
+"""For every Hugging Face tensor the boxes that it is held in, and who holds each, lowest rank first."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Copy:
-    """target[to] takes source rank's param[chunk, source_param][of]; one shape."""
+    """target[to] takes this rank's param[chunk, source][of]; one shape."""
 
-    rank: int
-    """Position of the source in the model-parallel block."""
     chunk: int
     source: str
     of: Region
@@ -28,79 +29,216 @@ class Copy:
 
     @property
     def numel(self) -> int:
-        return prod(stop - start for start, stop in self.of)
+        return num_elements(self.of)
 
 
-def plan_copies(
-    sources: Sequence[Sequence[ShardSlice]], targets: Sequence[ShardSlice], *, prefer: int = 0
-) -> list[Copy]:
-    """Cover every target piece exactly once.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where receivers put a parcel."""
+
+    ranks: tuple[int, ...]
+    target: str
+    to: Region
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """The owner's param[chunk, source][of], to every place that needs exactly this part; shipped once."""
+
+    owner: int
+    chunk: int
+    source: str
+    of: Region
+    places: tuple[Place, ...]
+    receivers: tuple[int, ...]
+    """Ranks that need it, in order; the owner is never one."""
+
+    @property
+    def numel(self) -> int:
+        return num_elements(self.of)
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """Parcels that one owner sends at once, back to back, all to the same ranks."""
+
+    owner: int
+    receivers: tuple[int, ...]
+    parcels: tuple[Parcel, ...]
+    numel: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one block of ranks, which together hold the model, fills the engine tensors its ranks can reach."""
+
+    local: tuple[tuple[Copy, ...], ...]
+    """Per rank: what it copies from itself, in the order of its targets."""
+    parcels: tuple[Parcel, ...]
+    """What must travel, by owner, then by receivers."""
+
+    def shipments(self, limit: int) -> list[Shipment]:
+        """Parcels packed into sends of at most ``limit`` elements (a larger parcel goes alone)."""
+        found: list[Shipment] = []
+        pending: list[Parcel] = []
+        size = 0
+
+        def close() -> None:
+            if pending:
+                found.append(Shipment(pending[0].owner, pending[0].receivers, tuple(pending), size))
+
+        key: tuple[int, tuple[int, ...]] | None = None
+        for parcel in self.parcels:
+            this = (parcel.owner, parcel.receivers)
+            if pending and (this != key or size + parcel.numel > limit):
+                close()
+                pending, size = [], 0
+            key = this
+            pending.append(parcel)
+            size += parcel.numel
+        close()
+        return found
+
+
+def hold(sources: Sequence[Sequence[ShardSlice]]) -> Held:
+    """The pieces of every rank of a block, by Hugging Face name."""
+    held: dict[str, dict[Region, dict[int, ShardSlice]]] = {}
+    for rank, pieces in enumerate(sources):
+        for piece in pieces:
+            held.setdefault(piece.hf_name, {}).setdefault(piece.hf, {}).setdefault(rank, piece)
+    return held
+
+
+def plan_block(held: Held, wants: Sequence[Sequence[ShardSlice]]) -> Plan:
+    """Cover every wanted piece exactly once.
+
+    A part that the receiver holds itself is taken from there. Any other part has one owner for all who need it, the
+    lowest rank that holds it; it is cut so that a receiver needs it whole or not at all, and travels once.
 
     Args:
-        sources: pieces held by each rank of the model-parallel block; replicated pieces appear on several.
-        targets: pieces one engine rank wants.
-        prefer: the rank to take a replicated piece from when it has it (the receiver itself); else the lowest.
-    Returns:
-        Copies ordered by source rank, then by target.
+        held: what the block's ranks hold, from ``hold``.
+        wants: per rank of the block, the pieces of the engine tensors that it fills; may be empty.
     Raises:
-        RunError: a target piece that no rank holds, named.
+        RunError: a wanted piece that no rank holds, named.
     """
-    order = [prefer, *(rank for rank in range(len(sources)) if rank != prefer)]
-    held: dict[str, list[tuple[int, ShardSlice]]] = {}
-    for rank in order:
-        for piece in sources[rank]:
-            held.setdefault(piece.hf_name, []).append((rank, piece))
-    copies = [
-        copy for target in targets for copy in _cover(target, held.get(target.hf_name, []))
-    ]
-    return sorted(copies, key=lambda copy: copy.rank)
+    local: list[list[Copy]] = [[] for _ in wants]
+    cargo: dict[tuple[int, int, str, Region], _Cargo] = {}
+    covers: dict[tuple[str, Region], _Cover] = {}
+    for pieces, ranks in _alike(wants):
+        for target in pieces:
+            key = (target.hf_name, target.hf)
+            if key not in covers:
+                covers[key] = _cover(target, held)
+            for box, holders in covers[key]:
+                to = moved(box, target.hf, target.local)
+                for rank in ranks:
+                    if rank in holders:
+                        piece = holders[rank]
+                        of = moved(box, piece.hf, piece.local)
+                        local[rank].append(Copy(piece.chunk, piece.param, of, target.param, to))
+                lacking = tuple(rank for rank in ranks if rank not in holders)
+                if lacking:
+                    owner, piece = next(iter(holders.items()))
+                    at = (owner, piece.chunk, piece.param, piece.local)
+                    if at not in cargo:
+                        cargo[at] = _Cargo(owner, piece)
+                    cargo[at].add(box, lacking, target)
+    parcels = [parcel for entry in cargo.values() for parcel in entry.parcels()]
+    parcels.sort(key=lambda parcel: (parcel.owner, parcel.receivers))
+    return Plan(tuple(tuple(merge(copies)) for copies in local), tuple(parcels))
 
 
-def _cover(target: ShardSlice, held: Iterable[tuple[int, ShardSlice]]) -> Iterator[Copy]:
+_Cover = list[tuple[Region, Mapping[int, ShardSlice]]]
+"""Disjoint boxes that make up a wanted piece, each with who holds it."""
+
+
+def _alike(wants: Sequence[Sequence[ShardSlice]]) -> list[tuple[Sequence[ShardSlice], tuple[int, ...]]]:
+    """Ranks that want the same, together: a plan costs as much as its pieces, not times its ranks."""
+    found: list[tuple[Sequence[ShardSlice], list[int]]] = []
+    for rank, pieces in enumerate(wants):
+        ranks = next((ranks for known, ranks in found if known is pieces or known == pieces), None)
+        if ranks is None:
+            found.append((pieces, [rank]))
+        else:
+            ranks.append(rank)
+    return [(pieces, tuple(ranks)) for pieces, ranks in found]
+
+
+def _cover(target: ShardSlice, held: Held) -> _Cover:
+    found: _Cover = []
     missing = [target.hf]
-    for rank, piece in held:
+    for whole, holders in held.get(target.hf_name, {}).items():
         left: list[Region] = []
         for box in missing:
-            common = intersect(box, piece.hf)
+            common = intersect(box, whole)
             if common is None:
                 left.append(box)
-                continue
-            yield Copy(
-                rank=rank,
-                chunk=piece.chunk,
-                source=piece.param,
-                of=_moved(common, piece.hf, piece.local),
-                target=target.param,
-                to=_moved(common, target.hf, target.local),
-            )
-            left += subtract(box, common)
+            else:
+                found.append((common, holders))
+                left += subtract(box, common)
         missing = left
     if missing:
         raise RunError(f"weight sync: no training rank holds {target.hf_name}{list(missing[0])} for {target.param}")
+    return found
 
 
-def intersect(a: Region, b: Region) -> Region | None:
-    """The common box of two boxes, None when it is empty."""
-    common = tuple((max(x[0], y[0]), min(x[1], y[1])) for x, y in zip(a, b, strict=True))
-    return common if all(start < stop for start, stop in common) else None
+_Needs = tuple[tuple[tuple[int, ...], ShardSlice], ...]
 
 
-def subtract(box: Region, hole: Region) -> list[Region]:
-    """The box without a box inside it, as disjoint boxes."""
-    rest: list[Region] = []
-    for dim, ((start, stop), (first, last)) in enumerate(zip(box, hole, strict=True)):
-        head, tail = box[:dim], box[dim + 1 :]
-        if start < first:
-            rest.append((*head, (start, first), *tail))
-        if last < stop:
-            rest.append((*head, (last, stop), *tail))
-        box = (*head, (first, last), *tail)
-    return rest
+@dataclass
+class _Cargo:
+    """What others need of one source piece: disjoint boxes, each with everyone who needs all of it."""
+
+    owner: int
+    piece: ShardSlice
+    boxes: dict[Region, _Needs] = field(default_factory=dict)
+
+    def add(self, box: Region, ranks: tuple[int, ...], target: ShardSlice) -> None:
+        """Note a need, cutting boxes where it covers only a part of them."""
+        need = (ranks, target)
+        if box in self.boxes:
+            self.boxes[box] += (need,)
+            return
+        missing = [box]
+        known = list(self.boxes.items())
+        self.boxes = {}
+        while known:
+            old, needs = known.pop()
+            meets = ((index, intersect(old, part)) for index, part in enumerate(missing))
+            index, common = next(((i, c) for i, c in meets if c is not None), (0, None))
+            if common is None:
+                self.boxes[old] = needs
+                continue
+            known += [(rest, needs) for rest in subtract(old, common)]
+            missing[index : index + 1] = subtract(missing[index], common)
+            self.boxes[common] = (*needs, need)
+        self.boxes |= dict.fromkeys(missing, (need,))
+
+    def parcels(self) -> Iterable[Parcel]:
+        for box, needs in self.boxes.items():
+            places = tuple(Place(ranks, target.param, moved(box, target.hf, target.local)) for ranks, target in needs)
+            everyone = {rank for ranks, _ in needs for rank in ranks}
+            of = moved(box, self.piece.hf, self.piece.local)
+            yield Parcel(self.owner, self.piece.chunk, self.piece.param, of, places, tuple(sorted(everyone)))
 
 
-def _moved(common: Region, hf: Region, local: Region) -> Region:
-    """A box in the Hugging Face tensor as the box of the parameter that holds it."""
-    return tuple(
-        (start - origin + place, stop - origin + place)
-        for (start, stop), (origin, _), (place, _) in zip(common, hf, local, strict=True)
-    )
+def merge(copies: Iterable[Copy]) -> list[Copy]:
+    """Neighbouring copies between the same two tensors as one, where they are adjacent on both sides."""
+    merged: list[Copy] = []
+    for copy in copies:
+        joined = _joined(merged[-1], copy) if merged else None
+        if joined is None:
+            merged.append(copy)
+        else:
+            merged[-1] = joined
+    return merged
+
+
+def _joined(a: Copy, b: Copy) -> Copy | None:
+    if (a.chunk, a.source, a.target) != (b.chunk, b.source, b.target):
+        return None
+    for dim in range(len(a.of)):
+        of, to = extended(a.of, b.of, dim), extended(a.to, b.to, dim)
+        if of is not None and to is not None:
+            return Copy(a.chunk, a.source, of, a.target, to)
+    return None

@@ -1,0 +1,192 @@
+"""The planner and the engines' layouts, for any model and any two layouts, against numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from reshard_cases import Case, cases, engine_tensors, numbered, train_params
+from test_mcore_hf_map import BASE, MOE
+
+from prime_megatron.errors import InputError, RunError
+from prime_megatron.parallel.shards import ShardSlice, as_slices
+from prime_megatron.parallel.topology import ParallelSizes
+from prime_megatron.reshard.layouts import (
+    VLLM_EXPERTS,
+    fused_pieces,
+    fused_shapes,
+    padded_rows,
+    whole_tensors,
+)
+from prime_megatron.reshard.plan import Plan, hold, plan_block
+from prime_megatron.reshard.slices import copy_slices, part
+
+
+def execute(plan: Plan, params: list[dict], targets: list[dict[str, torch.Tensor]]) -> None:
+    """All ranks of a block in one process; every target element is written exactly once."""
+    written = [{name: torch.zeros_like(tensor) for name, tensor in mine.items()} for mine in targets]
+    for rank, copies in enumerate(plan.local):
+        copy_slices(copies, params[rank], targets[rank])
+        for copy in copies:
+            part(written[rank][copy.target], copy.to).add_(1)
+    for parcel in plan.parcels:
+        assert parcel.owner not in parcel.receivers, "a rank must not send to itself"
+        assert parcel.receivers == tuple(sorted({rank for place in parcel.places for rank in place.ranks}))
+        source = part(params[parcel.owner][parcel.chunk, parcel.source], parcel.of)
+        for place in parcel.places:
+            for rank in place.ranks:
+                part(targets[rank][place.target], place.to).copy_(source)
+                part(written[rank][place.target], place.to).add_(1)
+    for mine, tensors in zip(written, targets, strict=True):
+        for name, count in mine.items():
+            assert ((count == 1) == (tensors[name] != 0)).all(), name
+            assert (count <= 1).all(), f"{name} is written twice"
+
+
+def check_shipments(case: Case, plan: Plan, block: list[int], wants: list[list[ShardSlice]]) -> None:
+    """No element travels twice, to nobody, or to a rank that has it."""
+    held = [{(p.hf_name, cell) for p in case.sources(rank) for cell in _cells(p)} for rank in block]
+    sent: Counter[tuple[int, int, str, tuple[int, ...]]] = Counter()
+    for parcel in plan.parcels:
+        assert parcel.places
+        for cell in np.ndindex(*(stop - start for start, stop in parcel.of)):
+            place = tuple(low + i for (low, _), i in zip(parcel.of, cell, strict=True))
+            sent[parcel.owner, parcel.chunk, parcel.source, place] += 1
+    assert not sent or max(sent.values()) == 1
+    needed = [{(p.hf_name, cell) for p in pieces for cell in _cells(p)} for pieces in wants]
+    missing = set().union(*(need - have for need, have in zip(needed, held, strict=True)))
+    assert len(sent) == len(missing), "what travels is what somebody lacks"
+    for limit in (1, 50, 10**9):
+        shipments = plan.shipments(limit)
+        assert [parcel for s in shipments for parcel in s.parcels] == list(plan.parcels)
+        for s in shipments:
+            assert s.numel == sum(p.numel for p in s.parcels)
+            assert s.numel <= limit or len(s.parcels) == 1
+            assert {(p.owner, p.receivers) for p in s.parcels} == {(s.owner, s.receivers)}
+
+
+def _cells(piece: ShardSlice) -> list[tuple[int, ...]]:
+    starts = [start for start, _ in piece.hf]
+    return [tuple(np.add(starts, cell)) for cell in np.ndindex(*piece.shape)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(case=cases())
+def test_every_layout_into_fused_engines(case: Case) -> None:
+    tensors = numbered(case)
+    for block in case.blocks():
+        shards = [rank % case.engine for rank in block]
+        wants = [fused_pieces(case.config, case.engine, shard) for shard in shards]
+        plan = plan_block(hold([case.sources(rank) for rank in block]), wants)
+        shapes = fused_shapes(case.config, case.engine)
+        targets = [{name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()} for _ in block]
+        execute(plan, [train_params(case.sources(rank), tensors) for rank in block], targets)
+        for shard, found in zip(shards, targets, strict=True):
+            wanted = engine_tensors(case.config, tensors, case.engine, shard)
+            assert {name: value.shape for name, value in wanted.items()} == shapes
+            for name, value in wanted.items():
+                assert np.array_equal(found[name].numpy(), value), name
+    check_shipments(case, plan, block, wants)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=cases())
+def test_every_layout_into_whole_tensors(case: Case) -> None:
+    """As an export: every rank, and then one rank alone, gets every Hugging Face tensor."""
+    tensors = numbered(case)
+    block = case.blocks()[-1]
+    sources = [case.sources(rank) for rank in block]
+    whole = whole_tensors(piece for pieces in sources for piece in pieces)
+    params = [train_params(pieces, tensors) for pieces in sources]
+    for wants in ([whole] * len(block), [whole] + [[]] * (len(block) - 1)):
+        plan = plan_block(hold(sources), wants)
+        targets = [
+            {piece.param: torch.zeros(piece.hf_shape, dtype=torch.int64) for piece in pieces} for pieces in wants
+        ]
+        execute(plan, params, targets)
+        for mine in filter(None, targets):
+            assert mine.keys() == tensors.keys()
+            assert all(np.array_equal(mine[name].numpy(), tensors[name]) for name in tensors)
+
+
+def test_one_rank_with_two_engine_shards() -> None:
+    """A rank may fill several engine ranks' tensors; what both need travels once."""
+    case = Case(BASE, ParallelSizes(2, pipeline=2), None, 2)
+    tensors = numbered(case)
+    wants = [
+        [dataclasses.replace(p, param=f"{shard}/{p.param}") for shard in (0, 1) for p in fused_pieces(BASE, 2, shard)],
+        [],
+    ]
+    plan = plan_block(hold([case.sources(0), case.sources(1)]), wants)
+    shapes = fused_shapes(BASE, 2)
+    filled = {f"{shard}/{name}": torch.zeros(s, dtype=torch.int64) for shard in (0, 1) for name, s in shapes.items()}
+    execute(plan, [train_params(case.sources(rank), tensors) for rank in (0, 1)], [filled, {}])
+    check_shipments(case, plan, [0, 1], wants)
+    for shard in (0, 1):
+        for name, value in engine_tensors(BASE, tensors, 2, shard).items():
+            assert np.array_equal(filled[f"{shard}/{name}"].numpy(), value), name
+
+
+def test_equal_layouts_are_copied_tensor_by_tensor() -> None:
+    """One key-value group a rank: the trainer's fused tensors are the engine's, one copy each, nothing travels."""
+    config = dataclasses.replace(BASE, vocab=128)
+    case = Case(config, ParallelSizes(2, tensor=2), None, 2)
+    wants = [fused_pieces(config, 2, rank) for rank in (0, 1)]
+    plan = plan_block(hold([case.sources(rank) for rank in (0, 1)]), wants)
+    assert not plan.parcels
+    assert sorted(copy.target for copy in plan.local[1]) == sorted(fused_shapes(config, 2))
+
+
+def test_a_tensor_that_nobody_holds_is_named() -> None:
+    case = Case(BASE, ParallelSizes(2, pipeline=2), None, 1)
+    with pytest.raises(RunError, match=r"no training rank holds lm_head\.weight\[.*for lm_head\.weight"):
+        plan_block(hold([case.sources(0)]), [[p for p in fused_pieces(BASE, 1, 0) if p.param == "lm_head.weight"]])
+
+
+def test_planning_a_large_model_is_linear() -> None:
+    """80 layers over TP8 x PP4 into TP8 engines: the work grows with the pieces, not with their square."""
+    config = dataclasses.replace(BASE, layers=80, heads=64, kv_heads=8, vocab=152064, ffn=64)
+    case = Case(config, ParallelSizes(32, tensor=8, pipeline=4), None, 8)
+    held = hold([case.sources(rank) for rank in range(32)])
+    plan = plan_block(held, [fused_pieces(config, 8, rank % 8) for rank in range(32)])
+    assert len(plan.parcels) < 80 * 12 * 8 + 100
+    assert all(len(copies) < 300 for copies in plan.local)
+
+
+@pytest.mark.parametrize(("vocab", "ranks", "rows"), [(151936, 2, 151936), (13, 2, 64), (65, 4, 128), (64, 3, 192)])
+def test_vocabulary_padding(vocab: int, ranks: int, rows: int) -> None:
+    assert padded_rows(vocab, ranks) == rows
+
+
+def test_expert_module_names() -> None:
+    names = {piece.param for piece in fused_pieces(MOE, 1, 0, experts_module=VLLM_EXPERTS)}
+    assert "model.layers.0.mlp.experts.routed_experts.w13_weight" in names
+    mixtral = dataclasses.replace(MOE, architecture="MixtralForCausalLM")
+    pieces = {piece.hf_name: piece for piece in fused_pieces(mixtral, 2, 1)}
+    assert pieces["model.layers.1.block_sparse_moe.experts.2.w3.weight"].local[0] == (20, 24)
+    assert "model.layers.1.block_sparse_moe.gate.weight" in pieces
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "message"),
+    [
+        (BASE, 16, "8 attention heads"),
+        (dataclasses.replace(BASE, ffn=18), 4, "18 ffn"),
+        (dataclasses.replace(BASE, heads=12, kv_heads=6), 4, "6 key-value heads"),
+        (dataclasses.replace(MOE, architecture="Other"), 1, "Other"),
+    ],
+)
+def test_refused_engine_layouts(config, ranks: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fused_pieces(config, ranks, 0)
+
+
+def test_flattened_experts_are_addressed_in_place() -> None:
+    stacked = torch.zeros(3, 4, 5)
+    part(stacked, ((6, 8), (1, 2))).fill_(1.0)
+    assert as_slices(((6, 8), (1, 2))) == (slice(6, 8), slice(1, 2))
+    assert stacked.nonzero().tolist() == [[1, 2, 1], [1, 3, 1]]
