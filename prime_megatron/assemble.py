@@ -14,27 +14,23 @@ import torch.distributed as dist
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.checkpoint.run import Checkpoints
+from prime_megatron.colocation import Colocation
 from prime_megatron.config import Granularity, TrainConfig
 from prime_megatron.data.stream import PromptStream
-from prime_megatron.data.tokenizer import Tokenizer
+from prime_megatron.engines import build_engine, build_sync
 from prime_megatron.errors import InputError
 from prime_megatron.evaluation import Evaluator
 from prime_megatron.faults import NONFINITE_FOLDER, NonFinite
 from prime_megatron.inputs import Inputs, read_inputs
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
-from prime_megatron.mcore.role import Role
 from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_samples_log
 from prime_megatron.output_dir import check_output_dir, prepare_output_dir
 from prime_megatron.parallel.collectives import OverRanks, from_rank
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.preemption import Stop
 from prime_megatron.report import Reporter
-from prime_megatron.reshard.layouts import whole_tensors
-from prime_megatron.reshard.local import LocalSync
-from prime_megatron.reshard.sync import WeightSync
-from prime_megatron.roles import DTYPES, Roles, build_roles, policy_folder_of
+from prime_megatron.roles import Roles, build_roles
 from prime_megatron.rollout.collect import Collector, ReplayCollector
-from prime_megatron.rollout.embedded import EmbeddedEngine
 from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.generate import Generator
 from prime_megatron.rollout.recording import Recorder
@@ -53,7 +49,7 @@ class Parts:
     topology: Topology
     roles: Roles
     engine: Engine
-    sync: WeightSync
+    colocation: Colocation
     verifiers: Verifiers
     prompts: PromptStream
     collector: Collector | ReplayCollector
@@ -139,10 +135,11 @@ def build_parts(
 ) -> Parts:
     """Connect everything. Collective over the world."""
     watchdog = build_watchdog(config, topology, stop)
-    engine = build_engine(config, topology, inputs.tokenizer)
+    engine = build_engine(config, topology, inputs.tokenizer.eos_token_ids)
     generator = Generator(engine, _speaks(config, topology), verifiers, inputs.tokenizer)
-    reporter = build_reporter(config, topology, inputs, generator, watchdog.beat)
     sync = build_sync(config, topology, roles.policy, engine)
+    colocation = Colocation(engine, sync)
+    reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.lap)
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)
     stateful = {
@@ -153,7 +150,7 @@ def build_parts(
         topology=topology,
         roles=roles,
         engine=engine,
-        sync=sync,
+        colocation=colocation,
         verifiers=verifiers,
         prompts=inputs.prompts,
         collector=collector,
@@ -192,7 +189,12 @@ def build_nonfinite(config: TrainConfig, topology: Topology, warn: Callable[[str
 
 
 def build_reporter(
-    config: TrainConfig, topology: Topology, inputs: Inputs, generator: Generator, beat: Callable[[str], None]
+    config: TrainConfig,
+    topology: Topology,
+    inputs: Inputs,
+    generator: Generator,
+    beat: Callable[[str], None],
+    memory: Callable[[], dict[str, float]],
 ) -> Reporter:
     """The run's voice: logs, evaluation, samples. ``beat`` is told of every stage, as the log is."""
     output = Path(config.run.output_dir)
@@ -218,44 +220,8 @@ def build_reporter(
         samples=open_samples_log(output, config.log, rank=topology.rank),
         recorder=Recorder(config.rollout.record if topology.rank == 0 else None),
         prompts=inputs.prompts,
+        memory=memory,
     )
-
-
-def build_engine(config: TrainConfig, topology: Topology, tokenizer: Tokenizer) -> Engine:
-    """This rank's replica of the configured engine (the recording's place for evaluation is an embedded one)."""
-    dtype = DTYPES[config.rollout.dtype or config.models.dtype]
-    match config.rollout.engine:
-        case "embedded" | "replay":
-            return EmbeddedEngine(
-                policy_folder_of(config),
-                end_token_ids=tokenizer.eos_token_ids,
-                device=device.current_device(),
-                dtype=dtype,
-                max_concurrent=config.rollout.max_concurrent,
-                replica=topology.rank,
-                num_replicas=topology.sizes.world,
-                trust_remote_code=config.models.trust_remote_code,
-            )
-        case other:
-            raise InputError(f"rollout.engine: {other} is not available yet; use embedded")
-
-
-def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: Engine) -> WeightSync:
-    """The path of the policy's weights into this rank's engine."""
-    # Experts are spread over data-parallel ranks too, so only the whole world holds a whole mixture of experts.
-    group = dist.group.WORLD if topology.sizes.expert > 1 else topology.model
-    ranks = dist.get_process_group_ranks(group)
-    sources = [policy.pieces(rank) for rank in ranks]
-    itemsize = DTYPES[config.models.dtype].itemsize
-    transport = LocalSync(
-        sources,
-        whole_tensors(piece for pieces in sources for piece in pieces),
-        group=group if len(ranks) > 1 else None,
-        me=ranks.index(topology.rank),
-        bucket_bytes=config.rollout.bucket_bytes,
-        itemsize=itemsize,
-    )
-    return WeightSync(engine, transport, policy.params, config.rollout.check_every)
 
 
 def _speaks(config: TrainConfig, topology: Topology) -> bool:

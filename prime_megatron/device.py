@@ -45,6 +45,20 @@ def memory_allocated_bytes() -> int:
     return torch.cuda.memory_allocated() if on_gpu() else 0
 
 
+def memory_used_bytes() -> int:
+    """Memory in use on this rank's device by all processes together; 0 on CPU."""
+    if not on_gpu():
+        return 0
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return total_bytes - free_bytes
+
+
+def host_memory_bytes() -> int:
+    """Resident host memory of this process."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def peak_memory_bytes() -> int:
     """Highest `memory_allocated_bytes` since `reset_peak_memory`; 0 on CPU."""
     return torch.cuda.max_memory_allocated() if on_gpu() else 0

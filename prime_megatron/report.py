@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Reporter:
     samples: SamplesLog
     recorder: Recorder
     prompts: PromptStream
+    memory: Callable[[], dict[str, float]]
+    """Memory at the edges of generation since it was last asked."""
     progress: Progress = field(default_factory=Progress)
     _peak_flops: float = 0.0
 
@@ -111,6 +113,7 @@ class Reporter:
                 self.progress.accuracy_before = evaluated["eval/accuracy"]
             self.progress.accuracy_after = evaluated["eval/accuracy"]
             figures |= evaluated
+        figures |= self.memory()
         times = self.clock.lap()
         if record is not None:
             figures |= self._speed(record, times.wall_s - _aside(times.stage_s))

@@ -80,6 +80,7 @@ class PrimeTrainer:
         parts, clock = self.parts, self.parts.clock
         with clock("rollout"):
             collected = parts.collector.collect(index)
+            parts.colocation.train()
             batch = parts.batcher(collected.groups)
         with clock("score"):
             scores = self.score(batch)
@@ -100,7 +101,7 @@ class PrimeTrainer:
 
     def publish(self, version: int) -> None:
         """Hand the policy's weights to the engine as this version."""
-        self.parts.sync.publish(version)
+        self.parts.colocation.publish(version)
         self.version = version
 
     def score(self, batch: StepBatch) -> Scores:

@@ -9,30 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import tempfile
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from prime_megatron.rollout.driver import Answer, DriverSettings, Group, Shape
 from prime_megatron.rollout.engine import Request
-
-if not torch.cuda.is_available():
-    os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
-
-from sglang.srt.entrypoints.engine import Engine
-from sglang.srt.managers.io_struct import (
-    UpdateWeightFromDiskReqInput,
-    UpdateWeightsFromTensorReqInput,
-)
-from sglang.srt.utils import MultiprocessingSerializer
-from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
-
+from prime_megatron.rollout.sglang_payload import command_payload
 from prime_megatron.rollout.sglang_worker import LOADER
 
 PING_EVERY_S = 1.0
@@ -84,7 +71,9 @@ class SglangDriver:
 
             self._backend = ServerBackend(server_arguments(settings), settings.start_timeout_s)
         else:
-            self._backend = EngineBackend(settings)
+            from prime_megatron.rollout.sglang_engine import EngineBackend
+
+            self._backend = EngineBackend(server_arguments(settings), settings.device)
 
     def generate(
         self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
@@ -201,62 +190,6 @@ class SglangDriver:
             raise RuntimeError(f"SGLang refused {operation}: {message}")
 
 
-class EngineBackend:
-    """SGLang's Engine in this process, with a scheduler process per tensor-parallel rank."""
-
-    def __init__(self, settings: DriverSettings) -> None:
-        self._tensor = settings.tensor
-        self._device = settings.device
-        self._engine = Engine(**server_arguments(settings))
-
-    def run(self, task: Awaitable[None]) -> None:
-        """See `Backend.run`."""
-        self._engine.loop.run_until_complete(task)
-
-    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Backend.generate`."""
-        answer: dict[str, Any] = await self._engine.async_generate(**body)
-        return answer
-
-    async def ping(self) -> None:
-        """See `Backend.ping`."""
-        await self._engine.tokenizer_manager.get_internal_state()
-
-    def update(self, operation: str, **arguments: Any) -> tuple[bool, str]:
-        """See `Backend.update`."""
-        engine = self._engine
-        match operation:
-            case "update_weights_from_tensor":
-                payloads = arguments.pop("payloads")
-                request = UpdateWeightsFromTensorReqInput(
-                    serialized_named_tensors=payloads, **({"flush_cache": False} | arguments)
-                )
-                result = engine.loop.run_until_complete(
-                    engine.tokenizer_manager.update_weights_from_tensor(request, None)
-                )
-            case "update_weights_from_disk":
-                disk = UpdateWeightFromDiskReqInput(load_format="auto", **arguments)
-                result = engine.loop.run_until_complete(engine.tokenizer_manager.update_weights_from_disk(disk, None))
-            case other:
-                result = getattr(engine, other)()
-        return bool(result[0]), str(result[1])
-
-    def occupy(self, operation: str, tags: Sequence[str]) -> None:
-        """See `Backend.occupy`."""
-        getattr(self._engine, operation)(tags=list(tags))
-
-    def bucket(self, path: str) -> tuple[str, list[Any]]:
-        """One flat tensor, whose handle is made once per rank: it can be opened once only."""
-        named = list(load_file(path, device=self._device).items())
-        flat = FlattenedTensorBucket(named_tensors=named)
-        content = {"flattened_tensor": flat.get_flattened_tensor(), "metadata": flat.get_metadata()}
-        return "flattened_bucket", [MultiprocessingSerializer.serialize(content) for _ in range(self._tensor)]
-
-    def close(self) -> None:
-        """See `Backend.close`."""
-        self._engine.shutdown()
-
-
 def server_arguments(settings: DriverSettings) -> dict[str, Any]:
     """SGLang's arguments for these settings; a CPU without AMX needs its plain implementations named."""
     common: dict[str, Any] = {
@@ -286,12 +219,6 @@ def server_arguments(settings: DriverSettings) -> dict[str, Any]:
     else:
         common |= {"mem_fraction_static": settings.memory_fraction, "enable_memory_saver": settings.can_sleep}
     return common | dict(settings.extra)
-
-
-def command_payload(command: Mapping[str, Any]) -> bytes:
-    """A command as SGLang carries it: the name of an empty tensor."""
-    payload: bytes = MultiprocessingSerializer.serialize([(json.dumps(command), torch.empty(0))])
-    return payload
 
 
 def _cpu_cache_tokens(settings: DriverSettings) -> int:

@@ -21,6 +21,9 @@ from urllib.request import urlopen
 
 import aiohttp
 
+from prime_megatron.rollout.sglang_payload import command_payload
+from prime_megatron.rollout.sglang_worker import LOADER
+
 ADDRESS = "127.0.0.1"
 POLL_S = 0.5
 
@@ -78,9 +81,6 @@ class ServerBackend:
 
     def bucket(self, path: str) -> tuple[str, list[Any]]:
         """The schedulers read the file themselves: handles of tensors are not good for a server's processes."""
-        from prime_megatron.rollout.sglang import command_payload
-        from prime_megatron.rollout.sglang_worker import LOADER
-
         return LOADER, [command_payload({"op": "load_file", "path": path})] * self._tensor
 
     def close(self) -> None:

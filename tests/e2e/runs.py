@@ -13,7 +13,7 @@ import torch
 from prime_megatron.config import TrainConfig
 from tests.distributed.spawn import run_ranks
 
-TIMINGS = ("time/", "speed/")
+TIMINGS = ("time/", "speed/", "memory/")
 
 
 def train_all(runs: str) -> list[int]:

@@ -19,6 +19,8 @@ from prime_megatron.parallel.shards import as_slices
 from prime_megatron.rollout.engine import Completion
 from prime_megatron.rollout.hosted import HostedEngine
 from prime_megatron.types import Bucket
+from tests.e2e import toy
+from tests.e2e.runs import run
 from tests.engines.tiny import END, buckets, largest_gap, layout, make_model, members, publish, requests, segment
 
 PARITY = 1e-4
@@ -143,3 +145,21 @@ def kill_one(pid: int) -> None:
 def stop_all(pid: int) -> None:
     """The engine hangs."""
     os.killpg(pid, signal.SIGSTOP)
+
+
+def check_training(engine: str, folder: Path, layout: str, **rollout: object) -> None:
+    """Three steps on two ranks: after every sync the engine's log-probs are the trainer's."""
+    model, prompts = toy.make_model(folder / "model", hidden=128), toy.make_prompts(folder / "prompts.jsonl")
+    settings = toy.settings(
+        model,
+        prompts,
+        folder / "run",
+        parallel={layout: 2, "timeout_s": 900.0},
+        rollout={"engine": engine, "start_timeout_s": 600.0, **rollout},
+    )
+    rows = run(settings, world_size=2, timeout_s=900.0)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    for row in rows[1:]:
+        assert row["engine/tokens"] > 0
+        assert row["engine/logprob_gap_max"] < PARITY
+        assert row["memory/asleep_host_bytes"] > 0

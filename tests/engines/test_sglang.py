@@ -11,7 +11,7 @@ from prime_megatron.rollout.hosted import HostedEngine
 from tests.engines import cases
 from tests.engines.tiny import make_engine, publish, switch
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.sglang
 ENGINE = "sglang"
 ALIVE_TIMEOUT_S = 15.0
 NOTICED_S = 10.0
@@ -101,3 +101,11 @@ def test_the_http_server_updates_generates_and_is_replaced_when_killed(models: t
         cases.check_death(engine, b, hit=cases.kill_one, patience_s=NOTICED_S)
     finally:
         engine.close()
+
+
+def test_training_over_pipeline_stages_with_an_engine_over_both_ranks(tmp_path: Path) -> None:
+    cases.check_training(ENGINE, tmp_path, "pipeline", tensor=2)
+
+
+def test_training_over_tensor_ranks_with_an_engine_each_and_sent_weights(tmp_path: Path) -> None:
+    cases.check_training(ENGINE, tmp_path, "tensor", transport="bucket")

@@ -11,7 +11,7 @@ from prime_megatron.rollout.hosted import HostedEngine
 from tests.engines import cases
 from tests.engines.tiny import make_engine, publish, requests, switch
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 ENGINE = "vllm"
 ALIVE_TIMEOUT_S = 15.0
 NOTICED_S = 10.0
@@ -98,3 +98,11 @@ def test_kill_9_of_one_tp_rank_with_sent_weights(pair: HostedEngine, models: tup
     switch(pair, "bucket", models[0], tmp_path, 2)
     publish(pair, models[1], 70, tensor=2)
     cases.check_death(pair, models[1], hit=cases.kill_one, patience_s=NOTICED_S)
+
+
+def test_training_over_pipeline_stages_with_an_engine_over_both_ranks(tmp_path: Path) -> None:
+    cases.check_training(ENGINE, tmp_path, "pipeline", tensor=2)
+
+
+def test_training_over_tensor_ranks_with_an_engine_each_and_sent_weights(tmp_path: Path) -> None:
+    cases.check_training(ENGINE, tmp_path, "tensor", transport="bucket")

@@ -53,13 +53,13 @@ def make_engine(
     settings = DriverSettings(
         model_path=model, device="cpu", dtype="float32", tensor=tensor, max_tokens=MAX_TOKENS, max_concurrent=64,
         end_token_ids=(END,), seed=7, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=64 << 20,
-        can_sleep=True, server=server, start_timeout_s=240.0,
+        can_sleep=True, server=server, start_timeout_s=500.0,
     )  # fmt: skip
     env = {"OMP_NUM_THREADS": "1", "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank) for rank in range(tensor))}
     return HostedEngine(
         Place(0, 1, 0, 0, None),
         settings,
-        Limits(max_restarts, 240.0, alive_timeout_s, 120.0),
+        Limits(max_restarts, 900.0, alive_timeout_s, 120.0),
         lambda: EngineProcess(engine, settings, env, folder / "engine.log"),
         make_uplink(transport, model, folder, tensor),
     )

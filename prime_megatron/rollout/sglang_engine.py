@@ -1,0 +1,68 @@
+"""SGLang's in-process engine behind the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
+
+from safetensors.torch import load_file
+from sglang.srt.entrypoints.engine import Engine
+from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput, UpdateWeightsFromTensorReqInput
+from sglang.srt.utils import MultiprocessingSerializer
+from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
+
+
+class EngineBackend:
+    """See `sglang.Backend`: SGLang's Engine in this process, with a scheduler process per tensor-parallel rank."""
+
+    def __init__(self, arguments: Mapping[str, Any], device: str) -> None:
+        self._tensor = int(arguments["tp_size"])
+        self._device = device
+        self._engine = Engine(**arguments)
+
+    def run(self, task: Awaitable[None]) -> None:
+        """See `Backend.run`."""
+        self._engine.loop.run_until_complete(task)
+
+    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Backend.generate`."""
+        answer: dict[str, Any] = await self._engine.async_generate(**body)
+        return answer
+
+    async def ping(self) -> None:
+        """See `Backend.ping`."""
+        await self._engine.tokenizer_manager.get_internal_state()
+
+    def update(self, operation: str, **arguments: Any) -> tuple[bool, str]:
+        """See `Backend.update`."""
+        engine = self._engine
+        match operation:
+            case "update_weights_from_tensor":
+                payloads = arguments.pop("payloads")
+                request = UpdateWeightsFromTensorReqInput(
+                    serialized_named_tensors=payloads, **({"flush_cache": False} | arguments)
+                )
+                result = engine.loop.run_until_complete(
+                    engine.tokenizer_manager.update_weights_from_tensor(request, None)
+                )
+            case "update_weights_from_disk":
+                disk = UpdateWeightFromDiskReqInput(load_format="auto", **arguments)
+                result = engine.loop.run_until_complete(engine.tokenizer_manager.update_weights_from_disk(disk, None))
+            case other:
+                result = getattr(engine, other)()
+        return bool(result[0]), str(result[1])
+
+    def occupy(self, operation: str, tags: Sequence[str]) -> None:
+        """See `Backend.occupy`."""
+        getattr(self._engine, operation)(tags=list(tags))
+
+    def bucket(self, path: str) -> tuple[str, list[Any]]:
+        """One flat tensor, whose handle is made once per rank: it can be opened once only."""
+        named = list(load_file(path, device=self._device).items())
+        flat = FlattenedTensorBucket(named_tensors=named)
+        content = {"flattened_tensor": flat.get_flattened_tensor(), "metadata": flat.get_metadata()}
+        return "flattened_bucket", [MultiprocessingSerializer.serialize(content) for _ in range(self._tensor)]
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._engine.shutdown()
