@@ -21,6 +21,7 @@ from prime_megatron.mcore.hf_config import read_config
 from prime_megatron.mcore.hf_map import shard_map
 from prime_megatron.mcore.hf_weights import export_hf, load_hf
 from prime_megatron.mcore.model import build_model, unwrap
+from prime_megatron.mcore.offload import HostCopy
 from prime_megatron.mcore.optimizer import Optimizer, UpdateResult
 from prime_megatron.mcore.schedule import Consume, run_pipeline
 from prime_megatron.mcore.spec import has_transformer_engine
@@ -97,8 +98,20 @@ class Role:
         self.optimizer = (
             Optimizer(self.chunks, optimizer, parallel, dtype, total_updates) if optimizer is not None else None
         )
+        self.memory = HostCopy(self.chunks, self.optimizer.megatron if self.optimizer is not None else None)
         # A frozen role keeps requires_grad: Megatron's linear layers take another product for frozen weights, and
         # then a PRM equal to its reference would not score equal to the last bit (batch_norm magnifies the rest).
+
+    def offload(self, *, gradients: bool = True) -> int:
+        """Parameters, gradients and optimizer state to host memory; returns the bytes copied (``HostCopy``).
+
+        Whatever needs them again (scoring, training, export) must be preceded by ``onload``.
+        """
+        return self.memory.offload(gradients=gradients)
+
+    def onload(self) -> int:
+        """Back to the device, bit for bit; returns the bytes copied."""
+        return self.memory.onload()
 
     def logprobs(
         self, micro_batches: Sequence[PackedSequences], num_tokens: int, *, temperature: float = 1.0
@@ -136,6 +149,7 @@ class Role:
         self, micro_batches: Sequence[PackedSequences], consume: Consume, num_tokens: int, *, num_rows: int
     ) -> Tensor:
         """Run without learning; ``consume`` keeps "scored", float32 [num_rows, S]. Returns [num_rows, num_tokens]."""
+        assert not self.memory.offloaded, f"{self.name} is in host memory"
         for chunk in self.chunks:
             chunk.eval()
         kept = run_pipeline(self.chunks, self._localize(micro_batches), consume, train=False)
@@ -146,6 +160,7 @@ class Role:
     ) -> tuple[Learning, list[dict[str, Any]]]:
         """One optimizer step per mini-batch on what its ``consume`` returns, and what that kept (with "stats")."""
         assert self.optimizer is not None, f"{self.name} is frozen"
+        assert not self.memory.offloaded, f"{self.name} is in host memory"
         kept: list[dict[str, Any]] = []
         updates: list[UpdateResult] = []
         for chunk in self.chunks:
@@ -172,10 +187,12 @@ class Role:
 
     def export(self, folder: Path) -> None:
         """Write the weights as an HF folder, beside the source's config and tokenizer files. Collective."""
+        assert not self.memory.offloaded, f"{self.name} is in host memory"
         export_hf(self.chunks, folder, self.topology, self.folder)
 
     def params(self) -> dict[tuple[int, str], Tensor]:
         """This rank's parameters by (chunk, name): the live tensors, which the reshard reads."""
+        assert not self.memory.offloaded, f"{self.name} is in host memory"
         return {
             (index, name): param.data
             for index, chunk in enumerate(self.chunks)
