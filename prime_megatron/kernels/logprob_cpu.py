@@ -8,7 +8,7 @@ log-probability is then far better than the naive form's, and still never above 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -17,9 +17,8 @@ from prime_megatron.kernels.vocab_parallel import Partial
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
 TILE_ELEMENTS = 1024 * 1024  # fp32: 4 MB, a share of the last-level cache
-MAX_ROWS = 1024
-MAX_CHUNK_TOKENS = 2048
-BLOCK_ELEMENTS = 256 * 1024  # fp32: 1 MB, of stored logits
+MAX_ROWS = 2048
+BLOCK_ELEMENTS = 256 * 1024  # fp32: 1 MB, what the elementwise passes work on
 MIN_COLUMNS = 512
 CHUNK_BYTES = 128 << 20  # logits of one gradient chunk
 # Beyond these a row's sum of powers may have overflowed, or have lost terms to underflow: 2**-60 leaves terms down
@@ -29,42 +28,7 @@ LOW, HIGH = 2.0**-60, 2.0**118
 
 def chunk_tokens(num_tokens: int, num_rows: int, dtype: torch.dtype) -> int:
     """Tokens whose logits are held at once for the gradient."""
-    return max(1, min(num_tokens, MAX_CHUNK_TOKENS, CHUNK_BYTES // (max(num_rows, 1) * dtype.itemsize)))
-
-
-def _columns(num_rows: int) -> int:
-    return max(MIN_COLUMNS, TILE_ELEMENTS // max(num_rows, 1))
-
-
-class _Tiles:
-    """Base-2 fp32 logit tiles [t, c], column by column, from a product or from stored logits; tiles share memory."""
-
-    def __init__(self, num_rows: int, num_columns: int, device: torch.device, inv_temperature: float) -> None:
-        self.width = min(_columns(num_rows), num_columns)
-        self.num_columns = num_columns
-        self.scale = LOG2E * inv_temperature
-        self._x = torch.empty(num_rows * self.width, dtype=torch.float32, device=device)
-        self._y = torch.empty_like(self._x)
-        self._low: torch.Tensor | None = None
-
-    def spans(self) -> Iterator[tuple[int, int]]:
-        for begin in range(0, self.num_columns, self.width):
-            yield begin, min(begin + self.width, self.num_columns)
-
-    def scratch(self, num_rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two fp32 [num_rows, width] buffers."""
-        size = num_rows * width
-        return self._x[:size].view(num_rows, width), self._y[:size].view(num_rows, width)
-
-    def product(self, hidden_tH: torch.Tensor, weight_VH: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-        """The tile of a product."""
-        x_tc, _ = self.scratch(hidden_tH.shape[0], end - begin)
-        if hidden_tH.dtype != torch.bfloat16:
-            return _multiply(hidden_tH, weight_VH[begin:end], self.scale, x_tc)
-        if self._low is None:
-            self._low = torch.empty(self._x.shape, dtype=torch.bfloat16, device=self._x.device)
-        low_tc = self._low[: x_tc.numel()].view(x_tc.shape)
-        return x_tc.copy_(_multiply(hidden_tH, weight_VH[begin:end], self.scale, low_tc))
+    return max(1, min(num_tokens, MAX_ROWS, CHUNK_BYTES // (max(num_rows, 1) * dtype.itemsize)))
 
 
 def _multiply(hidden_tH: torch.Tensor, weight_cH: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
@@ -72,32 +36,35 @@ def _multiply(hidden_tH: torch.Tensor, weight_cH: torch.Tensor, scale: float, ou
     return out.addmm_(hidden_tH, weight_cH.t(), beta=0.0, alpha=scale)
 
 
-def _sums(tile_of, tiles: _Tiles, labels_t: torch.Tensor, entropy: bool) -> tuple[torch.Tensor, ...]:
-    """Sum of 2**x, sum of x 2**x, and the label's x (0 without one)."""
-    num_rows = labels_t.shape[0]
-    sum_t, weighted_t, target_t = torch.zeros(3, num_rows, device=labels_t.device)
-    for begin, end in tiles.spans():
-        x_tc = tile_of(begin, end)
-        _, e_tc = tiles.scratch(num_rows, end - begin)
-        torch.exp2(x_tc, out=e_tc)
-        sum_t += e_tc.sum(1)
-        _take_target(x_tc, labels_t, begin, end, target_t)
+def _spans(num_rows: int, num_columns: int) -> list[tuple[int, int]]:
+    """Columns of the tiles of a product with this many rows."""
+    width = max(MIN_COLUMNS, TILE_ELEMENTS // max(num_rows, 1))
+    return [(begin, min(begin + width, num_columns)) for begin in range(0, num_columns, width)]
+
+
+def _add_sums(logits_tc: torch.Tensor, sum_t: torch.Tensor, weighted_t: torch.Tensor, entropy: bool) -> None:
+    """Add the rows' sum of 2**x, and of x 2**x for the entropy, a block of rows at a time: a tile is too large for the
+    cache that a core has to itself."""
+    for at, x_rc, e_rc in _row_blocks(logits_tc):
+        torch.exp2(x_rc, out=e_rc)
+        sum_t[at] += e_rc.sum(1)
         if entropy:
-            weighted_t += torch.mul(e_tc, x_tc, out=e_tc).sum(1)
-    return sum_t, weighted_t, target_t
+            weighted_t[at] += e_rc.mul_(x_rc).sum(1)
 
 
 def _take_target(x_tc: torch.Tensor, labels_t: torch.Tensor, begin: int, end: int, target_t: torch.Tensor) -> None:
     inside_t = (labels_t >= begin) & (labels_t < end)
-    picked_t = x_tc.gather(1, (labels_t - begin).clamp(0, end - begin - 1)[:, None]).squeeze(1)
+    picked_t = x_tc.gather(1, (labels_t - begin).clamp(0, end - begin - 1)[:, None]).squeeze(1).float()
     torch.where(inside_t, picked_t, target_t, out=target_t)
 
 
-def _shifted_sums(tile_of, tiles: _Tiles, num_rows: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+def _shifted_sums(
+    tile_of: Callable[[int, int], torch.Tensor], num_rows: int, num_columns: int, device: torch.device
+) -> tuple[torch.Tensor, ...]:
     """The running maximum m, sum of 2**(x-m) and sum of (x-m) 2**(x-m): safe for any finite logits."""
     max_t = torch.full((num_rows,), -torch.inf, device=device)
     sum_t, weighted_t = torch.zeros(2, num_rows, device=device)
-    for begin, end in tiles.spans():
+    for begin, end in _spans(num_rows, num_columns):
         x_tc = tile_of(begin, end)
         new_t = torch.maximum(max_t, x_tc.amax(1))
         drop_t = torch.where(max_t == -torch.inf, 0.0, max_t - new_t)
@@ -111,7 +78,10 @@ def _shifted_sums(tile_of, tiles: _Tiles, num_rows: int, device: torch.device) -
 
 
 def _finish(
-    sums: tuple[torch.Tensor, ...], again_of, labels_t: torch.Tensor, exact_t: torch.Tensor | None
+    sums: tuple[torch.Tensor, ...],
+    again_of: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+    labels_t: torch.Tensor,
+    exact_t: torch.Tensor | None,
 ) -> Partial:
     """Partial in nats from (sum, weighted sum, label's logit).
 
@@ -152,22 +122,32 @@ def _exact_targets(
 def partial(
     hidden_TH: torch.Tensor, weight_VH: torch.Tensor, labels_T: torch.Tensor, inv_temperature: float, entropy: bool
 ) -> Partial:
-    """Partial of every token, one logit tile at a time: extra memory is three tiles."""
-    tiles = _Tiles(min(hidden_TH.shape[0], MAX_ROWS), weight_VH.shape[0], hidden_TH.device, inv_temperature)
+    """Partial of every token, one logit tile at a time: extra memory is the tile and two blocks of its rows."""
+    scale, num_columns = LOG2E * inv_temperature, weight_VH.shape[0]
+    width = max(end - begin for begin, end in _spans(min(hidden_TH.shape[0], MAX_ROWS), num_columns))
+    buffer = hidden_TH.new_empty(min(hidden_TH.shape[0], MAX_ROWS) * width)
     parts = []
-    for begin in range(0, hidden_TH.shape[0], MAX_ROWS):
-        hidden_tH = hidden_TH[begin : begin + MAX_ROWS]
-
-        def tile_of(b: int, e: int, h: torch.Tensor = hidden_tH) -> torch.Tensor:
-            return tiles.product(h, weight_VH, b, e)
+    for first in range(0, hidden_TH.shape[0], MAX_ROWS):
+        hidden_tH, labels_t = hidden_TH[first : first + MAX_ROWS], labels_T[first : first + MAX_ROWS]
+        num_rows = hidden_tH.shape[0]
+        sums = torch.zeros(3, num_rows, device=hidden_tH.device).unbind()
+        for begin in range(0, num_columns, width):
+            end = min(begin + width, num_columns)
+            out_tc = buffer[: num_rows * (end - begin)].view(num_rows, end - begin)
+            tile_tc = _multiply(hidden_tH, weight_VH[begin:end], scale, out_tc)
+            _add_sums(tile_tc, sums[0], sums[1], entropy)
+            _take_target(tile_tc, labels_t, begin, end, sums[2])
 
         def again_of(rows: torch.Tensor, h: torch.Tensor = hidden_tH) -> tuple[torch.Tensor, ...]:
             few_tH = h[rows]
-            return _shifted_sums(lambda b, e: tiles.product(few_tH, weight_VH, b, e), tiles, rows.numel(), rows.device)
 
-        labels_t = labels_T[begin : begin + MAX_ROWS]
-        exact_t = _exact_targets(hidden_tH, weight_VH, labels_t, tiles.scale)
-        parts.append(_finish(_sums(tile_of, tiles, labels_t, entropy), again_of, labels_t, exact_t))
+            def tile_of(b: int, e: int) -> torch.Tensor:
+                return _multiply(few_tH, weight_VH[b:e], scale, few_tH.new_empty(few_tH.shape[0], e - b)).float()
+
+            return _shifted_sums(tile_of, rows.numel(), num_columns, rows.device)
+
+        exact_t = _exact_targets(hidden_tH, weight_VH, labels_t, scale)
+        parts.append(_finish(sums, again_of, labels_t, exact_t))
     if len(parts) == 1:
         return parts[0]
     return Partial(*(torch.cat([getattr(p, name) for p in parts]) for name in ("lse", "mean", "target")))
@@ -195,17 +175,12 @@ def chunk_partial(
 ) -> Partial:
     """Partial of the tokens of a chunk from its stored logits, a few whole rows at a time."""
     sum_t, weighted_t = torch.zeros(2, logits_tV.shape[0], device=logits_tV.device)
-    for at, x_rV, e_rV in _row_blocks(logits_tV):
-        torch.exp2(x_rV, out=e_rV)
-        torch.sum(e_rV, 1, out=sum_t[at])
-        if entropy:
-            torch.sum(e_rV.mul_(x_rV), 1, out=weighted_t[at])
+    _add_sums(logits_tV, sum_t, weighted_t, entropy)
     target_t = logits_tV.gather(1, labels_t.clamp(min=0)[:, None]).squeeze(1).float()
     sums = (sum_t, weighted_t, torch.where(labels_t >= 0, target_t, 0.0))
 
     def again_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        tiles = _Tiles(rows.numel(), logits_tV.shape[1], rows.device, inv_temperature)
-        return _shifted_sums(lambda b, e: logits_tV[rows, b:e].float(), tiles, rows.numel(), rows.device)
+        return _shifted_sums(lambda b, e: logits_tV[rows, b:e].float(), rows.numel(), logits_tV.shape[1], rows.device)
 
     exact_t = _exact_targets(hidden_tH, weight_VH, labels_t, LOG2E * inv_temperature)
     return _finish(sums, again_of, labels_t, exact_t)
