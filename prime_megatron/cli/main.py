@@ -14,6 +14,7 @@ from prime_megatron.errors import InputError, RunError
 VERBS = {
     "train": "train a policy with PRIME",
     "sft": "warm a model up by supervised fine-tuning",
+    "slurm": "write a SLURM job script for a config",
     "validate": "check a config and show what it means; starts nothing",
     "verify": "score answers offline, JSON lines in, JSON lines out",
     "plan-step": "show what a step runs, its cost and why; starts nothing",
@@ -30,7 +31,7 @@ examples:
 exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (start again with --resume auto)
 """
 
-_WITH_OVERRIDES = ("train", "sft", "validate", "plan-step")
+_WITH_OVERRIDES = ("train", "slurm", "sft", "validate", "plan-step")
 
 
 def main(argv: list[str] | None = None) -> int:
