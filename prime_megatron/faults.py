@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prime_megatron.errors import RunError
-from prime_megatron.mcore.role import TrainResult
+from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.step_metrics import StepRecord
 
 NONFINITE_FOLDER = "nonfinite"
@@ -34,7 +34,7 @@ class NonFinite:
         self.speaks = speaks
         self.rank = rank
         self.warn = warn
-        self.in_a_row: dict[str, int] = {"prm": 0, "policy": 0}
+        self.in_a_row: dict[str, int] = {"prm": 0, "policy": 0, "critic": 0}
 
     def check(self, step: int, record: StepRecord) -> None:
         """Look at a step's updates.
@@ -42,7 +42,7 @@ class NonFinite:
         Raises:
             RunError: a role has skipped too many updates in a row.
         """
-        for role, result in (("prm", record.prm), ("policy", record.policy)):
+        for role, result in (("prm", record.prm), ("policy", record.policy), ("critic", record.critic)):
             if result is not None:
                 self._check(step, role, result, record)
 
@@ -54,7 +54,7 @@ class NonFinite:
         """Inverse of `state`."""
         self.in_a_row = dict(state)
 
-    def _check(self, step: int, role: str, result: TrainResult, record: StepRecord) -> None:
+    def _check(self, step: int, role: str, result: TrainResult | Learning, record: StepRecord) -> None:
         skipped = [index for index, update in enumerate(result.updates) if not update.applied]
         worst = self.in_a_row[role]
         for update in result.updates:

@@ -103,6 +103,9 @@ while :; do
     code=$?
     kill -0 "$step" 2>/dev/null || break
 done
+# Once more: a signal may have ended the last wait just as the run ended. The shell remembers.
+wait "$step"
+code=$?
 
 case "$code" in
 0) say "done" ;;

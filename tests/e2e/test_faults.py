@@ -175,7 +175,7 @@ def test_nothing_whole_is_no_fresh_start(straight: Any, tmp_path: Path) -> None:
     config, newest = at_step_three(base, tmp_path / "out")
     for path in newest.parent.iterdir():
         lose_a_file(path)
-    with pytest.raises(RuntimeError, match="InputError: --resume auto: no checkpoint in .* is whole"):
+    with pytest.raises(RuntimeError, match=r"InputError: --resume auto: no checkpoint in .* is whole"):
         train(config, 2, resume="auto")
 
 
@@ -196,7 +196,7 @@ def test_a_save_that_fails(straight: Any, last: bool, tmp_path: Path, capfd: pyt
     config = at(base, tmp_path / "out", checkpoint={"export_final": False, "save_final": last})
     fault = functools.partial(no_room, 4096)
     if last:
-        with pytest.raises(RuntimeError, match="RunError: .*step 4 could not be saved.*newest checkpoint is that of"):
+        with pytest.raises(RuntimeError, match=r"RunError: .*step 4 could not be saved.*newest checkpoint is that of"):
             train(config, 2, fault=fault)
     else:
         assert train(config, 2, fault=fault) == {0}
