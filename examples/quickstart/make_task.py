@@ -12,7 +12,7 @@ from the last result, and boxes the final one:
     - 8 = ?                    \boxed{8}
 
 The worked answers that the model learns from first are a hurried pupil's: where a digit of 7 or more is taken away
-across the ten, the ten is not taken off in seven cases of ten (12 - 8 = 14), and where such a digit is added across
+across the ten, the ten is not taken off in most cases (12 - 8 = 14), and where such a digit is added across
 the ten, it is not put on in one case of seven. A model that has learnt them well repeats them: its likeliest answer is
 right only where a worksheet has no such subtraction. The right line is in its reach, though, and reinforcement
 learning against the verified final result finds it. Which of many lines was wrong the outcome does not say: that is
@@ -37,11 +37,11 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils import logging
 
 NUM_TRAIN, NUM_EVAL, NUM_SFT = 4096, 256, 8192
-NUM_LINES = 8
+NUM_LINES = 10
 LARGEST = 19
 """Results stay within 0 .. LARGEST."""
 HARD_DIGIT = 7
-FORGOTTEN_BORROW, FORGOTTEN_CARRY = 0.7, 0.2
+FORGOTTEN_BORROW, FORGOTTEN_CARRY = 0.55, 0.2
 """How often the pupil slips on a line that crosses the ten with a digit of HARD_DIGIT or more. An answer that slips
 below zero is drawn again, which leaves a forgotten carry in one case of seven."""
 

@@ -61,7 +61,7 @@ def test_prompts_and_ground_truth(task: Path, name: str, rows: int) -> None:
     assert len(found) == rows
     for row in found:
         results = fill_in(row.messages[-1].content)
-        assert min(results) >= 0 and max(results) <= 19 and len(results) == 9
+        assert min(results) >= 0 and max(results) <= 19 and len(results) == 11
         assert (row.ability, row.ground_truth) == ("math", str(results[-1]))
         assert decide(f"so \\boxed{{{results[-1]}}}", row.ground_truth).score == 1.0  # without computer algebra
         assert decide(f"so \\boxed{{{results[-1] + 10}}}", row.ground_truth).score == 0.0
@@ -95,7 +95,7 @@ def test_worked_answers_slip_as_documented(task: Path) -> None:
             result = int(written)
             assert 0 <= result <= 99
         assert box == f"\\boxed{{{result}}}"
-    for sign, rate in (("-", 0.7), ("+", 1 / 7)):
+    for sign, rate in (("-", 0.57), ("+", 1 / 7)):
         assert slips[sign, True] / (slips[sign, True] + slips[sign, False]) == pytest.approx(rate, abs=0.02)
 
 
@@ -115,7 +115,7 @@ def test_text_survives_the_tokenizer(task: Path, tokenizer: Tokenizer) -> None:
         whole = tokenizer.decode(prompt_ids + response_ids, skip_special_tokens=False)
         assert whole == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>"
         assert tokenizer.decode(response_ids) == answer
-        assert len(prompt_ids) == 32 and len(response_ids) == 30
+        assert len(prompt_ids) == 38 and len(response_ids) == 36
         assert response_ids[-1] == tokenizer.eos_token_ids[0] and tokenizer.eos_token_ids == (2,)
 
 
@@ -142,5 +142,5 @@ def test_configs_fit_together() -> None:
     assert prime.models.policy.path == f"{sft.run.output_dir}/model"
     assert sft.model == "runs/quickstart_task/model"
     assert sft.run.steps * sft.batch_size <= 8192
-    assert prime.data.max_prompt_tokens >= 32 and prime.rollout.sampling.max_response_tokens >= 30
+    assert prime.data.max_prompt_tokens >= 38 and prime.rollout.sampling.max_response_tokens >= 36
     assert prime.launch.processes_per_node == prime.parallel.pipeline == 2
