@@ -1,8 +1,8 @@
 """Sync into engine tensors that this process can reach: every byte is copied once, straight to its place.
 
-What this rank holds itself is copied slice to slice. What another rank of the block holds arrives in bounded buckets:
-sent to the one rank that needs it, or broadcast where several do; two buckets, so that one travels while the other is
-packed or unpacked. What nobody else needs does not travel.
+What this rank holds itself is copied slice to slice. What another rank of the block holds arrives in bounded buckets,
+sent to the one rank that needs them or broadcast among those that do; two buckets, so that one travels while the other
+is packed or unpacked. What nobody else needs does not travel.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.reshard.check import fingerprint, same_bits
+from prime_megatron.reshard.links import Links
 from prime_megatron.reshard.plan import Plan, Shipment
 from prime_megatron.reshard.slices import Params, copy_slices, pairs, part
 from prime_megatron.types import Bucket
@@ -37,24 +38,23 @@ class LocalSync:
 
     Args:
         plan: of the whole block; the same on all its ranks.
-        group: the block, in the plan's order of ranks; None for a block of one.
+        group: the block, in the plan's order of ranks (or its links, to share them); None for a block of one.
         me: this rank's position in it.
         bucket_bytes: memory for what travels, both buckets together (a larger parcel goes alone).
         dtype: what travels: the narrower of the trainer's and the engine's.
     """
 
     def __init__(
-        self, plan: Plan, *, group: dist.ProcessGroup | None, me: int, bucket_bytes: int, dtype: torch.dtype
+        self, plan: Plan, *, group: dist.ProcessGroup | Links | None, me: int, bucket_bytes: int, dtype: torch.dtype
     ) -> None:
         assert group is not None or not plan.parcels, "parts of the model are on other ranks"
+        self.links = Links(group, me) if isinstance(group, dist.ProcessGroup) else group
         self.plan = plan
         self.dtype = dtype
-        self.group = group
         self.me = me
         self.local = plan.local[me]
         shipments = plan.shipments(max(1, bucket_bytes // dtype.itemsize // 2))
-        # A broadcast is a collective of the whole block; a send concerns its two ends.
-        self.shipments = [s for s in shipments if len(s.receivers) > 1 or me in (s.owner, *s.receivers)]
+        self.shipments = [] if self.links is None else self.links.connect(shipments)
 
     def send(self, engine: LiveEngine, params: Params, version: int) -> None:
         """Write the current parameters into the engine's tensors and tell it so. Collective over the block."""
@@ -88,9 +88,9 @@ class LocalSync:
         targets = engine.named_targets()
         assert targets is not None
         wrong = self.compare(params, targets)
-        if self.group is None:
+        if self.links is None:
             return wrong
-        return sorted({name for names in gather_all(wrong, self.group) for name in names})
+        return sorted({name for names in gather_all(wrong, self.links.block) for name in names})
 
     @torch.no_grad()
     def compare(self, params: Params, targets: Mapping[str, Tensor]) -> list[str]:
@@ -116,18 +116,18 @@ class LocalSync:
         for index, parcel in enumerate(self.plan.parcels):
             if parcel.owner == self.me:
                 sums[index] = fingerprint(part(params[parcel.chunk, parcel.source], parcel.of), self.dtype)
-        assert self.group is not None
-        dist.all_reduce(sums, group=self.group)
+        assert self.links is not None
+        dist.all_reduce(sums, group=self.links.block)
         return sums
 
     def _start(self, flat: Tensor, shipment: Shipment) -> dist.Work:
-        assert self.group is not None
-        owner = dist.get_global_rank(self.group, shipment.owner)
+        assert self.links is not None
+        owner, group = self.links.rank(shipment.owner), self.links.group(shipment)
         if len(shipment.receivers) > 1:
-            return dist.broadcast(flat, owner, group=self.group, async_op=True)
+            return dist.broadcast(flat, owner, group=group, async_op=True)
         if shipment.owner == self.me:
-            return dist.isend(flat, dist.get_global_rank(self.group, shipment.receivers[0]), group=self.group)
-        return dist.irecv(flat, owner, group=self.group)
+            return dist.isend(flat, self.links.rank(shipment.receivers[0]), group=group)
+        return dist.irecv(flat, owner, group=group)
 
     def _arrive(self, work: dist.Work, shipment: Shipment, flat: Tensor, targets: Mapping[str, Tensor]) -> None:
         """Wait for a bucket and put its parcels in their places on this rank."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from reshard_cases import Case, cases, engine_tensors, numbered, train_params
+from reshard_cases import Case, cases, numbered, train_params
 from test_mcore_hf_map import BASE, MOE
 
 from prime_megatron.errors import InputError, RunError
@@ -24,6 +24,7 @@ from prime_megatron.reshard.layouts import (
 )
 from prime_megatron.reshard.plan import Plan, hold, plan_block
 from prime_megatron.reshard.slices import copy_slices, part
+from tests.engine_oracle import engine_tensors
 
 
 def execute(plan: Plan, params: list[dict], targets: list[dict[str, torch.Tensor]]) -> None:

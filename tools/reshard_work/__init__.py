@@ -1,0 +1,1 @@
+"""What the reshard bench measures against, and on."""
