@@ -1,4 +1,5 @@
-"""The embedded engine: transformers' own model class in this process, driven by our own decode loop.
+"""The embedded engine: transformers' own model class in this process, driven by our own decode loop (and, for the
+common dense families, our own decode step over the same weights: dense.py).
 
 A response in progress is a row; all rows share one static KV cache. Siblings share one prefill. Finished rows are
 squeezed out and waiting requests take their place.
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prime_megatron.errors import InputError
+from prime_megatron.rollout.dense import DenseDecoder
 from prime_megatron.rollout.engine import Completion, Request
 from prime_megatron.rollout.rows import Rows
 from prime_megatron.rollout.sampling import draw
@@ -48,9 +50,10 @@ class EmbeddedEngine:
         self._device, self._max_concurrent = device, max_concurrent
         self._end = torch.tensor(sorted(end_token_ids), dtype=torch.long, device=device)
         self._version = -1
-        self._host: dict[str, Tensor] = {}
         self._asleep = False
         self._model = _empty_model(model_path, device, dtype, trust_remote_code)
+        self._dense = DenseDecoder(self._model) if DenseDecoder.supports(self._model) else None
+        self._memory = [_Memory(storage) for storage in _storages(self._model)]
 
     @property
     def version(self) -> int:
@@ -77,10 +80,8 @@ class EmbeddedEngine:
         assert level in (1, 2), level
         if self._asleep or (level == 1 and self._device.type == "cpu"):
             return
-        for name, target in self.named_targets().items():
-            if level == 1:
-                self._host[name] = target.detach().cpu()
-            target.untyped_storage().resize_(0)
+        for memory in self._memory:
+            memory.release(keep=level == 1)
         if level == 2:
             self._version = -1
         self._asleep = True
@@ -89,10 +90,8 @@ class EmbeddedEngine:
         """See `Engine.wake`. The KV cache lives only within `generate`."""
         if not self._asleep or "weights" not in tags:
             return
-        for name, target in self.named_targets().items():
-            target.untyped_storage().resize_(target.numel() * target.element_size())
-            if name in self._host:
-                target.detach().copy_(self._host.pop(name))
+        for memory in self._memory:
+            memory.restore()
         self._asleep = False
 
     def healthy(self) -> bool:
@@ -101,7 +100,8 @@ class EmbeddedEngine:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._model = None
+        self._model = self._dense = None
+        self._memory = []
 
     @torch.inference_mode()
     def generate(
@@ -183,13 +183,17 @@ class EmbeddedEngine:
         row_B = torch.arange(live.numel(), device=self._device)
         top_p = rows.top_p if bool((rows.top_p < 1).any()) else None
         greedy = rows.greedy if bool(rows.greedy.any()) else None
+        rotary = None if self._dense is None else self._dense.rotary(cache.shape[1])
         while int(live.sum()) > live.numel() - max(1, live.numel() // 8):
             cache.at(rows.position, visible)
             mask = position_L[:visible] <= rows.position.unsqueeze(1)
-            logits = self._model(
-                input_ids=rows.token.unsqueeze(1), attention_mask=mask[:, None, None], use_cache=True,
-                position_ids=rows.position.unsqueeze(1), past_key_values=cache, logits_to_keep=1,
-            ).logits[:, -1]  # fmt: skip
+            if self._dense is not None:
+                logits = self._dense.step(rows.token, rows.position, rotary, mask, cache)
+            else:
+                logits = self._model(
+                    input_ids=rows.token.unsqueeze(1), attention_mask=mask[:, None, None], use_cache=True,
+                    position_ids=rows.position.unsqueeze(1), past_key_values=cache, logits_to_keep=1,
+                ).logits[:, -1]  # fmt: skip
             uniform = rows.uniform.gather(1, rows.count.unsqueeze(1)).squeeze(1)
             rows.token, logprob = draw(logits, rows.temperature, top_p, greedy, uniform)
             rows.tokens[row_B, rows.count] = rows.token
@@ -200,6 +204,32 @@ class EmbeddedEngine:
             live &= ~rows.ended & (rows.count < rows.limit)
             visible += 1
         return ~live
+
+
+class _Memory:
+    """A storage of weights, which several parameters may share, that can be given back for a while."""
+
+    def __init__(self, storage: torch.UntypedStorage) -> None:
+        self.storage = storage
+        self.num_bytes = storage.nbytes()
+        self.host: torch.UntypedStorage | None = None
+
+    def release(self, *, keep: bool) -> None:
+        """Free the memory; keep: after a copy to the host."""
+        self.host = self.storage.cpu() if keep else None
+        self.storage.resize_(0)
+
+    def restore(self) -> None:
+        """Take the memory back, with what was kept."""
+        self.storage.resize_(self.num_bytes)
+        if self.host is not None:
+            self.storage.copy_(self.host)
+        self.host = None
+
+
+def _storages(model: PreTrainedModel) -> list[torch.UntypedStorage]:
+    storages = [parameter.untyped_storage() for parameter in model.parameters()]
+    return list({storage.data_ptr(): storage for storage in storages}.values())
 
 
 def _empty_model(path: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:

@@ -67,10 +67,14 @@ class RowCache:
         self.position_B, self.visible = position_B, visible
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        return self.write(layer, key[:, :, 0], value[:, :, 0])
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one position a row, [B, H, D], where `at` said; the visible keys and values, [B, H, L, D]."""
         self._allocate(layer, key, value)
         rows, (keys, values) = key.shape[0], self.layers[layer]
-        keys[self.row_B, :, self.position_B] = key[:, :, 0]
-        values[self.row_B, :, self.position_B] = value[:, :, 0]
+        keys[self.row_B, :, self.position_B] = key
+        values[self.row_B, :, self.position_B] = value
         return keys[:rows, :, : self.visible], values[:rows, :, : self.visible]
 
     def fill(self, first_row: int, prompts: PromptCache, source_B: Tensor) -> None:
@@ -92,5 +96,5 @@ class RowCache:
         if layer == len(self.layers):
             rows, positions = self.shape
             self.layers.append(
-                tuple(like.new_zeros(rows, like.shape[1], positions, like.shape[3]) for like in (key, value))
+                tuple(like.new_zeros(rows, like.shape[1], positions, like.shape[-1]) for like in (key, value))
             )
