@@ -97,10 +97,32 @@ def _check_rollout(config: TrainConfig, world_size: int) -> None:
             f"({world_size} = {world_size // rollout.tensor} x {rollout.tensor} + {world_size % rollout.tensor}); "
             "every engine replica takes rollout.tensor of them"
         )
+    _check_engine(config)
     if rollout.filter.lower > rollout.filter.upper:
         raise InputError(
             f"rollout.filter: lower {rollout.filter.lower} is above upper {rollout.filter.upper}: "
             "no prompt could pass; swap them"
+        )
+
+
+def _check_engine(config: TrainConfig) -> None:
+    rollout, per_node = config.rollout, config.launch.processes_per_node
+    if rollout.engine in ("sglang", "vllm"):
+        if config.launch.nodes > 1 and per_node % rollout.tensor:
+            raise InputError(
+                f"rollout.tensor: {rollout.tensor} does not divide launch.processes_per_node {per_node}; "
+                "an engine replica stays within a node"
+            )
+        return
+    if rollout.tensor > 1:
+        raise InputError(
+            f"rollout.tensor: the {rollout.engine} engine runs on one process; set rollout.tensor to 1, "
+            "or rollout.engine to sglang or vllm"
+        )
+    if rollout.transport not in ("auto", "live"):
+        raise InputError(
+            f"rollout.transport: {rollout.transport} is for sglang and vllm; the {rollout.engine} engine's weights are "
+            "written in place: leave it out"
         )
 
 

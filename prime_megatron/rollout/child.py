@@ -23,8 +23,11 @@ from typing import Any
 from prime_megatron.rollout.channel import Channel
 from prime_megatron.rollout.driver import INSTALL, Answer, Driver, DriverSettings, Group, Shape, request_from_json
 
-DRIVERS = {"sglang": ("sglang", "SglangDriver"), "vllm": ("vllm", "VllmDriver")}
-"""Engine -> module beside this one, class."""
+DRIVERS = {
+    "sglang": "prime_megatron.rollout.sglang.SglangDriver",
+    "vllm": "prime_megatron.rollout.vllm.VllmDriver",
+}
+"""Engine -> its driver."""
 WATCH_EVERY_S = 0.2
 ALIVE_EVERY_S = 1.0
 """Shortest time between two signs of life."""
@@ -105,8 +108,9 @@ def main(arguments: list[str]) -> int:
     except EOFError:
         pass  # the trainer is gone, or has had enough of us
     except ModuleNotFoundError as error:
-        engine = start["engine"]
-        _report(channel, f"rollout.engine: {engine} is not installed ({error}); {INSTALL[engine]}", kind="input")
+        missing = str(error.name).split(".")[0]
+        remedy = f"; {INSTALL[missing]}" if missing in INSTALL else ""
+        _report(channel, f"rollout.engine: {start['engine']} cannot start: {error}{remedy}", kind="input")
     except Exception as error:
         traceback.print_exc()
         _report(channel, f"{type(error).__name__}: {str(error).strip()[:500]}", kind="failed")
@@ -117,8 +121,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _make_driver(engine: str, settings: DriverSettings) -> Driver:
-    module, name = DRIVERS[engine]
-    driver: Driver = getattr(import_module(f"prime_megatron.rollout.{module}"), name)(settings)
+    """The driver of an engine, or of a dotted class of one's own."""
+    module, _, name = DRIVERS.get(engine, engine).rpartition(".")
+    driver: Driver = getattr(import_module(module), name)(settings)
     return driver
 
 

@@ -16,8 +16,8 @@ from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.sampling import SampleKey
 
 INSTALL = {
-    "sglang": "python tools/engine_env/make_env.py sglang .venv-sglang",
-    "vllm": "python tools/engine_env/make_env.py vllm .venv-vllm",
+    "sglang": "make its environment with python tools/engine_env/make_env.py sglang .venv-sglang, and start from there",
+    "vllm": "make its environment with python tools/engine_env/make_env.py vllm .venv-vllm, and start from there",
 }
 """How to get an engine, for the error of a missing package."""
 

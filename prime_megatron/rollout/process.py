@@ -31,7 +31,7 @@ class EngineProcess:
     """A running engine in a process group and session of its own.
 
     Args:
-        engine: "sglang" or "vllm".
+        engine: "sglang", "vllm", or the dotted class of another driver.
         settings: how to start it.
         env: variables of the child on top of this process's own (torchrun's are hidden from it).
         log_path: takes the engine's output.

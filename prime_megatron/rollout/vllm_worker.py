@@ -50,7 +50,8 @@ class PrimeWorker:
 
     def prime_receive(self, shapes: Sequence[tuple[str, str, Sequence[int]]], last: bool) -> None:
         """Take whole Hugging Face tensors from the group."""
-        device = next(self._prime_model.parameters()).device
+        # Not the parameters' own device: amid an update they are on none.
+        device = self.model_runner.device
         self._prime_load(receive_tensors(self.prime_group, shapes, device), last)
 
     def _prime_load(self, named: Iterator[tuple[str, Tensor]], last: bool) -> None:

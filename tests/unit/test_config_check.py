@@ -107,6 +107,18 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             "rollout.record:", 'rollout.engine="replay"', 'rollout.replay="r"', 'rollout.record="r"', reason="another"
         ),
         refused("rollout.tensor:", "rollout.tensor=4", processes=6, reason="(6 = 1 x 4 + 2)"),
+        refused(
+            "rollout.tensor:",
+            "rollout.tensor=4",
+            "launch.nodes=2",
+            "launch.processes_per_node=6",
+            processes=12,
+            reason="stays within a node",
+        ),
+        refused("rollout.tensor:", "rollout.tensor=2", 'rollout.engine="embedded"', processes=2, reason="one process"),
+        refused(
+            "rollout.transport:", 'rollout.transport="disk"', 'rollout.engine="embedded"', reason="written in place"
+        ),
         refused("rollout.filter:", "rollout.filter.lower=0.9", reason="above upper 0.8"),
         refused("prm.loss:", 'prm.loss="dpo"', reason="set prm.update to reverse"),
         refused("prm.loss:", 'prm.loss="bon_acc"', 'prm.update="before"', reason="set prm.update to reverse"),

@@ -1,0 +1,77 @@
+"""A driver without a model: it answers with its prompt and the sum of its one weight, and dies or hangs on demand.
+
+The first prompt token says what happens to a request: DIE and HANG happen once per file named in the settings.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from prime_megatron.rollout.driver import Answer, DriverSettings, Group, Shape
+from prime_megatron.rollout.engine import Request
+from prime_megatron.rollout.live_weights import attach, bit_sums
+
+DIE, HANG, FAIL = 101, 102, 103
+
+
+class EchoDriver:
+    def __init__(self, settings: DriverSettings) -> None:
+        self.model = nn.Linear(3, 2, bias=False)
+        self.once = Path(str(settings.extra["once"]))
+        self.broken = bool(settings.extra["broken"])
+        if settings.extra["dead"]:
+            os._exit(3)
+
+    def generate(
+        self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
+    ) -> None:
+        for index in reversed(range(len(requests))):
+            ids = requests[index].prompt_ids
+            if ids[0] in (DIE, HANG, FAIL) and not self.once.exists():
+                self.once.write_text("")
+                if ids[0] == DIE:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if ids[0] == FAIL:
+                    raise ValueError("told to fail")
+                time.sleep(600)
+            total = float(self.model.weight.sum())
+            finished(Answer(index, ids, [total] * len(ids), "stop"))
+            alive()
+
+    def attach(self, paths: Sequence[str]) -> None:
+        attach(self.model, paths[0])
+
+    def load_file(self, path: str, last: bool) -> None:
+        self.model.load_state_dict(load_file(path))
+
+    def load_folder(self, path: str) -> None:
+        for file in Path(path).glob("*.safetensors"):
+            self.load_file(str(file), True)
+
+    def join(self, group: Group) -> None: ...
+
+    def receive(self, shapes: Sequence[Shape], last: bool) -> None: ...
+
+    def commit(self, version: int) -> None: ...
+
+    def bit_sums(self) -> list[dict[str, int]]:
+        if self.broken:
+            with torch.no_grad():
+                self.model.weight = nn.Parameter(self.model.weight + 1)
+        return [bit_sums(self.model.named_parameters())]
+
+    def sleep(self, level: int) -> None: ...
+
+    def wake(self, tags: Collection[str]) -> None: ...
+
+    def check(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,239 @@
+"""An engine in its own process, with a driver that needs no engine: answers, deaths, hangs, weights, errors."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from prime_megatron.errors import InputError, RunError
+from prime_megatron.parallel.shards import ShardSlice
+from prime_megatron.rollout.driver import DriverSettings, request_from_json, request_to_json, stream_seed
+from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling
+from prime_megatron.rollout.hosted import HostedEngine, Limits, Place
+from prime_megatron.rollout.process import EngineProcess, child_environment
+from prime_megatron.rollout.sampling import SampleKey
+from prime_megatron.rollout.spool import Spool
+from prime_megatron.rollout.uplink import BucketUplink, DiskUplink, LiveUplink, Uplink
+from prime_megatron.types import Bucket
+from tests.unit.echo_driver import DIE, FAIL, HANG
+
+WEIGHT = torch.arange(6.0).view(2, 3)
+PIECE = ShardSlice("weight", 0, ((0, 2), (0, 3)), "weight", ((0, 2), (0, 3)), (2, 3))
+Make = Callable[..., HostedEngine]
+ECHO = "tests.unit.echo_driver.EchoDriver"
+
+
+def start(
+    folder: Path,
+    uplink: Uplink,
+    extra: dict[str, bool],
+    max_restarts: int = 1,
+    alive_timeout_s: float = 60.0,
+    driver: str = ECHO,
+) -> HostedEngine:
+    flags = {"broken": False, "dead": False, "once": str(folder / "once")} | extra
+    settings = DriverSettings(
+        model_path=str(folder), device="cpu", dtype="float32", tensor=1, max_tokens=20, max_concurrent=8,
+        end_token_ids=(1,), seed=0, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=1,
+        can_sleep=True, start_timeout_s=240.0, extra=flags,
+    )  # fmt: skip
+    return HostedEngine(
+        Place(0, 1, 0, 0, None),
+        settings,
+        Limits(max_restarts, 240.0, alive_timeout_s, 120.0),
+        lambda: EngineProcess(driver, settings, {}, folder / "engine.log"),
+        uplink,
+    )
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[HostedEngine] = []
+
+    def engine(
+        uplink: Uplink, *, max_restarts: int = 1, alive_timeout_s: float = 60.0, driver: str = ECHO, **extra: bool
+    ) -> HostedEngine:
+        made.append(start(tmp_path, uplink, extra, max_restarts, alive_timeout_s, driver))
+        return made[-1]
+
+    yield engine
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
+    """One for all tests in which nothing breaks."""
+    folder = tmp_path_factory.mktemp("quiet")
+    engine = start(folder, live(), {})
+    yield engine
+    engine.close()
+
+
+def live() -> LiveUplink:
+    return LiveUplink(1, 60.0)
+
+
+def bucket(folder: Path, kind: type[BucketUplink] = BucketUplink) -> BucketUplink:
+    return kind(Spool(folder / "spool", None), [[PIECE]], torch.float32, 1, 60.0)
+
+
+def a_bucket(weight: torch.Tensor, version: int, name: str = "weight") -> Iterator[Bucket]:
+    yield Bucket([name], [weight], weight.nbytes, version)
+
+
+def requests(*first: int) -> list[Request]:
+    return [Request((word, 5, place), SampleKey(0, 1, place, 0), Sampling(4)) for place, word in enumerate(first)]
+
+
+def publish(engine: HostedEngine, weight: torch.Tensor, version: int) -> None:
+    targets = engine.named_targets()
+    assert targets is not None
+    targets["weight"].copy_(weight)
+    engine.update_weights((), version)
+
+
+def test_it_answers_in_order_and_tells_each_at_once_with_the_written_weights(quiet: HostedEngine) -> None:
+    assert isinstance(quiet, Engine)
+    heard: list[Completion] = []
+    for version, weight in enumerate((WEIGHT, WEIGHT + 1)):
+        publish(quiet, weight, version)
+        made = quiet.generate(requests(2, 3, 4), heard.append)
+        assert quiet.version == version
+        assert [c.token_ids for c in made] == [(2, 5, 0), (3, 5, 1), (4, 5, 2)]
+        assert {lp for c in made for lp in c.logprobs} == {float(weight.sum())}
+    assert [c.request.key.draw for c in heard] == [2, 1, 0, 2, 1, 0]
+    assert quiet.generate([]) == []
+    assert quiet.healthy()
+
+
+@pytest.mark.parametrize("what", [DIE, FAIL], ids=["killed", "failed"])
+def test_a_death_in_mid_call_loses_nothing_and_keeps_the_weights(make: Make, what: int) -> None:
+    engine = make(live())
+    publish(engine, WEIGHT, 3)
+    heard: list[Completion] = []
+    asked = requests(2, what, 4, 6)
+    made = engine.generate(asked, heard.append)
+    assert [c.request for c in made] == asked
+    assert Counter(c.request.key for c in heard) == Counter(r.key for r in asked)
+    assert {lp for c in made for lp in c.logprobs} == {float(WEIGHT.sum())}
+    assert engine.num_restarts == 1
+    assert engine.version == 3
+
+
+def test_a_hang_is_a_death(make: Make) -> None:
+    engine = make(live(), alive_timeout_s=1.0)
+    publish(engine, WEIGHT, 0)
+    started = time.monotonic()
+    assert len(engine.generate(requests(2, HANG))) == 2
+    assert engine.num_restarts == 1
+    assert time.monotonic() - started < 60.0
+
+
+def test_too_many_deaths_stop_the_run(make: Make, tmp_path: Path) -> None:
+    engine = make(live(), max_restarts=0)
+    publish(engine, WEIGHT, 0)
+    with pytest.raises(RunError, match=r"engine 0: the process ended .*max_restarts"):
+        engine.generate(requests(DIE))
+
+
+def test_an_engine_that_does_not_start_stops_the_run(make: Make) -> None:
+    with pytest.raises(RunError, match="started 2 times in a row"):
+        make(live(), dead=True)
+
+
+@pytest.mark.parametrize("kind", [BucketUplink, DiskUplink])
+def test_sent_weights_survive_a_death(make: Make, tmp_path: Path, kind: type[BucketUplink]) -> None:
+    engine = make(bucket(tmp_path, kind))
+    assert engine.named_targets() is None
+    engine.update_weights(a_bucket(WEIGHT, 5), 5)
+    made = engine.generate(requests(2, DIE))
+    assert {lp for c in made for lp in c.logprobs} == {float(WEIGHT.sum())}
+    assert engine.num_restarts == 1
+    engine.update_weights(a_bucket(WEIGHT * 2, 6), 6)
+    assert engine.generate(requests(2))[0].logprobs[0] == float(2 * WEIGHT.sum())
+
+
+def test_unknown_and_missing_tensors_are_named(make: Make, tmp_path: Path) -> None:
+    engine = make(bucket(tmp_path))
+    with pytest.raises(RunError, match="no tensor nope"):
+        engine.update_weights(a_bucket(WEIGHT, 0, "nope"), 0)
+    with pytest.raises(RunError, match="1 tensors are missing, such as weight"):
+        engine.update_weights(iter(()), 0)
+    assert engine.version == -1
+    with pytest.raises(AssertionError):
+        engine.generate(requests(2))
+
+
+def test_weights_that_arrive_wrong_are_named(make: Make, tmp_path: Path) -> None:
+    engine = make(live(), broken=True)
+    with pytest.raises(RunError, match=r"version 4: 1 tensors of engine rank 0 differ .* weight"):
+        publish(engine, WEIGHT, 4)
+    assert engine.version == -1
+    engine._uplink, engine._targets = bucket(tmp_path), None
+    with pytest.raises(RunError, match=r"version 5: 1 tensors of engine rank 0 differ .* weight"):
+        engine.update_weights(a_bucket(WEIGHT, 5), 5)
+
+
+def test_a_response_of_another_version_is_refused(quiet: HostedEngine) -> None:
+    publish(quiet, WEIGHT, 1)
+    quiet._version = 2
+    with pytest.raises(RunError, match="policy version 1, not 2"):
+        quiet.generate(requests(2))
+
+
+def test_asleep_it_does_not_answer_and_wakes_in_parts(quiet: HostedEngine) -> None:
+    publish(quiet, WEIGHT, 0)
+    quiet.sleep(2)
+    assert quiet.version == -1
+    quiet.wake({"weights"})
+    publish(quiet, WEIGHT, 1)
+    with pytest.raises(AssertionError):
+        quiet.generate(requests(2))
+    quiet.wake({"kv_cache"})
+    assert len(quiet.generate(requests(2))) == 1
+
+
+def test_a_request_that_cannot_fit_is_bad_input(quiet: HostedEngine) -> None:
+    publish(quiet, WEIGHT, 0)
+    with pytest.raises(InputError, match="may reach 21 tokens, the engine holds 20"):
+        quiet.generate([Request((1,), SampleKey(0, 0, 0, 0), Sampling(20))])
+
+
+def test_nothing_is_left_when_it_is_closed(make: Make) -> None:
+    engine = make(live())
+    pid = engine.pid
+    assert pid is not None
+    engine.close()
+    engine.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_engine_is_one_line_with_what_to_do(make: Make) -> None:
+    with pytest.raises(InputError, match=r"vllm cannot start: No module named 'vllm'; .*make_env.py vllm"):
+        make(live(), driver="vllm")
+
+
+def test_the_launcher_is_hidden_from_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "GROUP_RANK"):
+        monkeypatch.setenv(name, "1")
+    env = child_environment({"OMP_NUM_THREADS": "3"})
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "GROUP_RANK"} & env.keys()
+    assert env["OMP_NUM_THREADS"] == "3"
+
+
+def test_requests_cross_the_line_unchanged_and_seeds_differ() -> None:
+    request = Request((3, 4), SampleKey(1, 2, 3, 4, 1), Sampling(7, 0.3, 0.9, greedy=True))
+    assert request_from_json(request_to_json(request)) == request
+    keys = [SampleKey(*(int(place == other) for other in range(5))) for place in range(5)]
+    assert len({stream_seed(key) for key in keys}) == 5
+    assert all(0 <= stream_seed(key) < 2**31 for key in keys)
