@@ -10,6 +10,8 @@ from torch import Tensor
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 2**22
 """Elements compared at once, so that a check needs little memory."""
+_COLUMNS = 2**40
+"""Columns are counted from here, so that row i and column j do not weigh what row j and column i do."""
 _MIX = -7046029254386353131
 """2**64 divided by the golden ratio, as a signed integer."""
 
@@ -26,7 +28,7 @@ def fingerprint(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     Any one changed element and any two exchanged ones change it.
     """
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    columns = _weights(0, tensor.shape[1], tensor.device) if tensor.dim() == 2 else None
+    columns = _weights(_COLUMNS, _COLUMNS + tensor.shape[1], tensor.device) if tensor.dim() == 2 else None
     start = 0
     for chunk in _chunks(tensor):
         rows = _weights(start, start + chunk.shape[0], tensor.device)

@@ -1,8 +1,8 @@
 """Sync into engine tensors that this process can reach: every byte is copied once, straight to its place.
 
 What this rank holds itself is copied slice to slice. What another rank of the block holds arrives in bounded buckets,
-sent to the one rank that needs them or broadcast among those that do; two buckets, so that one travels while the other
-is packed or unpacked. What nobody else needs does not travel.
+sent to each rank that needs them, or broadcast where most of the block does; two buckets, so that one travels while
+the other is packed or unpacked. What nobody else needs does not travel, and does not load anybody's links.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.reshard.check import fingerprint, same_bits
-from prime_megatron.reshard.links import Links
 from prime_megatron.reshard.plan import Plan, Shipment
 from prime_megatron.reshard.slices import Params, copy_slices, pairs, part
 from prime_megatron.types import Bucket
@@ -38,23 +37,24 @@ class LocalSync:
 
     Args:
         plan: of the whole block; the same on all its ranks.
-        group: the block, in the plan's order of ranks (or its links, to share them); None for a block of one.
+        group: the block, in the plan's order of ranks; None for a block of one.
         me: this rank's position in it.
         bucket_bytes: memory for what travels, both buckets together (a larger parcel goes alone).
         dtype: what travels: the narrower of the trainer's and the engine's.
     """
 
     def __init__(
-        self, plan: Plan, *, group: dist.ProcessGroup | Links | None, me: int, bucket_bytes: int, dtype: torch.dtype
+        self, plan: Plan, *, group: dist.ProcessGroup | None, me: int, bucket_bytes: int, dtype: torch.dtype
     ) -> None:
         assert group is not None or not plan.parcels, "parts of the model are on other ranks"
-        self.links = Links(group, me) if isinstance(group, dist.ProcessGroup) else group
+        self.group = group
         self.plan = plan
         self.dtype = dtype
         self.me = me
         self.local = plan.local[me]
         shipments = plan.shipments(max(1, bucket_bytes // dtype.itemsize // 2))
-        self.shipments = [] if self.links is None else self.links.connect(shipments)
+        self.size = len(plan.local)
+        self.shipments = [s for s in shipments if self._is_broadcast(s) or me in (s.owner, *s.receivers)]
 
     def send(self, engine: LiveEngine, params: Params, version: int) -> None:
         """Write the current parameters into the engine's tensors and tell it so. Collective over the block."""
@@ -72,7 +72,7 @@ class LocalSync:
         device = next(iter(params.values())).device
         size = max(shipment.numel for shipment in self.shipments)
         buffers = [torch.empty(size, dtype=self.dtype, device=device) for _ in self.shipments[:2]]
-        travelling: deque[tuple[dist.Work, Shipment, Tensor]] = deque()
+        travelling: deque[tuple[list[dist.Work], Shipment, Tensor]] = deque()
         for index, shipment in enumerate(self.shipments):
             if len(travelling) == len(buffers):
                 self._arrive(*travelling.popleft(), targets)
@@ -88,9 +88,9 @@ class LocalSync:
         targets = engine.named_targets()
         assert targets is not None
         wrong = self.compare(params, targets)
-        if self.links is None:
+        if self.group is None:
             return wrong
-        return sorted({name for names in gather_all(wrong, self.links.block) for name in names})
+        return sorted({name for names in gather_all(wrong, self.group) for name in names})
 
     @torch.no_grad()
     def compare(self, params: Params, targets: Mapping[str, Tensor]) -> list[str]:
@@ -116,22 +116,28 @@ class LocalSync:
         for index, parcel in enumerate(self.plan.parcels):
             if parcel.owner == self.me:
                 sums[index] = fingerprint(part(params[parcel.chunk, parcel.source], parcel.of), self.dtype)
-        assert self.links is not None
-        dist.all_reduce(sums, group=self.links.block)
+        assert self.group is not None
+        dist.all_reduce(sums, group=self.group)
         return sums
 
-    def _start(self, flat: Tensor, shipment: Shipment) -> dist.Work:
-        assert self.links is not None
-        owner, group = self.links.rank(shipment.owner), self.links.group(shipment)
-        if len(shipment.receivers) > 1:
-            return dist.broadcast(flat, owner, group=group, async_op=True)
-        if shipment.owner == self.me:
-            return dist.isend(flat, self.links.rank(shipment.receivers[0]), group=group)
-        return dist.irecv(flat, owner, group=group)
+    def _is_broadcast(self, shipment: Shipment) -> bool:
+        """Sending costs the owner once per receiver, a broadcast costs every rank of the block once."""
+        return len(shipment.receivers) > 1 and 4 * (len(shipment.receivers) + 1) > 3 * self.size
 
-    def _arrive(self, work: dist.Work, shipment: Shipment, flat: Tensor, targets: Mapping[str, Tensor]) -> None:
+    def _start(self, flat: Tensor, shipment: Shipment) -> list[dist.Work]:
+        assert self.group is not None
+        owner = dist.get_global_rank(self.group, shipment.owner)
+        if self._is_broadcast(shipment):
+            return [dist.broadcast(flat, owner, group=self.group, async_op=True)]
+        if shipment.owner != self.me:
+            return [dist.irecv(flat, owner, group=self.group)]
+        receivers = [dist.get_global_rank(self.group, rank) for rank in shipment.receivers]
+        return [dist.isend(flat, rank, group=self.group) for rank in receivers]
+
+    def _arrive(self, works: list[dist.Work], shipment: Shipment, flat: Tensor, targets: Mapping[str, Tensor]) -> None:
         """Wait for a bucket and put its parcels in their places on this rank."""
-        work.wait()
+        for work in works:
+            work.wait()
         if self.me not in shipment.receivers:
             return
         offset = 0

@@ -12,7 +12,6 @@ import torch.distributed as dist
 
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.reshard.layouts import whole_tensors
-from prime_megatron.reshard.links import Links
 from prime_megatron.reshard.local import LocalSync
 from prime_megatron.reshard.plan import hold, plan_block
 from prime_megatron.reshard.slices import Params
@@ -61,14 +60,13 @@ class NamedSync:
     ) -> None:
         held = hold(sources)
         self.dtype = dtype
-        links = None if group is None else Links(group, me)
         self.receives = me in receivers
         self.parts: list[_Part] = []
         every = whole_tensors(piece for pieces in sources for piece in pieces)
         for tensors in _cut(every, bucket_bytes // dtype.itemsize):
             wants = [tensors if rank in receivers else () for rank in range(len(sources))]
             plan = plan_block(held, wants)
-            fill = LocalSync(plan, group=links, me=me, bucket_bytes=bucket_bytes, dtype=dtype)
+            fill = LocalSync(plan, group=group, me=me, bucket_bytes=bucket_bytes, dtype=dtype)
             self.parts.append(_Part(tensors, fill, sum(prod(tensor.shape) for tensor in tensors)))
 
     def send(self, engine: NamedEngine, params: Params, version: int) -> None:

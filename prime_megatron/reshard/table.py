@@ -7,9 +7,9 @@ from prime_megatron.reshard.plan import Plan
 
 def plan_table(plan: Plan, itemsize: int, bucket_bytes: int) -> str:
     """One line a rank: copies from itself, bytes copied, sent (once, to however many) and received, in megabytes
-    (10^6), and the number of sends; then how they travel. itemsize: bytes of an element on its way."""
+    (10^6), and the number of buckets; then how they travel. itemsize: bytes of an element on its way."""
     shipments = plan.shipments(max(1, bucket_bytes // itemsize // 2))
-    rows = [("rank", "copies", "local MB", "sends", "sent MB", "receives", "received MB")]
+    rows = [("rank", "copies", "local MB", "buckets sent", "sent MB", "received", "received MB")]
     for rank, copies in enumerate(plan.local):
         sent = [s.numel for s in shipments if s.owner == rank]
         received = [s.numel for s in shipments if rank in s.receivers]
@@ -18,13 +18,17 @@ def plan_table(plan: Plan, itemsize: int, bucket_bytes: int) -> str:
         rows.append((*map(str, numbers), _mb(sum(received), itemsize)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    direct = sum(len(s.receivers) == 1 for s in shipments)
     largest = max((s.numel for s in shipments), default=0)
     lines.append(
-        f"{len(plan.parcels)} parcels travel in {direct} sends to one rank and {len(shipments) - direct} broadcasts; "
-        f"the largest is {_mb(largest, itemsize)} MB"
+        f"{len(plan.parcels)} parcels travel in {len(shipments)} buckets, the largest of {_mb(largest, itemsize)} MB, "
+        f"each to {_span([len(s.receivers) for s in shipments])} ranks"
     )
     return "\n".join(lines)
+
+
+def _span(counts: list[int]) -> str:
+    low, high = min(counts, default=0), max(counts, default=0)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _mb(numel: int, itemsize: int) -> str:

@@ -144,20 +144,20 @@ def other_dtype(folder: str, out: str, train: str, engine_dtype: str) -> list[st
     return [name for name, value in exported.items() if not torch.equal(engine.tensors[name], value)]
 
 
-def named(folder: str, out: str, parallel: str) -> dict[str, Any]:
-    """Whole tensors on the block's first rank alone: how many came, what differs, bucket sizes."""
+def named(folder: str, out: str, parallel: str, receivers: str) -> dict[str, Any]:
+    """Whole tensors on some of the block's ranks: how many came, what differs, bucket sizes."""
     from prime_megatron.reshard.named import NamedSync
     from prime_megatron.reshard.sync import WeightSync
 
     trainer = Trainer(folder, out, json.loads(parallel), "float32")
-    transport = NamedSync(trainer.sources, [0], **trainer.common(torch.float32))
+    transport = NamedSync(trainer.sources, json.loads(receivers), **trainer.common(torch.float32))
     engine = PlainEngine({}, torch.float32)
     WeightSync(engine, transport, trainer.role.params, check_every=1).publish(5)
     wrong = [name for name, tensor in engine.received.items() if not torch.equal(tensor, trainer.exported[name])]
     missing = sorted(trainer.exported.keys() - engine.received.keys())
     largest = max(prod(tensor.shape) * 4 for tensor in trainer.exported.values())
     return {
-        "first": trainer.me == 0,
+        "receives": trainer.me in json.loads(receivers),
         "wrong": wrong,
         "missing": missing,
         "buckets": engine.bucket_bytes,

@@ -73,14 +73,24 @@ def test_engine_of_another_dtype(train: str, engine: str, folder: str, tmp_path:
     assert run_ranks(reshard_ranks.other_dtype, 2, folder, str(tmp_path / "out"), train, engine) == [[], []]
 
 
-@pytest.mark.parametrize("parallel", [{"tensor": 2, "pipeline": 2}, {"pipeline": 2}])
-def test_whole_tensors_by_name_on_the_leader(parallel: dict[str, int], folder: str, tmp_path: Path) -> None:
-    results = run_ranks(reshard_ranks.named, 4, folder, str(tmp_path / "out"), json.dumps(parallel))
+@pytest.mark.parametrize(
+    ("parallel", "receivers"),
+    [
+        ({"tensor": 2, "pipeline": 2}, [0]),
+        ({"pipeline": 2}, [0]),
+        ({"pipeline": 4}, [0, 2]),
+        ({"pipeline": 4}, [3, 1, 0]),
+    ],
+)
+def test_whole_tensors_by_name(parallel: dict[str, int], receivers: list[int], folder: str, tmp_path: Path) -> None:
+    """On one rank, on two of four (sent to each), on three (broadcast)."""
+    settings = json.dumps(parallel), json.dumps(receivers)
+    results = run_ranks(reshard_ranks.named, 4, folder, str(tmp_path / "out"), *settings)
     counts = {len(result["buckets"]) for result in results}
     assert len(counts) == 1 and counts.pop() > 3, "every rank sees the same buckets"
     for result in results:
         assert result["wrong"] == [] and result["version"] == 5
-        if result["first"]:
+        if result["receives"]:
             assert result["missing"] == []
             assert max(result["buckets"]) <= max(reshard_ranks.BUCKET_BYTES, result["largest_tensor"])
         else:
