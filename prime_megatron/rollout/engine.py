@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
 
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.types import Bucket
@@ -113,6 +112,8 @@ class Engine(Protocol):
 
 def end_token_ids(model_path: str, trust_remote_code: bool = False) -> tuple[int, ...]:
     """The tokens that end a response: those of generation_config.json where it exists, else of config.json."""
+    from transformers import AutoConfig, GenerationConfig  # seconds, for every process that only wants the types
+
     try:
         end = GenerationConfig.from_pretrained(model_path).eos_token_id
     except OSError:

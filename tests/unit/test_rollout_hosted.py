@@ -129,12 +129,12 @@ def test_a_death_in_mid_call_loses_nothing_and_keeps_the_weights(make: Make, wha
 
 
 def test_a_hang_is_a_death(make: Make) -> None:
-    engine = make(live(), alive_timeout_s=1.0)
+    engine = make(live(), alive_timeout_s=4.0, max_restarts=3)
     publish(engine, WEIGHT, 0)
     started = time.monotonic()
     assert len(engine.generate(requests(2, HANG))) == 2
-    assert engine.num_restarts == 1
-    assert time.monotonic() - started < 60.0
+    assert engine.num_restarts >= 1
+    assert time.monotonic() - started < 240.0  # and not the ten minutes for which it hangs
 
 
 def test_too_many_deaths_stop_the_run(make: Make, tmp_path: Path) -> None:
