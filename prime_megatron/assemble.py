@@ -29,6 +29,7 @@ from prime_megatron.parallel.collectives import OverRanks, from_rank
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.preemption import Stop
 from prime_megatron.report import Reporter
+from prime_megatron.reshard.sync import WeightSync
 from prime_megatron.roles import Roles, build_roles
 from prime_megatron.rollout.collect import Collector, ReplayCollector
 from prime_megatron.rollout.engine import Engine
@@ -138,7 +139,7 @@ def build_parts(
     engine = build_engine(config, topology, inputs.tokenizer.eos_token_ids)
     generator = Generator(engine, _speaks(config, topology), verifiers, inputs.tokenizer)
     sync = build_sync(config, topology, roles.policy, engine)
-    colocation = Colocation(engine, sync)
+    colocation = build_colocation(config, engine, sync, roles)
     reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.lap)
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)
@@ -163,6 +164,13 @@ def build_parts(
         nonfinite=nonfinite,
         checkpoints=Checkpoints(config, roles.learning, stateful, reporter.log),
     )
+
+
+def build_colocation(config: TrainConfig, engine: Engine, sync: WeightSync, roles: Roles) -> Colocation:
+    """Who has the memory when; models move only where parallel.offload says so."""
+    if not config.parallel.offload:
+        return Colocation(engine, sync)
+    return Colocation(engine, sync, roles.policy, [role for role in roles.distinct if role is not roles.policy])
 
 
 def build_watchdog(config: TrainConfig, topology: Topology, stop: Stop) -> Watchdog:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from prime_megatron import device
@@ -24,30 +25,52 @@ class Publisher(Protocol):
     def publish(self, version: int) -> None: ...
 
 
-class Colocation:
-    """The order around generation: weights wake, sync, KV cache wakes, generate, all sleeps. Collective.
+class Movable(Protocol):
+    """What is needed of a model in training layout (see mcore.role)."""
 
-    The KV cache wakes last, so that weights in training layout and cache are never both at their largest.
+    def offload(self, *, gradients: bool = True) -> int: ...
+
+    def onload(self) -> int: ...
+
+
+class Colocation:
+    """The order around generation. Collective.
+
+    Models that the sync does not read go to the host, the engine's weights wake, sync, the policy goes to the host, the
+    KV cache wakes; generation; the engine sleeps, the models come back. So weights in training layout and KV cache are
+    never on the device together. Without ``others`` and ``policy`` (parallel.offload false) the models stay.
 
     Args:
         engine: shares the devices with training.
         sync: brings it the policy's weights.
+        policy: the model that the sync reads, where it is to be moved.
+        others: the other models to be moved.
     """
 
-    def __init__(self, engine: Sleeper, sync: Publisher) -> None:
+    def __init__(
+        self, engine: Sleeper, sync: Publisher, policy: Movable | None = None, others: Sequence[Movable] = ()
+    ) -> None:
         self.engine = engine
         self.sync = sync
+        self.policy = policy
+        self.others = tuple(others)
+        self.version = -1
         # Every sleep is followed by a sync, so a GPU's copy can be forgotten; a CPU's is the engine's only one.
         self.level = 2 if device.on_gpu() else 1
         self._edges: dict[str, float] = {}
 
     def publish(self, version: int) -> None:
         """Wake the engine with the policy's current weights as this version."""
+        self.version = version
+        for role in self.others:
+            role.offload(gradients=False)
         device.empty_cache()
         self._note("trained")
         self.engine.wake({WEIGHTS})
         self._note("weights_awake")
         self.sync.publish(version)
+        if self.policy is not None:
+            self.policy.offload(gradients=False)
         device.empty_cache()
         self._note("synced")
         self.engine.wake({KV_CACHE})
@@ -58,6 +81,18 @@ class Colocation:
         self._note("generated")
         self.engine.sleep(self.level)
         self._note("asleep")
+        for role in (*self.others, *([] if self.policy is None else [self.policy])):
+            role.onload()
+
+    @contextmanager
+    def saving(self, due: bool) -> Iterator[None]:
+        """The models on the device while they are saved (when that is due), the engine with its weights afterwards."""
+        moved = due and self.policy is not None
+        if moved:
+            self.train()
+        yield
+        if moved:
+            self.publish(self.version)
 
     def lap(self) -> dict[str, float]:
         """The edges since the last lap: memory/<edge>_device_bytes (of all processes on this rank's device, GPU only)

@@ -51,6 +51,7 @@ class PrimeTrainer:
             while self.version < steps and not parts.stop.agreed():
                 self.finish_step(self.version + 1)
             parts.watchdog.saving()
+            parts.colocation.train()
             if self.version < steps or self.config.checkpoint.save_final:
                 parts.checkpoints.save_last(self.version)
             parts.checkpoints.close()
@@ -72,7 +73,8 @@ class PrimeTrainer:
             return
         parts.reporter.step(index, record)
         parts.nonfinite.check(index, record)
-        with parts.clock("save"):
+        every = self.config.checkpoint.every
+        with parts.clock("save"), parts.colocation.saving(due=every > 0 and index % every == 0):
             parts.checkpoints.after_step(index)
 
     def step(self, index: int) -> StepRecord:

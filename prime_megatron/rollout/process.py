@@ -153,4 +153,5 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     env["PYTHONPATH"] = os.pathsep.join([root, *paths])
+    env.setdefault("PYTHONWARNINGS", "ignore")  # the engines' own deprecations drown their errors
     return env | dict(extra)
