@@ -45,20 +45,31 @@ class FileSink:
         """Nothing to show."""
 
 
+MEMORY = "memory/"
+"""Metrics of this group are the machine's own and differ between two runs of one seed."""
+
+
 class JsonlSink(FileSink):
-    """metrics.jsonl: one line a step, flushed; see `jsonl` for the format."""
+    """metrics.jsonl: one line a step, flushed; see `jsonl` for the format. The group memory/ goes to memory.jsonl, so
+    that two runs of one seed write the same metrics, timings aside."""
 
     def __init__(self, path: Path) -> None:
         self._file = JsonlFile(path)
+        self._memory = JsonlFile(path.with_name("memory.jsonl"))
 
     def log(self, step: int, values: Values) -> None:
-        self._file.write(format_line(step, values))
+        memory = {key: value for key, value in values.items() if key.startswith(MEMORY)}
+        self._file.write(format_line(step, {key: value for key, value in values.items() if key not in memory}))
+        if memory:
+            self._memory.write(format_line(step, memory))
 
     def restore(self, step: int) -> None:
         self._file.truncate(step)
+        self._memory.truncate(step)
 
     def close(self) -> None:
         self._file.close()
+        self._memory.close()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def test_offload_changes_no_number_and_is_saved(tmp_path: Path) -> None:
     assert {key: gap for key, gap in differences(stay, move, TIMINGS).items() if gap} == {}
     exported = [tmp_path / name / "policy" / "model.safetensors" for name in ("stay", "move")]
     assert exported[0].read_bytes() == exported[1].read_bytes()
-    assert "memory/asleep_host_bytes" in move[-1]
+    assert "memory/asleep_host_bytes" in read_lines(runs[1], "memory.jsonl")[-1]
 
 
 class Log:

@@ -20,7 +20,7 @@ from prime_megatron.rollout.engine import Completion
 from prime_megatron.rollout.hosted import HostedEngine
 from prime_megatron.types import Bucket
 from tests.e2e import toy
-from tests.e2e.runs import run
+from tests.e2e.runs import read_lines, run
 from tests.engines.tiny import END, buckets, largest_gap, layout, make_model, members, publish, requests, segment
 
 PARITY = 1e-4
@@ -162,4 +162,5 @@ def check_training(engine: str, folder: Path, layout: str, **rollout: object) ->
     for row in rows[1:]:
         assert row["engine/tokens"] > 0
         assert row["engine/logprob_gap_max"] < PARITY
+    for row in read_lines(settings, "memory.jsonl")[1:]:
         assert row["memory/asleep_host_bytes"] > 0
