@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.reshard.boxes import extended, intersect, moved, num_elements, subtract
@@ -17,6 +17,7 @@ def cells(box) -> set[tuple[int, ...]]:
     return set(product(*(range(start, stop) for start, stop in box)))
 
 
+@settings(deadline=None)
 @given(a=BOXES, b=BOXES)
 def test_common_part_and_the_rest(a, b) -> None:
     common = intersect(a, b)
@@ -27,6 +28,7 @@ def test_common_part_and_the_rest(a, b) -> None:
         assert set().union(*map(cells, rest)) == cells(a) - cells(b)
 
 
+@settings(deadline=None)
 @given(a=BOXES, b=BOXES, dim=st.integers(0, 1))
 def test_extended(a, b, dim) -> None:
     both = extended(a, b, dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.reshard import check
@@ -30,6 +30,7 @@ def by_hand(tensor: torch.Tensor) -> int:
     return total - 2**64 if total >= 2**63 else total
 
 
+@settings(deadline=None)
 @given(rows=st.integers(1, 7), columns=st.integers(0, 5), chunk=st.integers(1, 20), seed=st.integers(0, 100))
 def test_fingerprint(rows: int, columns: int, chunk: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -40,6 +41,7 @@ def test_fingerprint(rows: int, columns: int, chunk: int, seed: int) -> None:
         assert int(fingerprint(tensor, torch.float32)) == by_hand(tensor)
 
 
+@settings(deadline=None)
 @given(a=st.integers(0, 11), b=st.integers(0, 11), bit=st.integers(0, 31))
 def test_one_bit_or_one_exchange_is_seen(a: int, b: int, bit: int) -> None:
     tensor = torch.arange(12.0).view(3, 4)

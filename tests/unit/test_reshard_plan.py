@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from reshard_cases import Case, cases, numbered, train_params
 from test_mcore_hf_map import BASE, MOE
 
 from prime_megatron.errors import InputError, RunError
-from prime_megatron.parallel.shards import ShardSlice, as_slices
+from prime_megatron.parallel.shards import Region, ShardSlice, as_slices
 from prime_megatron.parallel.topology import ParallelSizes
 from prime_megatron.reshard.layouts import (
     VLLM_EXPERTS,
@@ -92,6 +94,32 @@ def test_every_layout_into_fused_engines(case: Case) -> None:
             for name, value in wanted.items():
                 assert np.array_equal(found[name].numpy(), value), name
     check_shipments(case, plan, block, wants)
+
+
+@settings(max_examples=15, deadline=None)
+@given(case=cases(), places=st.lists(st.sampled_from([(1, 0), (2, 0), (2, 1), (4, 1), (4, 3)]), min_size=1, max_size=4))
+def test_ranks_that_want_different_parts(case: Case, places: list[tuple[int, int]]) -> None:
+    """Overlapping needs are cut into parts that travel once, each to everyone who needs it."""
+    tensors = numbered(case)
+    block = case.blocks()[0]
+    mine = [places[index % len(places)] for index in range(len(block))]
+    wants = [fused_pieces(case.config, ranks, rank) for ranks, rank in mine]
+    plan = plan_block(hold([case.sources(rank) for rank in block]), wants)
+    targets = [
+        {name: torch.zeros(shape, dtype=torch.int64) for name, shape in fused_shapes(case.config, ranks).items()}
+        for ranks, _ in mine
+    ]
+    execute(plan, [train_params(case.sources(rank), tensors) for rank in block], targets)
+    for (ranks, rank), found in zip(mine, targets, strict=True):
+        for name, value in engine_tensors(case.config, tensors, ranks, rank).items():
+            assert np.array_equal(found[name].numpy(), value), name
+    sent = sum(parcel.numel for parcel in plan.parcels)
+    cells = {(p.owner, p.chunk, p.source, cell) for p in plan.parcels for cell in _part_cells(p.of)}
+    assert sent == len(cells), "something travels twice"
+
+
+def _part_cells(box: Region) -> list[tuple[int, ...]]:
+    return list(product(*(range(start, stop) for start, stop in box)))
 
 
 @settings(max_examples=15, deadline=None)
