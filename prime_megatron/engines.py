@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -59,7 +60,8 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
         )
     rollout = config.rollout
     settings = _settings(config, end_token_ids)
-    place = _place(rollout.tensor, topology)
+    tries = rollout.max_restarts + 1
+    place = _place(rollout.tensor, topology, tries * (rollout.start_timeout_s + rollout.generate_timeout_s))
     log_path = Path(config.run.output_dir) / f"engine-{place.replica}.log"
     env = _environment(rollout.tensor, topology.rank)
     return HostedEngine(
@@ -134,13 +136,17 @@ def _settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettin
     )
 
 
-def _place(tensor: int, topology: Topology) -> Place:
-    """Replicas are neighbouring ranks; making their groups is collective over the world."""
+def _place(tensor: int, topology: Topology, timeout_s: float) -> Place:
+    """Replicas are neighbouring ranks; making their groups is collective over the world.
+
+    timeout_s: longest that a rank waits for its leader, who may have to start the engine again.
+    """
     rank, world = topology.rank, topology.sizes.world
     mine = None
     if tensor > 1:
         for first in range(0, world, tensor):
-            group = dist.new_group(list(range(first, first + tensor)), backend="gloo")
+            ranks = list(range(first, first + tensor))
+            group = dist.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout_s))
             if first <= rank < first + tensor:
                 mine = group
     return Place(rank // tensor, world // tensor, rank % tensor, rank - rank % tensor, mine)
