@@ -167,16 +167,17 @@ def _buckets_with_padding() -> None:
 def _put_padding_back(buffers: Any, state: dict[Any, Any]) -> dict[Any, Any]:
     """The gathered tensors with every bucket at its offset in the buffer."""
     for index, buffer in enumerate(buffers):
+        sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        if starts == [bucket.offset for bucket in buffer.buckets]:
+            continue
         for tensors in state[index].values():
             for key, compact in tensors.items():
                 if key == "numel_unpadded":
                     continue
                 padded = compact.new_zeros(buffer.numel)
-                start = 0
-                for bucket in buffer.buckets:
-                    end = start + bucket.numel_unpadded
-                    padded[bucket.offset : bucket.offset + bucket.numel_unpadded] = compact[start:end]
-                    start = end
+                for bucket, start, size in zip(buffer.buckets, starts, sizes, strict=True):
+                    padded[bucket.offset : bucket.offset + size] = compact[start : start + size]
                 tensors[key] = padded
     return state
 

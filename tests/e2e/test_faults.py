@@ -115,7 +115,11 @@ def at_step_three(base: dict[str, Any], output: Path, **sections: Any) -> tuple[
     """What the undisturbed run had when step 3 was saved: (settings, the newest checkpoint)."""
     config = at(base, output, **sections)
     straight = Path(base["run"]["output_dir"])
-    shutil.copytree(straight, output, ignore=shutil.ignore_patterns("step-00000004", "policy", "prm", "summary.json"))
+    for step in (1, 2, 3):
+        name = f"step-{step:08d}"
+        shutil.copytree(straight / "checkpoints" / name, output / "checkpoints" / name)
+    for log in ("metrics.jsonl", "samples.jsonl"):
+        shutil.copy(straight / log, output / log)
     return config, output / "checkpoints" / "step-00000003"
 
 

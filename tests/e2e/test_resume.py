@@ -45,3 +45,24 @@ def test_another_layout_goes_on(straight: Any, tmp_path: Path) -> None:
     assert max(worst.values()) <= 1e-5, sorted(worst.items(), key=lambda item: -item[1])[:5]
     for key, tensor in expected["models"].items():
         assert (tensor - resumed["models"][key]).abs().max() <= 1e-5, key
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"checkpoint": {"asynchronous": True}},
+        {"checkpoint": {"asynchronous": True}, "parallel": {"overlap_grad_reduce": True, "overlap_param_gather": True}},
+        {"parallel": {"distributed_optimizer": False}, "models": {"dtype": "bfloat16"}},
+    ],
+    ids=["background", "background-overlap", "plain-optimizer-bf16"],
+)
+def test_other_ways_of_saving(sections: dict[str, Any], tmp_path: Path) -> None:
+    """A save in the background holds the moment at which it was asked for, whatever the next step changes."""
+    config = toy(tmp_path, **sections)
+    assert train(config, 2) == {0}
+    expected = outcome(tmp_path / "straight")
+    names = sorted(path.name for path in (tmp_path / "straight" / "checkpoints").iterdir())
+    assert names == [f"step-{step:08d}" for step in (1, 2, 3, 4)]
+    stopped_at(tmp_path / "straight", 2, tmp_path / "out")
+    assert train(at(config, tmp_path / "out"), 2, resume="auto") == {0}
+    assert_same(outcome(tmp_path / "out"), expected)

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-
 from tests.e2e.resume_runs import assert_same, at, outcome, toy, train
 
 ROOT = Path(__file__).parents[2]
