@@ -22,7 +22,7 @@ class UpdateResult:
     """What one optimizer step did; the same on every rank."""
 
     applied: bool
-    """False: a gradient was not finite and nothing was changed."""
+    """False: the loss or a gradient was not finite and nothing was changed."""
     grad_norm: float
     """Global gradient norm before clipping."""
     lr: float
@@ -89,13 +89,13 @@ class Optimizer:
         self.megatron.zero_grad()
 
     @torch.no_grad()
-    def step(self) -> UpdateResult:
-        """Clip and apply the reduced gradients, unless their norm is not finite on any rank."""
+    def step(self, fine: bool = True) -> UpdateResult:
+        """Clip and apply the reduced gradients, unless on any rank ``fine`` is false or their norm is not finite."""
         optimizer = self.megatron
         lr = float(optimizer.param_groups[0]["lr"]) if optimizer.param_groups else 0.0
         found_inf = optimizer.prepare_grads()
         grad_norm = float(optimizer.get_grad_norm() or 0.0)
-        if not agree(math.isfinite(grad_norm) and not found_inf):
+        if not agree(fine and math.isfinite(grad_norm) and not found_inf):
             return UpdateResult(applied=False, grad_norm=grad_norm, lr=lr)
         if self.config.clip_grad > 0.0:
             for part in optimizer.chained_optimizers:

@@ -158,7 +158,10 @@ class Role:
     def learn(
         self, mini_batches: Sequence[MiniBatch], consume_for: Callable[[MiniBatch], Consume]
     ) -> tuple[Learning, list[dict[str, Any]]]:
-        """One optimizer step per mini-batch on what its ``consume`` returns, and what that kept (with "stats")."""
+        """One optimizer step per mini-batch on what its ``consume`` returns, and what that kept (with "stats").
+
+        A step whose loss or gradient is not finite on any rank is skipped on all (``UpdateResult.applied``).
+        """
         assert self.optimizer is not None, f"{self.name} is frozen"
         assert not self.memory.offloaded, f"{self.name} is in host memory"
         kept: list[dict[str, Any]] = []
@@ -169,8 +172,14 @@ class Role:
             for chunk in self.chunks:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-            kept += run_pipeline(self.chunks, self._localize(mini.micro), consume_for(mini), train=True)
-            updates.append(self.optimizer.step())
+            rows = run_pipeline(self.chunks, self._localize(mini.micro), _noting_finite(consume_for(mini)), train=True)
+            fine = torch.stack([row["finite"] for row in rows]).all() if rows else torch.tensor(True)
+            updates.append(self.optimizer.step(bool(fine)))
+            kept += rows
+        if self.parallel.overlap_param_gather and self.parallel.distributed_optimizer:
+            # Otherwise gathered in the next forward; the engine, a checkpoint and an export read them before it.
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
         return Learning(self._reduce([row["stats"] for row in kept]), tuple(updates)), kept
 
     def pieces(self, rank: int) -> list[ShardSlice]:
@@ -237,3 +246,13 @@ class Role:
 
 def _rows(scored: LogProbs) -> Tensor:
     return torch.stack([scored.logprobs_T, scored.entropy_T])
+
+
+def _noting_finite(consume: Consume) -> Consume:
+    """The same, noting whether the loss is a finite number (read once per mini-batch)."""
+
+    def noting(micro: LocalTokens, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        loss, kept = consume(micro, hidden)
+        return loss, kept | {"finite": torch.isfinite(loss.detach()).all()}
+
+    return noting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +42,24 @@ def at(base: dict[str, Any], output: Path, **sections: Any) -> dict[str, Any]:
     return merge(merge(base, {"run": {"output_dir": str(output)}}), sections)
 
 
+def said_file(output: str | Path) -> Path:
+    """Beside the output folder, whose content the run checks."""
+    return Path(output).with_name(f"{Path(output).name}.log")
+
+
+def said(output: Path) -> str:
+    """What all ranks of all attempts printed."""
+    return said_file(output).read_text()
+
+
 def train_rank(text: str, resume: str | None, fault: Fault) -> int:
     from prime_megatron.config import TrainConfig
     from prime_megatron.trainer import train
 
+    # The fork server's output is that of the first test; this run's goes to a file.
+    with open(said_file(json.loads(text)["run"]["output_dir"]), "a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
     fault()
     return train(TrainConfig.model_validate_json(text), resume=resume, overwrite=False)
 

@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.resume_runs import assert_same, at, outcome, toy, train
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12
+STEPS = 8
 
 SRUN = """#!/usr/bin/env bash
 # Stand-in: every task is a process of this machine; signals are handed on; the highest exit code counts.
@@ -90,6 +92,7 @@ def job_script(config: dict[str, Any], folder: Path) -> Path:
     return folder / "run.sbatch"
 
 
+@pytest.mark.timeout(600)
 def test_two_nodes_are_warned_and_continue(tmp_path: Path) -> None:
     config = toy(
         tmp_path,

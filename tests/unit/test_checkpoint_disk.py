@@ -103,7 +103,7 @@ def test_nothing_there_and_nothing_whole(tmp_path: Path) -> None:
     temporary_folder(tmp_path, 1).mkdir()
     assert find(tmp_path, "auto").path is None
     (save(tmp_path, 1) / "COMPLETE").unlink()
-    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole"):
         find(tmp_path, "auto")
 
 
@@ -150,8 +150,8 @@ def config(**sections: Any) -> dict[str, Any]:
     [
         {"parallel": {"tensor": 2, "pipeline": 4}}, {"packing": {"max_tokens": 5}}, {"log": {"samples_every": 0}},
         {"rollout": {"engine": "embedded", "max_concurrent": 3, "vllm": {"memory_fraction": 0.3}}},
-        {"launch": {"nodes": 4}}, {"checkpoint": {"every": 7}}, {"run": {"steps": 20, "output_dir": "out", "name": "n"}},
-        {"eval": {"every": 3}}, {"verify": {"workers": 9}},
+        {"launch": {"nodes": 4}}, {"checkpoint": {"every": 7}},
+        {"run": {"steps": 20, "output_dir": "out", "name": "n"}}, {"eval": {"every": 3}}, {"verify": {"workers": 9}},
     ],
 )  # fmt: skip
 def test_what_may_differ(change: dict[str, Any]) -> None:
