@@ -149,10 +149,18 @@ class SafetensorsStream:
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """The next tensor, on the CPU; cast to its announced dtype."""
+        self.write_rows(name, iter((tensor,)))
+
+    def write_rows(self, name: str, parts: Iterable[torch.Tensor]) -> None:
+        """The next tensor in parts along its first dimension, one of them in memory at a time."""
         spec = self._waiting.pop()
-        assert spec.name == name and spec.shape == tuple(tensor.shape), (spec, name, tensor.shape)
-        data = tensor.to(spec.dtype).contiguous().reshape(-1).view(torch.uint8)
-        self._file.write(data.numpy().data)
+        assert spec.name == name, (spec, name)
+        num_bytes = 0
+        for part in parts:
+            data = part.to(spec.dtype).contiguous().reshape(-1).view(torch.uint8)
+            self._file.write(data.numpy().data)
+            num_bytes += data.numel()
+        assert num_bytes == spec.nbytes, (spec, num_bytes)
 
     def close(self) -> None:
         self._file.close()

@@ -143,7 +143,7 @@ class _Plan:
         with HfFolder(source_folder) as source:
             self.specs = [
                 TensorSpec(name, self.owners[name][0][1].hf_shape, dtype or self._dtype_in(source, name))
-                for name in sorted(self.owners, key=_natural)
+                for name in sorted(self.owners, key=natural_order)
             ]
 
     def _dtype_in(self, source: HfFolder, name: str) -> torch.dtype:
@@ -175,7 +175,7 @@ class _Writer:
         self.source = source
         self.dtype = dtype
         self.partial = target.parent / f".{target.name}.partial"
-        self.files = _file_names(split_files(plan.specs, max_file_bytes))
+        self.files = file_names(split_files(plan.specs, max_file_bytes))
         self.error: str | None = None
         self._remaining = [(name, list(specs)) for name, specs in self.files.items()]
         self._left = 0
@@ -243,13 +243,13 @@ def copy_companions(source: Path, target: Path, dtype: torch.dtype | None) -> No
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _file_names(parts: list[list[TensorSpec]]) -> dict[str, list[TensorSpec]]:
+def file_names(parts: list[list[TensorSpec]]) -> dict[str, list[TensorSpec]]:
     if len(parts) == 1:
         return {SINGLE: parts[0]}
     return {f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors": part for i, part in enumerate(parts)}
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
+def natural_order(name: str) -> list[tuple[bool, int, str]]:
     """Sorts layer 10 after layer 9."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 

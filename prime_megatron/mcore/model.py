@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
@@ -19,6 +22,8 @@ from prime_megatron.mcore.hf_map import check_layout, padded_vocab
 from prime_megatron.mcore.norm import RMSNorm
 from prime_megatron.mcore.spec import has_transformer_engine, layer_spec
 from prime_megatron.parallel.topology import Topology
+
+_ATTENTION = re.compile(r"self_attention\.linear_(qkv|proj)\.(weight|bias)$")
 
 
 class HiddenStatesModel(GPTModel):
@@ -61,6 +66,20 @@ class HiddenStatesModel(GPTModel):
             for hook in tuple(head._forward_pre_hooks.values()):
                 hook(head, (hidden_states,))
         return hidden_states
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Megatron's, but attention groups padded with zeros load from and into layouts that pad otherwise."""
+        sharded = super().sharded_state_dict(*args, **kwargs)
+        for tensor in nested_values(sharded):
+            if isinstance(tensor, ShardedTensor) and self.may_pad and _ATTENTION.search(tensor.key):
+                tensor.allow_shape_mismatch = True
+        return sharded
+
+    @property
+    def may_pad(self) -> bool:
+        """Whether some tensor-parallel size needs ``padded_groups``."""
+        groups = self.family.kv_heads
+        return groups & (groups - 1) != 0 or self.config.num_query_groups != groups
 
     def head_weight(self) -> Tensor:
         """The output weight, on the last pipeline stage: this rank's vocabulary rows [V padded / tensor, H],

@@ -48,6 +48,10 @@ def layer_spec(config: TransformerConfig, *, engine: bool) -> ModuleSpec:
     if config.qk_layernorm:
         attention.q_layernorm = RMSNorm
         attention.k_layernorm = RMSNorm
-    # Upstream renames norms to Transformer Engine's names in checkpoints; the names stay our own.
-    layer.sharded_state_dict_keys_map = {}
+    # In checkpoints norms carry Transformer Engine's names, so that these load with either kind of layers. Upstream
+    # renames the norm before experts, too, which Transformer Engine's layers keep apart.
+    renamed = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+    if config.num_moe_experts is None:
+        renamed["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+    layer.sharded_state_dict_keys_map = renamed
     return spec

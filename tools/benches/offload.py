@@ -1,4 +1,4 @@
-"""Offload and reload of a role's weights, gradients and optimizer state, against the machine's own copy of as many bytes.
+"""Offload and reload of a role's weights, gradients and optimizer state, against the machine's own copy.
 
 Our side is `Role.offload` then `Role.onload` of a role that has made an update; the base copies one buffer of the same
 size to a (pinned, on a GPU) host buffer and back, into memory that was freed and allocated again in between, as the
