@@ -240,7 +240,9 @@ class _GradInForward(torch.autograd.Function):
     def backward(ctx: Any, dloss: torch.Tensor, *_: Any) -> tuple[Any, ...]:
         if ctx.grad_scale is not None:
             torch._assert_async(dloss == ctx.grad_scale, "the upstream derivative is not the promised grad_scale")
-        hidden_grad = None if ctx.hidden_grad is None else ctx.hidden_grad.mul_(dloss)
+        hidden_grad = ctx.hidden_grad
+        if hidden_grad is not None and ctx.grad_scale != 1.0:
+            hidden_grad.mul_(dloss)
         weight_grad = weight_grad_out(ctx.head.weight, ctx.weight_grad, dloss)
         ctx.hidden_grad = ctx.weight_grad = None  # [T, H] and [V, H]: gone as soon as they are handed over
         return hidden_grad, weight_grad, None, None, None, None, None

@@ -18,10 +18,10 @@ from prime_megatron.kernels.reward_loop import NORM_EPS, WHITEN_EPS
 if TYPE_CHECKING:
     from prime_megatron.kernels.reward import Reduce, RewardBatch, RewardForm
 
-BLOCK = 1024
+BLOCK = 512
 SIBLING_BLOCK = 1024
-WHITEN_BLOCK = 4096
-NUM_WARPS = 4
+WHITEN_BLOCK = 2048
+NUM_WARPS = 2
 
 
 @triton.jit
@@ -31,32 +31,45 @@ def _decayed(left_value, left_decay, right_value, right_decay):
 
 
 @triton.jit
+def _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes):
+    """(valid, log-ratio or 0) of the tokens begin + first + lanes, those before `begin` being invalid."""
+    inside = first + lanes >= 0
+    at = begin + first
+    valid = tl.load(mask_ptr + at + lanes, mask=inside, other=0) != 0
+    prm = tl.load(prm_ptr + at + lanes, mask=inside, other=0.0)
+    ref = tl.load(ref_ptr + at + lanes, mask=inside, other=0.0)
+    return valid, tl.where(valid, prm - ref, 0.0)
+
+
+@triton.jit
 def _scan_kernel(
     prm_ptr, ref_ptr, mask_ptr, cu_ptr, peak_ptr, mean_ptr, count_ptr, last_ptr, scale, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Per sequence: max |suffix sum| of q, mean of q, number of valid tokens and position of the last."""
     n = tl.program_id(0)
-    begin, end = tl.load(cu_ptr + n), tl.load(cu_ptr + n + 1)
+    begin = tl.load(cu_ptr + n)
+    first = (tl.load(cu_ptr + n + 1) - begin).to(tl.int32) - BLOCK
+    lanes = tl.arange(0, BLOCK)
+    peaks = tl.zeros([BLOCK], tl.float32)
+    counts = tl.zeros([BLOCK], tl.int32)
+    lasts = tl.full([BLOCK], -1, tl.int32)
     carry = 0.0
-    peak = 0.0
-    count = 0.0
-    last = begin - 1
-    first = end
-    while first > begin:
-        first -= BLOCK
-        at = first + tl.arange(0, BLOCK)
-        inside = at >= begin
-        valid = tl.load(mask_ptr + at, mask=inside, other=0) != 0
-        q = tl.load(prm_ptr + at, mask=valid, other=0.0) - tl.load(ref_ptr + at, mask=valid, other=0.0)
-        suffix = tl.cumsum(q * scale, 0, reverse=True) + carry
-        peak = tl.maximum(peak, tl.max(tl.where(inside, tl.abs(suffix), 0.0), 0))
-        carry += tl.sum(q * scale, 0)
-        count += tl.sum(valid.to(tl.float32), 0)
-        last = tl.maximum(last, tl.max(tl.where(valid, at, begin - 1), 0))
-    tl.store(peak_ptr + n, peak)
+    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes)
+    while first > -BLOCK:
+        # The next block is asked for before this one is summed up.
+        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes)
+        q = q * scale
+        suffix = tl.cumsum(q, 0, reverse=True) + carry
+        peaks = tl.maximum(peaks, tl.where(first + lanes >= 0, tl.abs(suffix), 0.0))
+        carry += tl.sum(q, 0)
+        counts += valid.to(tl.int32)
+        lasts = tl.maximum(lasts, tl.where(valid, first + lanes, -1))
+        valid, q, first = valid_next, q_next, first - BLOCK
+    count = tl.sum(counts, 0).to(tl.float32)
+    tl.store(peak_ptr + n, tl.max(peaks, 0))
     tl.store(mean_ptr + n, carry / tl.maximum(count, 1.0))
     tl.store(count_ptr + n, count)
-    tl.store(last_ptr + n, last)
+    tl.store(last_ptr + n, begin + tl.max(lasts, 0))
 
 
 @triton.jit
@@ -68,10 +81,12 @@ def _return_kernel(
 ):  # fmt: skip
     """Per sequence: its baselines from its siblings, then rewards, returns and the returns' moments."""
     n = tl.program_id(0)
-    begin, end = tl.load(cu_ptr + n), tl.load(cu_ptr + n + 1)
-    group, mean, outcome, last = (
-        tl.load(group_ptr + n), tl.load(mean_ptr + n), tl.load(outcome_ptr + n), tl.load(last_ptr + n)
-    )  # fmt: skip
+    begin = tl.load(cu_ptr + n)
+    first = (tl.load(cu_ptr + n + 1) - begin).to(tl.int32) - BLOCK
+    lanes = tl.arange(0, BLOCK)
+    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes)
+    group, mean, outcome = tl.load(group_ptr + n), tl.load(mean_ptr + n), tl.load(outcome_ptr + n)
+    last = (tl.load(last_ptr + n) - begin).to(tl.int32)
     size = 0.0
     means = 0.0
     outcomes = 0.0
@@ -80,8 +95,8 @@ def _return_kernel(
         real = who < NUM_SEQUENCES
         same = real & (tl.load(group_ptr + who, mask=real, other=0) == group)
         size += tl.sum(same.to(tl.float32), 0)
-        means += tl.sum(tl.load(mean_ptr + who, mask=same, other=0.0), 0)
-        outcomes += tl.sum(tl.load(outcome_ptr + who, mask=same, other=0.0), 0)
+        means += tl.sum(tl.where(same, tl.load(mean_ptr + who, mask=real, other=0.0), 0.0), 0)
+        outcomes += tl.sum(tl.where(same, tl.load(outcome_ptr + who, mask=real, other=0.0), 0.0), 0)
     others = tl.maximum(size - 1.0, 1.0)
     alone = size < 1.5
     factor = scale
@@ -98,16 +113,10 @@ def _return_kernel(
         base = tl.where(alone, 0.0, (means - mean) / others)
     final = outcome_weight * (outcome - tl.where(alone, 0.0, (outcomes - outcome) / others))
     carry = 0.0
-    total = 0.0
-    squares = 0.0
-    first = end
-    lanes = tl.arange(0, BLOCK)
-    while first > begin:
-        first -= BLOCK
-        at = first + lanes
-        inside = at >= begin
-        valid = tl.load(mask_ptr + at, mask=inside, other=0) != 0
-        q = tl.load(prm_ptr + at, mask=valid, other=0.0) - tl.load(ref_ptr + at, mask=valid, other=0.0)
+    totals = tl.zeros([BLOCK], tl.float32)
+    squares = tl.zeros([BLOCK], tl.float32)
+    while first > -BLOCK:
+        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes)
         reward = q * factor
         centred = tl.where(valid, process_weight * (gain * reward - base), 0.0)
         if PLAIN_P:
@@ -121,15 +130,17 @@ def _return_kernel(
         if PLAIN_O:
             gained = summed + final
         else:
-            gained = summed + final * tl.exp2(log2_gamma_o * tl.maximum(last - at, 0).to(tl.float32))
+            gained = summed + final * tl.exp2(log2_gamma_o * tl.maximum(last - first - lanes, 0).to(tl.float32))
         gained = tl.where(valid, gained, 0.0)
-        total += tl.sum(gained, 0)
-        squares += tl.sum(gained * gained, 0)
-        tl.store(reward_ptr + at, reward, mask=inside)
-        tl.store(return_ptr + at, gained, mask=inside)
+        totals += gained
+        squares += gained * gained
+        inside = first + lanes >= 0
+        tl.store(reward_ptr + (begin + first) + lanes, reward, mask=inside)
+        tl.store(return_ptr + (begin + first) + lanes, gained, mask=inside)
+        valid, q, first = valid_next, q_next, first - BLOCK
     tl.store(moment_ptr + n * 3, tl.load(count_ptr + n).to(tl.float64))
-    tl.store(moment_ptr + n * 3 + 1, total.to(tl.float64))
-    tl.store(moment_ptr + n * 3 + 2, squares.to(tl.float64))
+    tl.store(moment_ptr + n * 3 + 1, tl.sum(totals.to(tl.float64), 0))
+    tl.store(moment_ptr + n * 3 + 2, tl.sum(squares.to(tl.float64), 0))
 
 
 @triton.jit

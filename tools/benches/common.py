@@ -23,16 +23,20 @@ def use_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def interleaved(sides: dict[str, Callable[[], Any]], rounds: int, where: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    sides: dict[str, Callable[[], Any]], rounds: int, where: torch.device, pause_s: float = 0.0
+) -> dict[str, list[float]]:
     """Seconds of each side, one run of each a round, so that a slow stretch of the machine hits all; one warm-up.
 
-    CPU: this process's CPU seconds. CUDA: device events around the call.
+    CPU: this process's CPU seconds. CUDA: device events around the call. pause_s: idle time before each run, for a
+    GPU that lowers its clock at its power limit within a tenth of a second of matrix products.
     """
     for run in sides.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
+            time.sleep(pause_s)
             seconds[name].append(_cuda_seconds(run) if where.type == "cuda" else _cpu_seconds(run))
     return seconds
 
