@@ -9,9 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from prime_megatron.errors import InputError
+from prime_megatron.rollout.dense import DenseDecoder
 from prime_megatron.rollout.embedded import EmbeddedEngine
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, end_token_ids
 from prime_megatron.rollout.sampling import EVAL, SampleKey, draw, inverse_cdf, nucleus, uniforms
@@ -24,11 +33,15 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["qwen2-tied", "llama-untied"])
+@pytest.fixture(scope="module", params=["qwen2-tied", "llama-untied", "granite"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     torch.manual_seed(3)
     if request.param == "qwen2-tied":
         model = Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **SIZES))
+    elif request.param == "granite":  # no decode step of our own: transformers' forward, with scales of its own
+        scales = {"attention_multiplier": 0.6, "residual_multiplier": 0.7, "logits_scaling": 0.5}
+        model = GraniteForCausalLM(GraniteConfig(tie_word_embeddings=True, **scales, **SIZES))
+        assert not DenseDecoder.supports(model)
     else:
         model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **SIZES))
     with torch.no_grad():
