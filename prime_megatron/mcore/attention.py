@@ -113,6 +113,9 @@ class PackedAttention(torch.nn.Module):
         return out.reshape(out.shape[0], -1)
 
     def _loop(self, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        windowed = self.window is not None and max(lengths) > self.window
+        if len(set(lengths)) == 1 and lengths[0] > 0 and not windowed:
+            return self._equal(q, k, v, lengths[0])
         parts = zip(q.split(lengths), k.split(lengths), v.split(lengths), strict=True)
         outs = []
         for q_s, k_s, v_s in parts:
@@ -122,6 +125,16 @@ class PackedAttention(torch.nn.Module):
             mask = _causal_mask(range(len(q_s)), len(k_s), self.window, q.device) if windowed else None
             outs.append(_sdpa(q_s, k_s, v_s, self.scale, mask))
         return torch.cat(outs)
+
+    def _equal(self, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
+        """Sequences of one length, such as padded ones or those that all ran into the limit: one call for all."""
+        out = F.scaled_dot_product_attention(
+            *(x.view(-1, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)),
+            is_causal=True,
+            scale=self.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return out.transpose(1, 2).reshape(q.shape)
 
     def _context_parallel(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed) -> Tensor:
         size, rank = self.cp_group.size(), self.cp_group.rank()

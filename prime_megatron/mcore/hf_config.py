@@ -99,6 +99,8 @@ def transformer_config(
         "deterministic_mode": not engine,
         "masked_softmax_fusion": False,
         "bias_activation_fusion": False,
+        # Despite its name: the MLP takes its activation from the layer spec (spec.layer_spec).
+        "use_te_activation_func": not engine and not config.experts,
         "bias_dropout_fusion": False,
         "apply_rope_fusion": False,
         "gradient_accumulation_fusion": False,

@@ -14,6 +14,7 @@ from megatron.core.transformer import ModuleSpec, TransformerConfig
 
 from prime_megatron.mcore.attention import PackedAttention, varlen_backend
 from prime_megatron.mcore.norm import RMSNorm
+from prime_megatron.mcore.swiglu import SwiGLU
 
 
 def has_transformer_engine() -> bool:
@@ -43,6 +44,8 @@ def layer_spec(config: TransformerConfig, *, engine: bool) -> ModuleSpec:
     layer = spec.submodules
     layer.input_layernorm = RMSNorm
     layer.pre_mlp_layernorm = RMSNorm
+    if config.use_te_activation_func:
+        layer.mlp.submodules.activation_func = SwiGLU
     attention = layer.self_attention.submodules
     attention.core_attention = PackedAttention
     if config.qk_layernorm:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ class SamplesLog:
         ordered = sorted(rows, key=lambda row: (row.draw, row.sample))
         if self._per_step is not None:
             ordered = ordered[: self._per_step]
-        self._file.write("".join(format_line(step, dataclasses.asdict(row)) for row in ordered))
+        self._file.write("".join(format_line(step, vars(row)) for row in ordered))
 
     def restore(self, step: int) -> None:
         """Go on after this step: rows of later steps are dropped."""
