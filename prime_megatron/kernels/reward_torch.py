@@ -19,37 +19,44 @@ def torch_advantages(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(process_rewards_T, returns_T, advantages_T); see reward.py for the steps."""
     mask_T, begin_N, end_N = batch.response_mask_T, batch.cu_seqlens[:-1].long(), batch.cu_seqlens[1:].long()
-    num_tokens, lengths_N = mask_T.shape[0], end_N - begin_N
-    rewards_T = torch.where(mask_T, (batch.prm_logprobs_T - batch.ref_logprobs_T) * form.scale, 0.0)
-    running = _running_sum(rewards_T)
+    num_tokens, gap_T = mask_T.shape[0], ~mask_T
+    # Two scratch arrays serve every step: on a CPU, touching new memory costs more than the arithmetic.
+    left, right = (torch.empty(num_tokens + 2, dtype=torch.float64, device=mask_T.device) for _ in range(2))
+    rewards_T = (batch.prm_logprobs_T - batch.ref_logprobs_T).mul_(form.scale).masked_fill_(gap_T, 0.0)
+    running = _running_sum(left, rewards_T)
+    sum_N = running[end_N] - running[begin_N]
     if form.batch_norm:
-        spans = torch.repeat_interleave(running[end_N], lengths_N, output_size=num_tokens)
-        suffixes = spans.sub_(running[:-1]).abs_()
-        largest = suffixes.max() if num_tokens else running.new_zeros(())
+        suffixes = _spread(right, running[end_N], begin_N).sub_(running[:-1])
+        largest = torch.stack(suffixes.aminmax()).abs().max() if num_tokens else running.new_zeros(())
         divisor = reduce.max(largest.float()) + NORM_EPS
-        rewards_T, running = rewards_T / divisor, running / divisor
-    count_N, last_N = _valid(mask_T, begin_N, end_N)
-    mean_N = (running[end_N] - running[begin_N]) / count_N.clamp(min=1)
+        rewards_T.div_(divisor)
+        sum_N = sum_N / divisor
+    seen = _running_sum(left, mask_T)
+    count_N = seen[end_N] - seen[begin_N]
+    mean_N = sum_N / count_N.clamp(min=1)
     gain_N, base_N, outcome_N = leave_one_out(mean_N, batch.group_N, batch.outcome_N.double(), form.leave_one_out)
-
-    def spread(values_N: torch.Tensor) -> torch.Tensor:
-        return torch.repeat_interleave(values_N, lengths_N, output_size=num_tokens)
-
-    weight = form.process_weight
-    centred_T = torch.where(mask_T, rewards_T * spread(weight * gain_N) - spread(weight * base_N), 0.0)
-    returns_T = _discounted(centred_T, form.gamma_process, end_N, lengths_N)
-    final_N = form.outcome_weight * outcome_N
-    if form.gamma_outcome == 1.0:
-        returns_T += spread(final_N)
+    weight, final_N = form.process_weight, form.outcome_weight * outcome_N
+    # The first place where the count reaches the sequence's final count is its last valid token.
+    last_N = torch.searchsorted(seen[1:], seen[end_N]) if form.gamma_outcome != 1.0 else None
+    centred_T = _spread(left, weight * gain_N, begin_N).mul_(rewards_T)
+    centred_T.sub_(_spread(right, weight * base_N, begin_N)).masked_fill_(gap_T, 0.0)
+    if form.gamma_process == 1.0:
+        running = _running_sum(left, None)
+        returns_T = _spread(right, running[end_N], begin_N).sub_(running[:-1])
     else:
-        distance_T = (spread(last_N) - torch.arange(num_tokens, device=mask_T.device)).clamp(min=0)
-        returns_T += spread(final_N) * torch.pow(form.gamma_outcome, distance_T.double())
-    returns_T = torch.where(mask_T, returns_T, 0.0)
+        returns_T = _discounted(centred_T, form.gamma_process, begin_N, end_N)
+    final_T = _spread(left, final_N, begin_N)
+    if last_N is not None:
+        last_T = torch.repeat_interleave(last_N, end_N - begin_N, output_size=num_tokens)
+        distance_T = (last_T - torch.arange(num_tokens, device=mask_T.device)).clamp_(min=0)
+        final_T.mul_(torch.pow(form.gamma_outcome, distance_T.double()))
+    returns_T.add_(final_T).masked_fill_(gap_T, 0.0)
+    plain_T = returns_T.float()
     if not form.whiten:
-        return rewards_T, returns_T.float(), returns_T.float()
+        return rewards_T, plain_T, plain_T
     moments = torch.stack((count_N.sum(), returns_T.sum(), torch.dot(returns_T, returns_T)))
     mean, scale = whitening(reduce.sum(moments))
-    return rewards_T, returns_T.float(), torch.where(mask_T, (returns_T - mean) * scale, 0.0).float()
+    return rewards_T, plain_T, returns_T.sub_(mean).mul_(scale).masked_fill_(gap_T, 0.0).float()
 
 
 def whitening(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,36 +84,36 @@ def leave_one_out(
     return torch.where(alone_N, 1.0, gain_N), torch.where(alone_N, 0.0, base_N), outcome_N
 
 
-def _running_sum(values_T: torch.Tensor) -> torch.Tensor:
-    """Sum of the values before each position, float64 [T + 1]."""
-    running = torch.zeros(values_T.shape[0] + 1, dtype=torch.float64, device=values_T.device)
-    torch.cumsum(values_T, 0, dtype=torch.float64, out=running[1:])
-    return running
+def _running_sum(scratch: torch.Tensor, values_T: torch.Tensor | None) -> torch.Tensor:
+    """Sum of the values before each position, float64 [T + 1], in `scratch` [T + 2]; None: of those `_spread` left."""
+    if values_T is not None:
+        scratch[1:-1].copy_(values_T)
+    scratch[0] = 0.0
+    running = scratch[:-1]
+    return torch.cumsum(running, 0, out=running)
 
 
-def _valid(mask_T: torch.Tensor, begin_N: torch.Tensor, end_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Valid tokens of each sequence, float64 [N], and the index of the last one, int64 [N] (begin - 1 for none)."""
-    seen = torch.zeros(mask_T.shape[0] + 1, dtype=torch.int64, device=mask_T.device)
-    torch.cumsum(mask_T, 0, out=seen[1:])
-    # The first place where the count reaches the sequence's final count is its last valid token.
-    last_N = torch.searchsorted(seen[1:], seen[end_N])
-    count_N = seen[end_N] - seen[begin_N]
-    return count_N.double(), torch.where(count_N > 0, last_N, begin_N - 1)
+def _spread(scratch: torch.Tensor, values_N: torch.Tensor, begin_N: torch.Tensor) -> torch.Tensor:
+    """Each sequence's value at each of its tokens, float64 [T], in `scratch` [T + 2].
+
+    The running sum of the steps between sequences: a gather takes many times as long. Rounding is that of float64.
+    """
+    steps = scratch[1:].zero_()
+    steps.index_add_(0, begin_N, torch.diff(values_N, prepend=values_N.new_zeros(1)))
+    return torch.cumsum(steps, 0, out=steps)[:-1]
 
 
-def _discounted(values_T: torch.Tensor, gamma: float, end_N: torch.Tensor, lengths_N: torch.Tensor) -> torch.Tensor:
-    """sum over s >= t in the same sequence of gamma^(s-t) * values_s, float64 [T].
+def _discounted(values_T: torch.Tensor, gamma: float, begin_N: torch.Tensor, end_N: torch.Tensor) -> torch.Tensor:
+    """sum over s >= t in the same sequence of gamma^(s-t) * values_s, float64 [T], gamma < 1.
 
-    gamma 1: a difference of running sums. Below: doubling, after step k an element covers 2^k tokens; the number of
-    steps is that of the longest sequence or of the discount's decay, whichever is shorter.
+    By doubling, after step k an element covers 2^k tokens; the number of steps is that of the longest sequence or of
+    the discount's decay, whichever is shorter.
     """
     num_tokens = values_T.shape[0]
-    if gamma == 1.0:
-        running = _running_sum(values_T)
-        return torch.repeat_interleave(running[end_N], lengths_N, output_size=num_tokens).sub_(running[:-1])
-    out_T = values_T.double()
+    out_T = values_T.clone()
     if num_tokens == 0 or gamma == 0.0:
         return out_T
+    lengths_N = end_N - begin_N
     positions_T = torch.arange(num_tokens, device=values_T.device)
     left_T = torch.repeat_interleave(end_N, lengths_N, output_size=num_tokens).sub_(positions_T)
     longest = int(lengths_N.max())
