@@ -137,8 +137,11 @@ def _watch(parent: int, watched: Callable[[], set[int]]) -> None:
     pids = watched()
 
     def watch() -> None:
-        while os.getppid() == parent and all(_lives(pid) for pid in pids):
+        gone: list[int] = []
+        while os.getppid() == parent and not gone:
             time.sleep(WATCH_EVERY_S)
+            gone = [pid for pid in pids if not _lives(pid)]
+        print(f"ending: {f'processes {gone} of the engine are' if gone else 'the trainer is'} gone", flush=True)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
