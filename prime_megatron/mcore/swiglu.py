@@ -21,6 +21,10 @@ class SwiGLU(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return _SwiGLU.apply(x)
 
+    def sharded_state_dict(self, prefix: str = "", *_: Any, **__: Any) -> dict[str, Any]:
+        """Nothing to save; Megatron's MLP asks each of its parts."""
+        return {}
+
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
