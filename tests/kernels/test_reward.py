@@ -121,6 +121,18 @@ def test_an_empty_response_and_a_group_of_one(impl: str) -> None:
     torch.testing.assert_close(result.returns_T[10:], alone.float(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("impl", ["loop", *IMPLS])
+def test_what_lies_outside_the_response_never_counts(impl: str) -> None:
+    clean = make_batch([5, 9, 12], [0, 0, 1])
+    junk = torch.where(clean.response_mask_T, clean.prm_logprobs_T, torch.nan)
+    for mine, true in zip(
+        vars(process_advantages(replace(clean, prm_logprobs_T=junk), FORM, impl=impl)).values(),
+        vars(process_advantages(clean, FORM, impl=impl)).values(),
+        strict=True,
+    ):
+        assert torch.equal(mine, true)
+
+
 class _TwoRanks:
     """Reductions of one rank whose peer's contributions are known."""
 
