@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -39,13 +40,18 @@ PEAK_SIZE = {"cpu": 512, "cuda": 8192}
 """Matrix size of the peak that utilisation is held against."""
 
 
+PRM_WINDOW = 10
+"""Steps that the summary's PRM accuracy is the mean of: one step's few groups say little."""
+
+
 @dataclass
 class Progress:
     """What the summary needs of the run so far; saved with a checkpoint."""
 
     accuracy_before: float | None = None
     accuracy_after: float | None = None
-    prm_accuracy: float | None = None
+    prm_accuracies: list[float] = field(default_factory=list)
+    """Of the last PRM_WINDOW steps, each before the step's update."""
     num_tokens: int = 0
 
 
@@ -103,7 +109,7 @@ class Reporter:
             figures |= {"data/epoch": self.prompts.epoch, "data/skipped_prompts": self.prompts.skipped}
             self.progress.num_tokens += int(figures["step/tokens"])
             if "prm/accuracy" in figures:
-                self.progress.prm_accuracy = figures["prm/accuracy"]
+                self.progress.prm_accuracies = [*self.progress.prm_accuracies, figures["prm/accuracy"]][-PRM_WINDOW:]
             self._write_samples(index, record)
             self._alarm(index, figures)
         if self.evaluator.due(index, self.config.run.steps):
@@ -131,7 +137,7 @@ class Reporter:
             seed=self.config.run.seed,
             accuracy_before=self.progress.accuracy_before,
             accuracy_after=self.progress.accuracy_after,
-            prm_accuracy=self.progress.prm_accuracy,
+            prm_accuracy=fmean(self.progress.prm_accuracies) if self.progress.prm_accuracies else None,
             tokens_per_s=self.progress.num_tokens / training_s if training_s > 0 else None,
             stage_seconds=stages,
             wall_s=training_s,

@@ -29,7 +29,7 @@ class Summary:
     """Held-out greedy accuracy before the first step, in [0, 1]."""
     accuracy_after: float | None
     prm_accuracy: float | None
-    """Share of the last step's rollouts whose outcome the PRM tells right, before its update."""
+    """Share of rollouts whose outcome the PRM tells right before its update, mean of the last steps."""
     tokens_per_s: float | None
     """Tokens of the trained batches (prompt and response) per second of the steps."""
     stage_seconds: Mapping[str, float]
