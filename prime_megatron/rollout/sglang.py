@@ -18,11 +18,13 @@ import torch
 from transformers import AutoConfig
 
 from prime_megatron.rollout.driver import Answer, DriverSettings, Group, Shape
-from prime_megatron.rollout.engine import Request
+from prime_megatron.rollout.engine import Request, Sampling
+from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.rollout.sglang_payload import command_payload
 from prime_megatron.rollout.sglang_worker import LOADER
 
 PING_EVERY_S = 1.0
+SETTLE_TIMEOUT_S = 60.0
 SPARE_TOKENS = 256
 """Of the KV cache beyond one sequence, where the configured size is below that."""
 
@@ -44,6 +46,10 @@ class Backend(Protocol):
 
     def update(self, operation: str, **arguments: Any) -> tuple[bool, str]:
         """begin_weight_update, end_weight_update, update_weights_from_tensor or _from_disk."""
+        ...
+
+    def settle(self, timeout_s: float) -> None:
+        """Return when no request is left, with empty caches. Raises RuntimeError after ``timeout_s``."""
         ...
 
     def occupy(self, operation: str, tags: Sequence[str]) -> None:
@@ -74,6 +80,9 @@ class SglangDriver:
             from prime_megatron.rollout.sglang_engine import EngineBackend
 
             self._backend = EngineBackend(server_arguments(settings), settings.device)
+        # The first step takes long on a busy machine; a silence of that length later on means a hang.
+        warm = Request((0, 0), SampleKey(0, 0, 0, 0), Sampling(2))
+        self._backend.run(self._warm(warm))
 
     def generate(
         self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
@@ -141,6 +150,8 @@ class SglangDriver:
 
     def sleep(self, level: int) -> None:
         """See `Driver.sleep`. SGLang forgets the weights at either level; on a CPU it frees nothing."""
+        # The last response is told before the scheduler is done with its request, and a release amid one kills it.
+        self._backend.settle(SETTLE_TIMEOUT_S)
         self._backend.occupy("release_memory_occupation", ["kv_cache", "weights"])
 
     def wake(self, tags: Collection[str]) -> None:
@@ -154,6 +165,9 @@ class SglangDriver:
     def close(self) -> None:
         """See `Driver.close`."""
         self._backend.close()
+
+    async def _warm(self, request: Request) -> None:
+        await self._backend.generate(self._body(request))
 
     def _body(self, request: Request) -> dict[str, Any]:
         how = request.sampling

@@ -52,6 +52,13 @@ class EngineBackend:
                 result = getattr(engine, other)()
         return bool(result[0]), str(result[1])
 
+    def settle(self, timeout_s: float) -> None:
+        """See `Backend.settle`."""
+        engine = self._engine
+        result = engine.loop.run_until_complete(engine.tokenizer_manager.flush_cache(timeout_s=timeout_s))
+        if not result.success:
+            raise RuntimeError(f"SGLang does not come to rest: {result.message}")
+
     def occupy(self, operation: str, tags: Sequence[str]) -> None:
         """See `Backend.occupy`."""
         getattr(self._engine, operation)(tags=list(tags))

@@ -75,6 +75,10 @@ class ServerBackend:
         answer = self._loop.run_until_complete(self._post(operation, arguments))
         return bool(answer["success"]), str(answer["message"])
 
+    def settle(self, timeout_s: float) -> None:
+        """See `Backend.settle`."""
+        self._loop.run_until_complete(self._post(f"flush_cache?timeout={timeout_s:g}", {}))
+
     def occupy(self, operation: str, tags: Sequence[str]) -> None:
         """See `Backend.occupy`."""
         self._loop.run_until_complete(self._post(operation, {"tags": list(tags)}))

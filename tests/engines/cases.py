@@ -73,8 +73,15 @@ def check_sleep(engine: HostedEngine, a: str, b: str, tensor: int) -> None:
     publish(engine, b, 7, tensor=tensor)
     engine.wake({"kv_cache"})
     assert largest_gap(b, engine.generate(requests(4))) < PARITY
-    publish(engine, a, 8, tensor=tensor)
+    restarts = engine.num_restarts
+    for version in range(8, 16):  # as a run does: down as soon as the last response is there
+        engine.generate(requests(8, max_tokens=3))
+        engine.sleep(1)
+        engine.wake({"weights"})
+        publish(engine, a, version, tensor=tensor)
+        engine.wake({"kv_cache"})
     assert largest_gap(a, engine.generate(requests(4))) < PARITY
+    assert engine.num_restarts == restarts
 
 
 def check_wrong_names(engine: HostedEngine, model: str) -> None:

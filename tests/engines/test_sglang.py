@@ -34,7 +34,7 @@ def single(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def pair(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
     folder = tmp_path_factory.mktemp("pair")
-    engine = make_engine(ENGINE, models[0], folder, tensor=2, alive_timeout_s=ALIVE_TIMEOUT_S)
+    engine = make_engine(ENGINE, models[0], folder, tensor=2, alive_timeout_s=120.0)
     yield engine
     engine.close()
 
