@@ -55,7 +55,6 @@ def policy_loss(
     ratio_T = log_ratio_T.exp()
     clipped_T = ratio_T.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
     pg_T = torch.maximum(-advantages_T * ratio_T, -advantages_T * clipped_T)
-
     stats: dict[str, Tensor] = {}
     if engine_logprobs_T is not None:
         difference_T = old_T.detach() - torch.where(mask_T, engine_logprobs_T, zero_T)
@@ -67,7 +66,6 @@ def policy_loss(
         pg_T = weight_T * pg_T
         stats["policy_weight_sum"] = _total(weight_T, mask_T)
         stats["policy_weight_capped_sum"] = _total(raw_T > config.importance_cap, mask_T)
-
     loss_T = pg_T
     if config.entropy_coef != 0.0:
         assert entropy_T is not None, "the entropy bonus needs the entropy"
