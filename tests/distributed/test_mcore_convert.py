@@ -182,7 +182,7 @@ def _truncated(folder: Path) -> str:
 
 
 def _index_lies(folder: Path) -> str:
-    index, shard = _sharded(folder)
+    _, shard = _sharded(folder)
     tensors = load_file(shard)
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, shard, metadata={"format": "pt"})
@@ -253,7 +253,7 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoint" / ".metadata").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(InputError, match="no place in an index"):
         MegatronToHf(tmp_path / "checkpoint", tmp_path / "out", None, None)
-    with pytest.raises(InputError, match="no .metadata"):
+    with pytest.raises(InputError, match=r"no \.metadata"):
         MegatronToHf(tmp_path / "model", tmp_path / "out", None, tmp_path / "model")
 
 
@@ -265,7 +265,7 @@ def test_verify_finds_a_changed_value(tmp_path: Path) -> None:
     tensors = load_file(path)
     tensors["model.layers.2.self_attn.k_proj.weight"][3, 4] += 1
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(InputError, match="linear_qkv.weight .* differs"):
+    with pytest.raises(InputError, match=r"linear_qkv\.weight .* differs"):
         conversion.verify(_ignore)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from benches import common
 
 HIDDEN, FFN, VOCAB = 2048, 5632, 32768
