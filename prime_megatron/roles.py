@@ -35,11 +35,6 @@ class Roles:
         return [role for role in self.distinct if role.optimizer is not None]
 
     @property
-    def learning(self) -> list[Role]:
-        """The ones with an optimizer, which a checkpoint holds."""
-        return [role for role in self.distinct if role.optimizer is not None]
-
-    @property
     def distinct(self) -> list[Role]:
         """Every model once."""
         roles = [self.policy, self.prm, self.reference, self.policy_reference, self.critic]

@@ -99,9 +99,7 @@ def _score_passes(
         OldLogprobs.later: Pass(
             "policy", "old log-probs", (minis - 1) / minis, "the first mini-batch's ratio is 1 by construction"
         ),
-        OldLogprobs.all: Pass(
-            "policy", "old log-probs", 1.0, _why_all(config, from_policy)
-        ),
+        OldLogprobs.all: Pass("policy", "old log-probs", 1.0, _why_all(config, from_policy)),
     }
     result = [passes[old]]
     if reference:

@@ -112,7 +112,7 @@ class TrainConfig(Section):
 
 
 class SftData(Section):
-    """Supervised rows: JSONL or parquet with `messages` (chat, the last one the assistant's), or `prompt`, `response`."""
+    """Supervised rows: JSONL or parquet with `messages` (the last one the assistant's), or `prompt` and `response`."""
 
     train: tuple[str, ...] = Field(min_length=1)
     """Files with the training rows."""

@@ -157,9 +157,9 @@ class PrmLoss:
             last = len(self.boundaries) - 1  # empty sequences at the end
         assert self.boundaries[first] == tokens.start and self.boundaries[last] == tokens.stop, "a cut sequence"
         sequences, mask_t = slice(first, last), self.mask_T[tokens]
-        lengths_n = torch.tensor(
-            [b - a for a, b in pairwise(self.boundaries[first : last + 1])]
-        ).to(logprobs_t.device, non_blocking=True)
+        lengths_n = torch.tensor([b - a for a, b in pairwise(self.boundaries[first : last + 1])]).to(
+            logprobs_t.device, non_blocking=True
+        )
         q_t = torch.where(mask_t, logprobs_t - self.ref_logprobs_T[tokens], 0.0)
         sums_n = torch.segment_reduce(q_t, "sum", lengths=lengths_n, unsafe=True)
         logits_n, targets_n = self._logits(sums_n, sequences), self.targets_N[sequences]

@@ -70,9 +70,7 @@ def gather_sequence(hidden_SH: torch.Tensor, group: dist.ProcessGroup | None) ->
     return hidden_TH
 
 
-def reduce_hidden_grad(
-    grad_TH: torch.Tensor, group: dist.ProcessGroup | None, sequence_parallel: bool
-) -> torch.Tensor:
+def reduce_hidden_grad(grad_TH: torch.Tensor, group: dist.ProcessGroup | None, sequence_parallel: bool) -> torch.Tensor:
     """Sum the shards' gradients of the hidden states: all-reduced, or reduce-scattered back to [T / tp, H]."""
     size = group_size(group)
     if size == 1:

@@ -146,9 +146,7 @@ def test_output_folder_in_use(folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert kept.read_text() == "years of work"
 
 
-def test_long_prompts_are_skipped_and_counted(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_long_prompts_are_skipped_and_counted(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Over the limit is no error: counted in the metrics, never trained on."""
     rows = (folder / "prompts.jsonl").read_text().splitlines()
     long = json.loads(rows[0])

@@ -1,4 +1,4 @@
-"""PPO with process rewards (paper, appendix B.3): the critic learns, in every layout alike, and costs nothing without."""
+"""PPO with process rewards (paper, appendix B.3): the critic learns alike in every layout, and costs nothing without."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-5
 SKIP = (*TIMINGS, "engine/")
 GAE = {
     "advantage": {"estimator": "gae", "gamma_process": 0.98, "gamma_outcome": 0.98, "gae_lambda": 0.9},
-    # Adam makes whole steps of gradients that are rounding alone (those of key biases), and the norm would magnify them.
+    # Adam makes whole steps of gradients that are rounding alone (key biases), and the norm would magnify them.
     "prm": {"norm": "none"},
     "models": {"critic": {"num_mini_batches": 2, "optimizer": {"lr": 1e-4}}},
 }

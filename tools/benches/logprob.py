@@ -84,9 +84,7 @@ class Problem:
         """As under Megatron's DDP: the weight's gradient goes into an fp32 main_grad."""
         self.weight.main_grad = self.main_grad
         self.weight.grad_added_to_main_grad = False
-        result = fused_logprob_loss(
-            self.hidden, self.weight, self.labels, self.loss, grad_scale=1.0, impl=self.impl
-        )
+        result = fused_logprob_loss(self.hidden, self.weight, self.labels, self.loss, grad_scale=1.0, impl=self.impl)
         result.loss.backward()
         del self.weight.main_grad, self.weight.grad_added_to_main_grad
         self.clear()
