@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,17 @@ def _record(folder: Path, family: str) -> tuple[dict[str, Any], list[dict[str, A
     toy.make_tokenizer().save_pretrained(model)
     prompts = toy.make_prompts(folder / "prompts.jsonl")
     base = toy.settings(str(model), prompts, folder / "recorded", models={"policy": {"num_mini_batches": 2}})
-    runs.run(toy.merge(base, {"rollout": {"record": str(folder / "raw.jsonl")}}))
+    _alone(toy.merge(base, {"rollout": {"record": str(folder / "raw.jsonl")}}))
     replay = runs.judge(folder / "raw.jsonl", folder / "judged.jsonl")
     base = toy.merge(base, {"rollout": {"engine": "replay", "replay": replay}})
-    return base, runs.run(toy.merge(base, {"run": {"output_dir": str(folder / "replayed")}}))
+    replayed = toy.merge(base, {"run": {"output_dir": str(folder / "replayed")}})
+    _alone(replayed)
+    return base, runs.read_lines(replayed, "metrics.jsonl")
+
+
+def _alone(settings: dict[str, Any]) -> None:
+    """A run on one process."""
+    run_ranks(_train_many, 1, json.dumps([settings]), f"{settings['run']['output_dir']}.store", timeout_s=300.0)
 
 
 def _train_many(settings: str, store: str) -> None:
@@ -186,7 +194,8 @@ def _train_many(settings: str, store: str) -> None:
             world_size=world,
             timeout=timedelta(seconds=300),
         )
-        assert runs.train_rank(json.dumps(one)) == 0
+        with redirect_stdout(sys.stderr):
+            assert runs.train_rank(json.dumps(one)) == 0
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
