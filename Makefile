@@ -48,7 +48,7 @@ compare: $(RUN_STAMP) ## PRIME against outcome-only RLOO, three seeds each: docs
 	$(BIN)/python tools/compare.py
 
 test: $(DEV_STAMP) ## the CPU suite
-	$(PYTEST) -m "not slow and not gpu and $(ENGINES)" $(PYTEST_ARGS)
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu and $(ENGINES)" $(PYTEST_ARGS)
 
 test-slow: $(DEV_STAMP) ## real weights and long runs
 	$(PYTEST) -m "slow and not gpu and $(ENGINES)" $(PYTEST_ARGS)

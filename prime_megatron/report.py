@@ -27,6 +27,7 @@ from prime_megatron.metrics import (
     sample_rows,
     write_summary,
 )
+from prime_megatron.metrics.summary import SUMMARY_FILE
 from prime_megatron.parallel.collectives import OverRanks, gather_all
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.recording import Recorder
@@ -141,9 +142,7 @@ class Reporter:
             tokens_per_s=self.progress.num_tokens / training_s if training_s > 0 else None,
             stage_seconds=stages,
             wall_s=training_s,
-            files=tuple(
-                str(output / name) for name in sorted(path.name for path in output.iterdir() if path.name[0] != ".")
-            ),
+            files=_written(output),
         )
         write_summary(output, summary)
         print_summary(summary)
@@ -200,6 +199,12 @@ class Reporter:
 
 def _aside(stage_s: Mapping[str, float]) -> float:
     return sum(seconds for stage, seconds in stage_s.items() if stage in ASIDE)
+
+
+def _written(output: Path) -> tuple[str, ...]:
+    """What lies in the output folder, summary.json included, which is about to."""
+    names = {path.name for path in output.iterdir() if not path.name.startswith(".")} | {SUMMARY_FILE}
+    return tuple(str(output / name) for name in sorted(names))
 
 
 def matmul_params(family: FamilyConfig) -> int:
