@@ -1,4 +1,4 @@
-"""PPO with process rewards (paper, appendix B.3): the critic learns alike in every layout, and costs nothing if absent."""
+"""PPO with process rewards (paper, appendix B.3): the critic learns alike in every layout; absent, it is free."""
 
 from __future__ import annotations
 
