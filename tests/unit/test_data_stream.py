@@ -13,7 +13,7 @@ from prime_megatron.data.rows import Message, PromptRow, SftRow
 from prime_megatron.data.stream import PromptStream, SftStream, eval_prompts
 from prime_megatron.errors import InputError
 
-MATH = Path("/work/shared/data/math")
+MATH = Path(__file__).resolve().parents[3] / "shared" / "data" / "math"
 
 
 class Letters:
