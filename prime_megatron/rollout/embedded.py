@@ -242,6 +242,9 @@ def _empty_model(path: str, device: torch.device, dtype: torch.dtype, trust_remo
         ) from error
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise InputError(f"{path}: the embedded engine has no sliding-window attention; use sglang or vllm")
+    if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts")):
+        # transformers keeps all experts of a layer in one tensor, which the weight sync does not write yet.
+        raise InputError(f"{path}: the embedded engine has no mixtures of experts; use sglang or vllm")
     with device:
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=trust_remote_code

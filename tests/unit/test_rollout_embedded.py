@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -249,3 +251,13 @@ def test_never_a_token_outside_the_support(logits: list[float], uniform: float, 
     assert cut[0].logsumexp(0).item() == pytest.approx(0.0, abs=1e-5)
     last = inverse_cdf(logprobs, torch.tensor([1.0 - 2.0**-53], dtype=torch.float64))
     assert logprobs[0, last].isfinite().all()
+
+
+def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
+    """Before anything is loaded, and not by a missing key in the middle of a sync."""
+    config = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 4, "hidden_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="mixtures of experts"):
+        EmbeddedEngine(
+            str(tmp_path), end_token_ids=[1], device=torch.device("cpu"), dtype=torch.float32, max_concurrent=1
+        )
