@@ -196,7 +196,10 @@ def test_two_nodes_meet(tmp_path: Path, static: bool) -> None:
         )
         for node in range(2)
     ]
-    assert [finish(node) for node in nodes] == [(0, ""), (0, "")]
+    ended = [finish(node) for node in nodes]
+    assert [code for code, _ in ended] == [0, 0]
+    # The store lives with node 0: torch warns on node 1 when it ends first. The launcher itself says nothing.
+    assert not any(line.startswith("error") for _, text in ended for line in text.splitlines())
     places = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
     assert [(place["GROUP_RANK"], place["LOCAL_RANK"], place["WORLD_SIZE"]) for place in places] == [
         ("0", "0", "2"), ("1", "0", "2"),
