@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from prime_megatron.config import Estimator, KlPlace, PrmReference, TrainConfig, UpdateOrder
+from prime_megatron.config.check import needs_prm
 
 
 class OldLogprobs(StrEnum):
@@ -73,11 +74,6 @@ def plan_step(config: TrainConfig) -> StepPlan:
         ]
     passes.append(Pass("policy", "update", 3.0, "forward and backward of every mini-batch"))
     return StepPlan(old, reference, kl, shared, prm, critic, tuple(passes))
-
-
-def needs_prm(config: TrainConfig) -> bool:
-    """Outcome-only training (process_weight 0) builds no PRM."""
-    return config.advantage.process_weight > 0.0 or config.advantage.estimator is Estimator.prime_value
 
 
 def _reference_folder(config: TrainConfig) -> str | None:

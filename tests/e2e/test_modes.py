@@ -73,6 +73,12 @@ def rewards(results: Any, name: str) -> list[list[float]]:
     return [row["process_rewards"] for row in results[name][1] if row["step"] == 2]
 
 
+def test_the_prm_learns_the_mean_cross_entropy(results: Any) -> None:
+    """What it trains on, scaled by the global count, is the mean that the statistics make of the same scores."""
+    for row in results["after"][0][1:]:
+        assert row["prm/loss"] == pytest.approx(row["prm/ce"], rel=1e-5)
+
+
 def test_frozen_prm_never_moves(results: Any) -> None:
     metrics, _ = results["none"]
     assert all("prm/grad_norm" not in row for row in metrics)
