@@ -20,7 +20,7 @@ from prime_megatron.mcore.hf_config import read_config
 from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.reshard.layouts import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces, whole_tensors
+from prime_megatron.reshard.layouts import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces, module_pieces
 from prime_megatron.reshard.local import LocalSync
 from prime_megatron.reshard.named import NamedSync
 from prime_megatron.reshard.plan import hold, plan_block
@@ -95,7 +95,7 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
         if rollout.engine in ("sglang", "vllm"):
             wants = [_layout(config, policy.family)[rank % rollout.tensor] for rank in ranks]
         else:
-            wants = [whole_tensors(piece for pieces in sources for piece in pieces)] * len(ranks)
+            wants = [_module(policy, engine, sources)] * len(ranks)
         dtypes = (DTYPES[config.models.dtype], _engine_dtype(config))
         transport = LocalSync(
             plan_block(hold(sources), wants),
@@ -105,6 +105,18 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
             dtype=min(dtypes, key=lambda dtype: dtype.itemsize),
         )
     return WeightSync(engine, transport, policy.params, rollout.check_every)
+
+
+def _module(policy: Role, engine: Engine, sources: Sequence[Sequence[ShardSlice]]) -> list[ShardSlice]:
+    """What the embedded engine's model holds."""
+    pieces = module_pieces(policy.family, (piece for rank in sources for piece in rank))
+    lacking = {piece.param for piece in pieces} - (engine.named_targets() or {}).keys()
+    if lacking:
+        raise InputError(
+            f"{policy.folder}: transformers' model has no weight {min(lacking)}; install a transformers of the "
+            "requirements, or set rollout.engine to sglang or vllm"
+        )
+    return pieces
 
 
 def _engine_dtype(config: TrainConfig) -> torch.dtype:

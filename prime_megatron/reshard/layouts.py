@@ -61,6 +61,30 @@ def whole_tensors(pieces: Iterable[ShardSlice]) -> list[ShardSlice]:
     return [_whole(name, name, shape) for name, shape in shapes.items()]
 
 
+def module_pieces(sizes: Sizes, pieces: Iterable[ShardSlice]) -> list[ShardSlice]:
+    """What a whole model of transformers' own classes (5.x) holds, by its parameter names.
+
+    Those of the checkpoint, but a layer's experts are two tensors, whatever the block is called on disk:
+    mlp.experts.gate_up_proj [experts, gate rows then up rows, hidden] and mlp.experts.down_proj
+    [experts, hidden, expert ffn]; see ``Qwen3MoeExperts`` and ``MixtralExperts`` in transformers.
+
+    Args:
+        pieces: of the training ranks, for the checkpoint's tensors and their order.
+    Raises:
+        InputError: experts of an unknown architecture.
+    """
+    whole = whole_tensors(pieces)
+    if not sizes.experts:
+        return whole
+    places = _module_places(sizes)
+    return [
+        _rows(*places[piece.param], piece.param, 0, piece.hf_shape[0], piece.hf_shape)
+        if piece.param in places
+        else piece
+        for piece in whole
+    ]
+
+
 def fused_pieces(
     sizes: Sizes, tensor_size: int, tensor_rank: int, *, experts_module: str = SGLANG_EXPERTS
 ) -> list[ShardSlice]:
@@ -121,6 +145,26 @@ def _check(sizes: Sizes, tensor_size: int) -> None:
             raise InputError(f"rollout.tensor: {tensor_size} does not divide the model's {count} {what}")
     if kv % tensor_size and tensor_size % kv:
         raise InputError(f"rollout.tensor: {tensor_size} neither divides nor is a multiple of {kv} key-value heads")
+    _check_experts(sizes)
+
+
+def _module_places(sizes: Sizes) -> dict[str, tuple[str, int]]:
+    """Parameter and first row (of the flattened one) for the tensors that transformers names otherwise."""
+    _check_experts(sizes)
+    block, (gate, up, down) = _EXPERT_NAMES[sizes.architecture]
+    places: dict[str, tuple[str, int]] = {}
+    for layer in range(sizes.layers):
+        of, to = f"model.layers.{layer}.{block}.", f"model.layers.{layer}.mlp."
+        places[f"{of}gate.weight"] = (f"{to}gate.weight", 0)
+        for expert in range(sizes.experts):
+            at, rows = f"{of}experts.{expert}.", 2 * expert * sizes.expert_ffn
+            places[f"{at}{gate}.weight"] = (f"{to}experts.gate_up_proj", rows)
+            places[f"{at}{up}.weight"] = (f"{to}experts.gate_up_proj", rows + sizes.expert_ffn)
+            places[f"{at}{down}.weight"] = (f"{to}experts.down_proj", expert * sizes.hidden)
+    return places
+
+
+def _check_experts(sizes: Sizes) -> None:
     if sizes.experts and sizes.architecture not in _EXPERT_NAMES:
         raise InputError(f"rollout: the engines' expert weights of {sizes.architecture} are not known")
 

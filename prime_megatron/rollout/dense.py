@@ -9,6 +9,7 @@ Legend: B rows in progress, n query heads, g key heads, D head size, L cached po
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,13 +58,16 @@ class DenseDecoder:
         self._model = model
         self._key_heads = config.num_key_value_heads
         self._query_heads = config.num_attention_heads
+        window = getattr(config, "sliding_window", None)
+        self.positions: float = math.inf if window is None else window
+        """Longest sequence that it decodes: no sliding window cuts it."""
         layers = model.base_model.layers
         self._qkv = [_Joined.of((a.q_proj, a.k_proj, a.v_proj)) for a in (layer.self_attn for layer in layers)]
         self._gate_up = [_Joined.of((layer.mlp.gate_proj, layer.mlp.up_proj)) for layer in layers]
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
-        """Whether the model's layers are the ones written here."""
+        """Whether the model's layers are the ones written here, up to `positions`."""
         config = model.config
         rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
         return config.model_type in MODEL_TYPES and config.hidden_act == "silu" and rope in FIXED_ROPE

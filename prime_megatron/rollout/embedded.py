@@ -1,5 +1,6 @@
 """The embedded engine: transformers' own model class in this process, driven by our own decode loop (and, for the
-common dense families, our own decode step over the same weights: dense.py).
+common dense families, our own decode step over the same weights: dense.py; mixtures of experts and sequences beyond a
+sliding window take transformers' forward).
 
 A response in progress is a row; all rows share one static KV cache. Siblings share one prefill. Finished rows are
 squeezed out and waiting requests take their place.
@@ -20,7 +21,7 @@ from prime_megatron.rollout.dense import DenseDecoder
 from prime_megatron.rollout.engine import Completion, Request
 from prime_megatron.rollout.rows import Rows
 from prime_megatron.rollout.sampling import draw
-from prime_megatron.rollout.static_cache import ATTENTION, PromptCache, RowCache
+from prime_megatron.rollout.static_cache import ATTENTION, ATTENTION_KINDS, PromptCache, RowCache
 from prime_megatron.types import Bucket
 
 PREFILL_TOKENS = 8192
@@ -31,7 +32,7 @@ class EmbeddedEngine:
     """One replica in one process; see `Engine`.
 
     Only config.json of the model folder is read: weights arrive by resharding, in the rollout layout.
-    Raises InputError for a folder without a config that transformers knows, and for sliding-window attention.
+    Raises InputError for a folder without a config that transformers knows, and for layers without attention.
     """
 
     def __init__(
@@ -183,12 +184,13 @@ class EmbeddedEngine:
         row_B = torch.arange(live.numel(), device=self._device)
         top_p = rows.top_p if bool((rows.top_p < 1).any()) else None
         greedy = rows.greedy if bool(rows.greedy.any()) else None
-        rotary = None if self._dense is None else self._dense.rotary(cache.shape[1])
+        dense = self._dense if self._dense is not None and cache.shape[1] <= self._dense.positions else None
+        rotary = None if dense is None else dense.rotary(cache.shape[1])
         while int(live.sum()) > live.numel() - max(1, live.numel() // 8):
             cache.at(rows.position, visible)
             mask = position_L[:visible] <= rows.position.unsqueeze(1)
-            if self._dense is not None:
-                logits = self._dense.step(rows.token, rows.position, rotary, mask, cache)
+            if dense is not None:
+                logits = dense.step(rows.token, rows.position, rotary, mask, cache)
             else:
                 logits = self._model(
                     input_ids=rows.token.unsqueeze(1), attention_mask=mask[:, None, None], use_cache=True,
@@ -240,11 +242,9 @@ def _empty_model(path: str, device: torch.device, dtype: torch.dtype, trust_remo
         raise InputError(
             f"{path}: no model config that transformers can read ({str(error).splitlines()[0]})"
         ) from error
-    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise InputError(f"{path}: the embedded engine has no sliding-window attention; use sglang or vllm")
-    if any(getattr(config, key, None) for key in ("num_experts", "num_local_experts")):
-        # transformers keeps all experts of a layer in one tensor, which the weight sync does not write yet.
-        raise InputError(f"{path}: the embedded engine has no mixtures of experts; use sglang or vllm")
+    unknown = set(getattr(config, "layer_types", None) or ()) - ATTENTION_KINDS
+    if unknown:
+        raise InputError(f"{path}: the embedded engine has no {min(unknown)}; use sglang or vllm")
     with device:
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=trust_remote_code

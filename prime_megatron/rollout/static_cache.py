@@ -15,25 +15,41 @@ from transformers import AttentionInterface
 
 ATTENTION = "prime_static"
 """The attention's name in transformers' registry (attn_implementation)."""
+ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+"""What a layer may do (config.layer_types)."""
 
 
 def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, **_: object,
+    scaling: float | None = None, sliding_window: int | None = None, **_: object,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention as transformers calls it: causal over a prompt (no mask), or one new token per row over its cache.
 
     In decode the query heads that share a key head become queries of it, so grouped keys are never copied.
+    sliding_window: tokens that a token sees, itself among them.
     """
+    positions = key.shape[2]
+    window = sliding_window if sliding_window is not None and sliding_window < positions else None
     if attention_mask is None:
+        mask = None if window is None else _window(positions, window, query.device)
         out = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
-        )
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
         return out.transpose(1, 2), None
+    if window is not None:
+        # A row sees a prefix of its positions, so their count tells where its newest token is.
+        first = attention_mask.sum(-1, keepdim=True) - window
+        attention_mask = attention_mask & (torch.arange(positions, device=query.device) >= first)
     B, heads, _, D = query.shape
     grouped = query.reshape(B, key.shape[1], heads // key.shape[1], D)
     out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(B, 1, heads, D), None
+
+
+def _window(positions: int, size: int, device: torch.device) -> Tensor:
+    """bool [positions, positions]: which earlier ones, and itself, each one sees."""
+    return torch.ones(positions, positions, dtype=torch.bool, device=device).tril().triu(1 - size)
 
 
 AttentionInterface.register(ATTENTION, _attention)

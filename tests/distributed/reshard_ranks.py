@@ -105,6 +105,53 @@ def _live(folder: str, out: str, parallel: dict[str, Any], ranks: int) -> list[s
     return [name for name, value in wanted.items() if not np.array_equal(engine.tensors[name].numpy(), value)]
 
 
+def embedded(folder: str, out: str, jobs: str) -> list[str]:
+    """What differs between the embedded engine's model and transformers' reading of the export, over all layouts;
+    then whether it answers as one whose weights transformers loaded."""
+    wrong = []
+    for index, parallel in enumerate(json.loads(jobs)):
+        wrong += [f"{parallel}: {name}" for name in _embedded(folder, f"{out}/{index}", parallel)]
+        restart()
+    return wrong
+
+
+def _embedded(folder: str, out: str, parallel: dict[str, Any]) -> list[str]:
+    from transformers import AutoModelForCausalLM
+
+    from prime_megatron.reshard.layouts import module_pieces
+    from prime_megatron.reshard.local import LocalSync
+    from prime_megatron.reshard.plan import hold, plan_block
+    from prime_megatron.reshard.sync import WeightSync
+    from prime_megatron.rollout.embedded import EmbeddedEngine
+    from prime_megatron.rollout.engine import Request, Sampling
+    from prime_megatron.rollout.sampling import SampleKey
+    from prime_megatron.types import Bucket
+
+    trainer = Trainer(folder, out, parallel, "float32")
+    engine, other = (
+        EmbeddedEngine(
+            folder, end_token_ids=(), device=torch.device("cpu"), dtype=torch.float32, max_concurrent=concurrent
+        )
+        for concurrent in (8, 3)
+    )
+    pieces = module_pieces(trainer.role.family, (piece for rank in trainer.sources for piece in rank))
+    plan = plan_block(hold(trainer.sources), [pieces] * len(trainer.ranks))
+    sync = WeightSync(engine, LocalSync(plan, **trainer.common(torch.float32)), trainer.role.params, check_every=1)
+    for version in (0, 1):
+        sync.publish(version)
+    loaded = dict(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).named_parameters())
+    targets = engine.named_targets()
+    assert targets.keys() == loaded.keys() == {piece.param for piece in pieces}
+    wrong = [name for name, value in loaded.items() if not torch.equal(targets[name], value)]
+    other.update_weights([Bucket(tuple(loaded), tuple(loaded.values()), 0, 0)], 0)
+    requests = [
+        Request((5, 7 + place // 2), SampleKey(0, 0, place // 2, place % 2), Sampling(max_tokens=12))
+        for place in range(8)
+    ]
+    pairs = zip(engine.generate(requests), other.generate(requests), strict=True)
+    return wrong + [f"answer {place}" for place, (a, b) in enumerate(pairs) if a.token_ids != b.token_ids]
+
+
 def spoiled(folder: str, out: str, spoil: str) -> str:
     """The error of a sync into TP2 x PP2 where rank 3's engine changes a tensor."""
     from prime_megatron.errors import RunError

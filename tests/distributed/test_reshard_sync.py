@@ -30,6 +30,14 @@ MOE: list[dict[str, Any]] = [
     {"expert": 2, "pipeline": 2},
     {"expert_tensor": 2},
 ]
+EMBEDDED: list[dict[str, Any]] = [
+    {"expert": 2},
+    {"expert": 2, "tensor": 2, "expert_tensor": 1, "sequence": True},
+    {"pipeline": 2},
+    {"pipeline": 2, "pipeline_layers": [3, 1], "expert": 2},
+    {"tensor": 2, "sequence": True},
+    {"expert_tensor": 2},
+]
 
 
 @pytest.fixture
@@ -56,6 +64,17 @@ def test_every_expert_layout(tmp_path: Path) -> None:
     jobs = [(layout, engine) for layout in MOE for engine in (1, 2)]
     results = run_ranks(
         reshard_ranks.every_layout, 4, str(tmp_path / "model"), str(tmp_path / "out"), json.dumps(jobs), timeout_s=200
+    )
+    assert results == [[]] * 4
+
+
+@pytest.mark.parametrize("model", ["qwen3_moe", "mixtral", "mistral_window"])
+def test_every_layout_into_the_embedded_engine(model: str, tmp_path: Path) -> None:
+    """Against transformers' own reading of the export: a layer's experts are one tensor there."""
+    make_model(tmp_path / "model", model)
+    jobs = DENSE[3:8:2] if model == "mistral_window" else EMBEDDED
+    results = run_ranks(
+        reshard_ranks.embedded, 4, str(tmp_path / "model"), str(tmp_path / "out"), json.dumps(jobs), timeout_s=200
     )
     assert results == [[]] * 4
 

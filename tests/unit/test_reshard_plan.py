@@ -21,6 +21,7 @@ from prime_megatron.reshard.layouts import (
     VLLM_EXPERTS,
     fused_pieces,
     fused_shapes,
+    module_pieces,
     padded_rows,
     whole_tensors,
 )
@@ -142,6 +143,42 @@ def test_every_layout_into_whole_tensors(case: Case) -> None:
             assert all(np.array_equal(mine[name].numpy(), tensors[name]) for name in tensors)
 
 
+@settings(max_examples=15, deadline=None)
+@given(case=cases(), mixtral=st.booleans())
+def test_every_layout_into_transformers_modules(case: Case, mixtral: bool) -> None:
+    """Experts of a layer are two tensors: [E, gate rows then up rows, H] and [E, H, F]; the rest is as on disk."""
+    if mixtral and case.config.experts:
+        case = dataclasses.replace(case, config=dataclasses.replace(case.config, architecture="MixtralForCausalLM"))
+        block, (gate, up, down) = "block_sparse_moe", ("w1", "w3", "w2")
+    else:
+        block, (gate, up, down) = "mlp", ("gate_proj", "up_proj", "down_proj")
+    tensors = numbered(case)
+    wanted = {name.replace(f".{block}.", ".mlp."): value for name, value in tensors.items() if ".experts." not in name}
+    for layer in range(case.config.layers if case.config.experts else 0):
+        parts = {
+            name: [
+                tensors[f"model.layers.{layer}.{block}.experts.{expert}.{name}.weight"]
+                for expert in range(case.config.experts)
+            ]
+            for name in (gate, up, down)
+        }
+        at = f"model.layers.{layer}.mlp.experts."
+        wanted[f"{at}gate_up_proj"] = np.concatenate([np.stack(parts[gate]), np.stack(parts[up])], axis=1)
+        wanted[f"{at}down_proj"] = np.stack(parts[down])
+    block_ranks = case.blocks()[-1]
+    sources = [case.sources(rank) for rank in block_ranks]
+    pieces = module_pieces(case.config, (piece for rank in sources for piece in rank))
+    plan = plan_block(hold(sources), [pieces] * len(block_ranks))
+    targets = [
+        {name: torch.zeros(value.shape, dtype=torch.int64) for name, value in wanted.items()} for _ in block_ranks
+    ]
+    execute(plan, [train_params(mine, tensors) for mine in sources], targets)
+    assert {piece.param for piece in pieces} == wanted.keys()
+    for found in targets:
+        for name, value in wanted.items():
+            assert np.array_equal(found[name].numpy(), value), name
+
+
 def test_one_rank_with_two_engine_shards() -> None:
     """A rank may fill several engine ranks' tensors; what both need travels once."""
     case = Case(BASE, ParallelSizes(2, pipeline=2), None, 2)
@@ -212,6 +249,11 @@ def test_expert_module_names() -> None:
 def test_refused_engine_layouts(config, ranks: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         fused_pieces(config, ranks, 0)
+
+
+def test_unknown_experts_have_no_module() -> None:
+    with pytest.raises(InputError, match="Other"):
+        module_pieces(dataclasses.replace(MOE, architecture="Other"), ())
 
 
 def test_flattened_experts_are_addressed_in_place() -> None:

@@ -16,9 +16,15 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from prime_megatron.errors import InputError
@@ -35,7 +41,13 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["qwen2-tied", "llama-untied", "granite"])
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+WINDOW = 6
+"""Less than most prompts with their answers have."""
+MODELS = ["qwen2-tied", "llama-untied", "granite", "qwen3-moe", "mixtral", "mistral-window", "qwen2-half-window"]
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
     torch.manual_seed(3)
     if request.param == "qwen2-tied":
@@ -44,6 +56,17 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         scales = {"attention_multiplier": 0.6, "residual_multiplier": 0.7, "logits_scaling": 0.5}
         model = GraniteForCausalLM(GraniteConfig(tie_word_embeddings=True, **scales, **SIZES))
         assert not DenseDecoder.supports(model)
+    elif request.param == "qwen3-moe":
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(moe_intermediate_size=24, head_dim=16, **EXPERTS, **SIZES))
+        assert not DenseDecoder.supports(model)
+    elif request.param == "mixtral":
+        model = MixtralForCausalLM(MixtralConfig(sliding_window=WINDOW, **EXPERTS, **SIZES))
+    elif request.param == "mistral-window":
+        model = MistralForCausalLM(MistralConfig(sliding_window=WINDOW, **SIZES))
+    elif request.param == "qwen2-half-window":  # the second layer alone
+        window = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+        model = Qwen2ForCausalLM(Qwen2Config(**window, **SIZES))
+        assert model.config.layer_types == ["full_attention", "sliding_attention"]
     else:
         model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **SIZES))
     with torch.no_grad():
@@ -253,11 +276,12 @@ def test_never_a_token_outside_the_support(logits: list[float], uniform: float, 
     assert logprobs[0, last].isfinite().all()
 
 
-def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
-    """Before anything is loaded, and not by a missing key in the middle of a sync."""
-    config = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 4, "hidden_size": 64}
+def test_other_kinds_of_layers_are_refused(tmp_path: Path) -> None:
+    """Before anything is loaded."""
+    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 2}
+    config["layer_types"] = ["full_attention", "chunked_attention"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="mixtures of experts"):
+    with pytest.raises(InputError, match="chunked_attention"):
         EmbeddedEngine(
             str(tmp_path), end_token_ids=[1], device=torch.device("cpu"), dtype=torch.float32, max_concurrent=1
         )
