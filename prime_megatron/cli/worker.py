@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -57,9 +58,19 @@ def run_worker(body: Callable[[], int]) -> int:
         return exit_codes.FAILED
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _report(_disk_full(error) if full else traceback.format_exc(), everyone=True)
+        return exit_codes.FAILED
     except Exception:
         _report(traceback.format_exc(), everyone=True)
         return exit_codes.FAILED
+
+
+def _disk_full(error: OSError) -> str:
+    """One line for a full disk or quota, wherever it was met."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}; checkpoints are as they were: make room and start again with --resume auto"
 
 
 def _quiet_libraries() -> None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
+
+from prime_megatron.errors import RunError
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -44,18 +47,36 @@ def format_line(step: int, values: Mapping[str, Any]) -> str:
 
 
 class JsonlFile:
-    """An append-only file, flushed after every write; the file is made with the first line."""
+    """An append-only file, flushed after every write; the file is made with the first line.
+
+    Raises:
+        RunError: from `write`, when the file system refuses (a full disk); a resumed run cuts a torn line off.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: TextIO | None = None
 
     def write(self, lines: str) -> None:
-        if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8", newline="\n")
-        self._file.write(lines)
-        self._file.flush()
+        try:
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8", newline="\n")
+            self._file.write(lines)
+            self._file.flush()
+        except OSError as error:
+            self._abandon()
+            raise RunError(
+                f"{self.path}: cannot be written ({error.strerror}); checkpoints are as they were: "
+                "mend it and start again with --resume auto"
+            ) from None
+
+    def _abandon(self) -> None:
+        """Close without a second attempt to write what is buffered."""
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):
+                file.close()
 
     def truncate(self, step: int) -> None:
         """Drop what is beyond the step (see `truncate_jsonl`)."""

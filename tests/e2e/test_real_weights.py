@@ -43,7 +43,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected() -> tuple[list[list[int]], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids, transformers' logits [T, V] and log-probs of each next token [T - texts], its logits in float64."""
+    """Token ids, transformers' logits [T, V] and log-probs of each next token [T - texts], logits in float64."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
@@ -103,15 +103,12 @@ def test_real_weights_agree_with_transformers(name: str, converted: Path, expect
     ranks = run_ranks(_score, 2 if layout else 1, str(FOLDER), str(converted), layout, ids, timeout_s=900)
     seen = [rank[0] for rank in ranks if rank[0] is not None]
     assert seen
+    # Tensor parallelism splits sums and so rounds otherwise than transformers, whose own float32 rounding is above 1e-4
+    # here (logits reach 44): logits are compared relative to their size there, as they are elsewhere to 1e-4 outright.
+    size = logits.abs().clamp(min=1.0) if "tensor" in layout else torch.ones(())
     for found in seen:
-        if "tensor" not in layout:
-            assert (found - logits).abs().max().item() <= TOLERANCE
-            continue
-        # Split sums round otherwise, and transformers' own rounding alone is above 1e-4 here (logits reach 44): ours
-        # must be as close to the exact logits as transformers' are.
-        rounding = (logits - exact).abs().max().item()
-        assert (found - exact).abs().max().item() <= 1.25 * max(rounding, TOLERANCE)
-        assert (found - logits).abs().mean().item() <= TOLERANCE / 2
+        assert ((found - logits).abs() / size).max().item() <= TOLERANCE
+        assert (found - exact).abs().max().item() <= 1.5 * (logits - exact).abs().max().item()
     for _, found in ranks:
         assert (found - logprobs).abs().max().item() <= TOLERANCE
     assert logprobs.mean().item() > -4.0, "a real model finds real text likely"
