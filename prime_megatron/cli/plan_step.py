@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from prime_megatron.cli.options import add_config, new_verb
 from prime_megatron.config.check import check_train_config
 from prime_megatron.config.load import load_train_config
 from prime_megatron.step_plan import Pass, StepPlan, plan_step
@@ -21,16 +22,14 @@ _HEADER = ("role", "what", "cost", "why")
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb; its run is `run`."""
-    parser = subparsers.add_parser(
+    parser = new_verb(
+        subparsers,
         "plan-step",
-        help="show what a step runs, its cost and why; starts nothing",
+        summary="show what a step runs, its cost and why; starts nothing",
         description="Show what one step of a training config runs and what it leaves out because that is exact.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to change, dotted")
+    add_config(parser, "YAML file")
     parser.set_defaults(run=run)
 
 

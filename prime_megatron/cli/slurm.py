@@ -6,6 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from prime_megatron.cli.options import add_config, new_verb
 from prime_megatron.config import TrainConfig
 from prime_megatron.config.check import check_train_config
 from prime_megatron.config.load import load_train_config
@@ -32,16 +33,14 @@ examples:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb; its run is `run`."""
-    parser = subparsers.add_parser(
+    parser = new_verb(
+        subparsers,
         "slurm",
-        help="write a SLURM job script for a config",
+        summary="write a SLURM job script for a config",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run, on a file system that all nodes share")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to change, dotted")
+    add_config(parser, "YAML file of the run, on a file system that all nodes share")
     parser.add_argument("--output", metavar="FILE", help="where to write it (default: CONFIG with .sbatch)")
     parser.add_argument("--dry-run", action="store_true", help="print it, write nothing")
     parser.add_argument("--time", metavar="LIMIT", default="24:00:00", help="of one attempt (default: %(default)s)")

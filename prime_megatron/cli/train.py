@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from prime_megatron.cli.launch import add_launch_options, rendezvous_of, start
+from prime_megatron.cli.options import add_config, add_overwrite, new_verb
 from prime_megatron.cli.preflight import check_train_inputs
 from prime_megatron.cli.worker import is_worker, on_signal, run_worker, world_size
 from prime_megatron.config.check import check_train_config
@@ -29,22 +30,18 @@ examples:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb; its run is `run`."""
-    parser = subparsers.add_parser(
+    parser = new_verb(
+        subparsers,
         "train",
-        help="train a policy with PRIME",
+        summary="train a policy with PRIME",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file; `prime-megatron validate CONFIG` explains it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to change, dotted")
+    add_config(parser, "YAML file; `prime-megatron validate CONFIG` explains it")
     parser.add_argument(
         "--resume", metavar="auto|PATH", help="continue from the newest complete checkpoint, or from this one"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="delete what an earlier run wrote to the output folder"
-    )
+    add_overwrite(parser)
     add_launch_options(parser)
     parser.set_defaults(run=run)
 

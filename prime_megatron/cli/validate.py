@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from prime_megatron.cli.memory import RoleMemory, frozen_memory, num_parameters, trained_memory
+from prime_megatron.cli.options import add_config, new_verb
 from prime_megatron.config import Estimator, KlPlace, ParallelConfig, PrmReference, SftConfig, TrainConfig
 from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config, needs_prm
 from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
@@ -24,16 +25,14 @@ the output is a config file again.
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb; its run is `run`."""
-    parser = subparsers.add_parser(
+    parser = new_verb(
+        subparsers,
         "validate",
-        help="check a config and show what it means; starts nothing",
+        summary="check a config and show what it means; starts nothing",
         description="Check a training or SFT config: no GPU, no process, no torch needed.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("config", metavar="CONFIG", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to change, dotted")
+    add_config(parser, "YAML file")
     parser.add_argument(
         "--processes", type=int, metavar="N", help="processes of the job (default: launch.nodes x processes_per_node)"
     )
