@@ -137,9 +137,10 @@ def build_parts(
     """Connect everything. Collective over the world."""
     watchdog = build_watchdog(config, topology, stop)
     engine = build_engine(config, topology, inputs.tokenizer.eos_token_ids)
-    generator = Generator(engine, _speaks(config, topology), verifiers, inputs.tokenizer)
     sync = build_sync(config, topology, roles.policy, engine)
     colocation = build_colocation(config, engine, sync, roles)
+    speaks = _speaks(config, topology)
+    generator = Generator(engine, speaks, verifiers, inputs.tokenizer, colocation.publish_again)
     reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.lap)
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)

@@ -84,6 +84,11 @@ class Colocation:
         for role in (*self.others, *([] if self.policy is None else [self.policy])):
             role.onload()
 
+    def publish_again(self) -> None:
+        """The same weights once more: an engine was started anew. The others give their memory back meanwhile."""
+        self.train()
+        self.publish(self.version)
+
     @contextmanager
     def saving(self, due: bool) -> Iterator[None]:
         """The models on the device while they are saved (when that is due), the engine with its weights afterwards."""

@@ -29,15 +29,14 @@ from prime_megatron.roles import DTYPES, policy_folder_of
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.embedded import EmbeddedEngine
 from prime_megatron.rollout.engine import Engine
-from prime_megatron.rollout.hosted import HostedEngine, Limits, Place
+from prime_megatron.rollout.hosted import HostedEngine, Limits
+from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import EngineProcess
 from prime_megatron.rollout.spool import Spool
 from prime_megatron.rollout.uplink import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
 
 SPARE_TOKENS = {"sglang": 8, "vllm": 0}
 """Of the model's longest sequence, what an engine keeps for itself."""
-SPOOLS = {"bucket": BucketUplink, "broadcast": BroadcastUplink, "disk": DiskUplink}
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequence[int]) -> Engine:
@@ -189,17 +188,17 @@ def _uplink(config: TrainConfig) -> Uplink:
         if device.on_gpu():
             raise InputError("rollout.transport: live reaches an engine on a CPU only; use bucket, broadcast or disk")
         return LiveUplink(rollout.tensor, rollout.start_timeout_s)
-    # Where a disk is wanted the run's own folder is one that the engine can read; shared memory is none.
-    where = Path(config.run.output_dir) if transport == "disk" or not SHARED_MEMORY.is_dir() else SHARED_MEMORY
+    layout = _layout(config, read_config(policy_folder_of(config)))
+    how = (layout, _engine_dtype(config), rollout.check_every, rollout.start_timeout_s)
+    if transport == "bucket":
+        return BucketUplink(*how)
+    if transport == "broadcast":
+        return BroadcastUplink(*how)
+    # The run's own folder is one that the engine can read.
+    where = Path(config.run.output_dir)
     where.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="prime-engine-", dir=where))
-    return SPOOLS[transport](
-        Spool(folder, policy_folder_of(config) if transport == "disk" else None),
-        _layout(config, read_config(policy_folder_of(config))),
-        _engine_dtype(config),
-        rollout.check_every,
-        rollout.start_timeout_s,
-    )
+    return DiskUplink(*how, Spool(folder, policy_folder_of(config)))
 
 
 def _layout(config: TrainConfig, family: FamilyConfig) -> list[list[ShardSlice]]:

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.reshard.layouts import whole_tensors
 from prime_megatron.reshard.local import LocalSync
@@ -20,6 +21,9 @@ from prime_megatron.types import Bucket
 
 class NamedEngine(Protocol):
     """An engine that takes buckets (see rollout.engine)."""
+
+    @property
+    def version(self) -> int: ...
 
     def update_weights(self, buckets: Iterable[Bucket], version: int) -> None: ...
 
@@ -36,8 +40,7 @@ class _Part:
 class NamedSync:
     """Whole tensors on the ranks that need them, a bucket at a time.
 
-    A receiving rank holds one bucket at a time, and as much again for what travels; a bucket's memory is never used
-    again, since an engine in another process may still be reading it after it has answered.
+    A receiving rank holds one bucket at a time, and as much again for what travels.
 
     Args:
         sources: pieces held by each rank of the block, in group order.
@@ -59,6 +62,7 @@ class NamedSync:
         dtype: torch.dtype,
     ) -> None:
         held = hold(sources)
+        self.group = group
         self.dtype = dtype
         self.receives = me in receivers
         self.parts: list[_Part] = []
@@ -70,13 +74,18 @@ class NamedSync:
             self.parts.append(_Part(tensors, fill, sum(prod(tensor.shape) for tensor in tensors)))
 
     def send(self, engine: NamedEngine, params: Params, version: int) -> None:
-        """Feed the engine all buckets. Collective over the block.
+        """Feed the engine all buckets, and all again when one of the block died over them. Collective over the block.
 
         An engine on a rank that does not receive sees equally many buckets, all empty: making one is collective.
         """
-        buckets = self.buckets(params, version)
-        engine.update_weights(buckets, version)
-        assert next(buckets, None) is None, "the engine left buckets behind; its peers wait for this rank's parts"
+        lacking = True
+        while lacking:
+            buckets = self.buckets(params, version)
+            engine.update_weights(buckets, version)
+            assert next(buckets, None) is None, "the engine left buckets behind; its peers wait for this rank's parts"
+            lacking = engine.version != version
+            if self.group is not None:
+                lacking = any(gather_all(lacking, self.group))
 
     def buckets(self, params: Params, version: int) -> Iterator[Bucket]:
         """Every bucket of the current parameters, each made when it is asked for; collective, every rank takes all.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -10,10 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup, ProcessGroupGloo, TCPStore
 
+from prime_megatron.rollout.shared_buffer import Row, rows_bytes, unpack
+
 TIMEOUT = timedelta(seconds=300)
 """Longest wait for the other side to join or to send."""
-Row = tuple[str, str, Sequence[int]]
-"""A tensor's name, dtype and shape."""
 
 
 def make_group(
@@ -26,19 +26,13 @@ def make_group(
     return ProcessGroupGloo(prefixed, rank, world_size, TIMEOUT)
 
 
-def receive_tensors(group: ProcessGroup, rows: Sequence[Row], device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that rank 0 sends as one uint8 tensor, back to back."""
-    sizes = [torch.Size(shape).numel() * getattr(torch, dtype).itemsize for _, dtype, shape in rows]
-    flat = torch.empty(sum(sizes), dtype=torch.uint8)
+def receive_tensors(group: ProcessGroup, rows: Sequence[Row], device: torch.device) -> list[tuple[str, Tensor]]:
+    """The tensors that rank 0 sends packed (``shared_buffer.pack``)."""
+    flat = torch.empty(rows_bytes(rows), dtype=torch.uint8)
     group.broadcast(flat, 0).wait()
-    offset = 0
-    for (name, dtype, shape), size in zip(rows, sizes, strict=True):
-        # A tensor of its own: the engine may read it at an alignment that the packed one does not have.
-        yield name, flat[offset : offset + size].clone().view(getattr(torch, dtype)).view(tuple(shape)).to(device)
-        offset += size
+    return [(name, tensor.to(device)) for name, tensor in unpack(flat, rows)]
 
 
-def send_flat(group: ProcessGroup, tensors: Sequence[Tensor]) -> None:
-    """Rank 0's side of ``receive_tensors``."""
-    flat = torch.cat([tensor.detach().cpu().contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+def send_flat(group: ProcessGroup, flat: Tensor) -> None:
+    """Rank 0's side of ``receive_tensors``. flat: uint8, on the CPU."""
     group.broadcast(flat, 0).wait()

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from prime_megatron.rollout.channel import Channel
-from prime_megatron.rollout.driver import INSTALL, Answer, Driver, DriverSettings, Group, Shape, request_from_json
+from prime_megatron.rollout.driver import (
+    INSTALL,
+    Answer,
+    Driver,
+    DriverSettings,
+    Group,
+    UpdateRefused,
+    request_from_json,
+)
 
 DRIVERS = {
     "sglang": "prime_megatron.rollout.sglang.SglangDriver",
@@ -48,10 +56,10 @@ class EngineChild:
         operations: dict[str, Callable[..., Any]] = {
             "generate": self._generate,
             "attach": self._driver.attach,
-            "load_file": self._driver.load_file,
+            "load_bucket": self._driver.load_bucket,
             "load_folder": self._driver.load_folder,
             "join": lambda group: self._driver.join(Group(**group)),
-            "receive": self._receive,
+            "receive": self._driver.receive,
             "commit": self._commit,
             "bit_sums": self._driver.bit_sums,
             "sleep": self._driver.sleep,
@@ -64,15 +72,15 @@ class EngineChild:
             assert message is not None
             self._call = message.pop("call")
             operation = message.pop("op")
-            self._tell(ok=operations[operation](**message))
+            try:
+                self._tell(ok=operations[operation](**message))
+            except UpdateRefused as error:
+                self._tell(error=str(error), kind="refused")
             if operation == "close":
                 return
 
     def _generate(self, requests: list[Any]) -> None:
         self._driver.generate([request_from_json(row) for row in requests], self._finished, self._alive)
-
-    def _receive(self, shapes: list[Any], last: bool) -> None:
-        self._driver.receive([Shape(name, dtype, tuple(shape)) for name, dtype, shape in shapes], last)
 
     def _commit(self, version: int) -> None:
         self._driver.commit(version)

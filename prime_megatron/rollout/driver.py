@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.sampling import SampleKey
+from prime_megatron.rollout.shared_buffer import Row
 
 INSTALL = {
     "sglang": "make its environment with python tools/engine_env/make_env.py sglang .venv-sglang, and start from there",
@@ -83,17 +84,12 @@ class Group:
     name: str
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A tensor that a broadcast brings."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
+class UpdateRefused(Exception):
+    """The engine answered that it did not take a weight update. It lives, with weights that nobody may use."""
 
 
 class Driver(Protocol):
-    """One engine. Any exception ends the child: the trainer then starts another."""
+    """One engine. Any exception but UpdateRefused ends the child: the trainer then starts another."""
 
     def generate(
         self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
@@ -105,8 +101,9 @@ class Driver(Protocol):
         """Move the parameters of tensor-parallel rank r into the segment paths[r] (``rollout.live_weights``)."""
         ...
 
-    def load_file(self, path: str, last: bool) -> None:
-        """Take the Hugging Face tensors of a safetensors file; ``last``: the update is complete with it."""
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+        """Take whole Hugging Face tensors, packed in a shared buffer (``shared_buffer``): a handle per tensor-parallel
+        rank. When it returns nobody reads the buffer any more."""
         ...
 
     def load_folder(self, path: str) -> None:
@@ -117,12 +114,12 @@ class Driver(Protocol):
         """Join a broadcast group; returns when the group stands."""
         ...
 
-    def receive(self, shapes: Sequence[Shape], last: bool) -> None:
-        """Take tensors that the group's rank 0 broadcasts back to back in one uint8 tensor, in this order."""
+    def receive(self, rows: Sequence[Row]) -> None:
+        """Take whole Hugging Face tensors that the group's rank 0 broadcasts packed."""
         ...
 
     def commit(self, version: int) -> None:
-        """The weights are those of this version: drop what older ones left in the caches."""
+        """The update is complete, the weights are of this version: drop what older ones left in the caches."""
         ...
 
     def bit_sums(self) -> list[dict[str, int]]:

@@ -62,6 +62,11 @@ class Completion:
     """"stop" (end of sequence) or "length" (cut at max_tokens)."""
 
 
+class WeightsLost(Exception):
+    """A restarted engine waits for its weights: publish them again (collective), then repeat the call, which goes on
+    where it was. Raised on all ranks of the replica."""
+
+
 @runtime_checkable
 class Engine(Protocol):
     """One replica of a generation engine, seen from one of its ranks."""
@@ -81,7 +86,8 @@ class Engine(Protocol):
 
         `on_finished` hears of every completion as soon as it is there, in any order, from the calling thread.
         All ranks of a replica call with the same requests and get the same answer.
-        Raises InputError for a request that the model cannot hold, RunError when the engine died.
+        Raises InputError for a request that the model cannot hold, RunError when the engine died too often,
+        WeightsLost.
         """
         ...
 
@@ -90,7 +96,10 @@ class Engine(Protocol):
         ...
 
     def update_weights(self, buckets: Iterable[Bucket], version: int) -> None:
-        """Take weights of one policy version; with no buckets, those already written into `named_targets`."""
+        """Take weights of one policy version; with no buckets, those already written into `named_targets`.
+
+        Where `version` is another one afterwards the engine died meanwhile, and wants all of them once more.
+        """
         ...
 
     def sleep(self, level: int) -> None:

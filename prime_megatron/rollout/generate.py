@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prime_megatron.errors import StopRequested
 from prime_megatron.parallel.collectives import gather_all
-from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling
+from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, WeightsLost
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.types import Group, Prompt, Sample
 from prime_megatron.verify import Answer, Verdict, Verifiers
@@ -48,10 +48,19 @@ class Generator:
         speaks: True on the one rank of each replica that reports its answers.
         verifiers: outcome rewards.
         tokenizer: turns responses into text for the verifier.
+        publish_again: gives the engines the weights that they had, after one has lost them; collective.
     """
 
-    def __init__(self, engine: Engine, speaks: bool, verifiers: Verifiers, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        speaks: bool,
+        verifiers: Verifiers,
+        tokenizer: PreTrainedTokenizerBase,
+        publish_again: Callable[[], None],
+    ) -> None:
         self.engine = engine
+        self.publish_again = publish_again
         self.speaks = speaks
         self.verifiers = verifiers
         self.tokenizer = tokenizer
@@ -66,13 +75,19 @@ class Generator:
             StopRequested: on every rank, when ``stop`` was true on one; what was generated is lost.
         """
         mine = [index for index in range(len(prompts)) if index % self.engine.num_replicas == self.engine.replica]
-        answered: list[_Answered] = []
-        with contextlib.suppress(StopRequested):
-            answered = self._answer([(index, prompts[index]) for index in mine], draw, stop)
+        answered: list[_Answered] | None = None
+        verdicts: dict[SampleKey, Future[Verdict]] = {}
+        while True:
+            if answered is None:
+                with contextlib.suppress(StopRequested, WeightsLost):
+                    answered = self._answer([(index, prompts[index]) for index in mine], draw, verdicts, stop)
+            everyones = gather_all((stop(), answered))
+            if any(stopped for stopped, _ in everyones):
+                raise StopRequested
+            if all(part is not None for _, part in everyones):
+                break
+            self.publish_again()
         by_prompt: dict[int, list[_Answered]] = {index: [] for index in range(len(prompts))}
-        everyones = gather_all((stop(), answered))
-        if any(stopped for stopped, _ in everyones):
-            raise StopRequested
         for _, part in everyones:
             for item in part:
                 by_prompt[item.index].append(item)
@@ -82,7 +97,14 @@ class Generator:
             for index, items in by_prompt.items()
         ]
 
-    def _answer(self, prompts: Sequence[tuple[int, Prompt]], draw: Draw, stop: Callable[[], bool]) -> list[_Answered]:
+    def _answer(
+        self,
+        prompts: Sequence[tuple[int, Prompt]],
+        draw: Draw,
+        verdicts: dict[SampleKey, Future[Verdict]],
+        stop: Callable[[], bool],
+    ) -> list[_Answered]:
+        """This replica's share; ``verdicts`` holds those of an attempt that ended early. Raises WeightsLost."""
         requests, owners = [], []
         for index, prompt in prompts:
             for sample in range(draw.num_samples):
@@ -90,7 +112,6 @@ class Generator:
                 requests.append(Request(prompt.token_ids, key, draw.sampling))
                 owners.append((index, prompt))
         prompt_of = {request.key: prompt for request, (_, prompt) in zip(requests, owners, strict=True)}
-        verdicts: dict[SampleKey, Future[Verdict]] = {}
 
         def verify(completion: Completion) -> None:
             if stop():

@@ -5,10 +5,11 @@ or hang at any time: it is started again, given the same weights, and asked for 
 
 Where the weights go, by transport:
     live       the engine's own parameters, in shared memory: `named_targets` of tensor-parallel rank r on rank r
-    bucket     whole Hugging Face tensors through files in shared memory
+    bucket     whole Hugging Face tensors through two shared buffers (CUDA IPC on a GPU)
     broadcast  the same over a process group of trainer and engine
     disk       the same as a folder that the engine loads
-All but live keep one whole copy of the weights per replica on the host, from which a restarted engine is loaded.
+Live weights and a folder outlive the engine. With the other two nobody keeps a copy: a restarted engine gets its
+weights by another sync (`WeightsLost`).
 """
 
 from __future__ import annotations
@@ -24,28 +25,17 @@ from torch import Tensor
 
 from prime_megatron.errors import InputError, RunError
 from prime_megatron.rollout.driver import DriverSettings, request_to_json
-from prime_megatron.rollout.engine import Completion, Request
+from prime_megatron.rollout.engine import Completion, Request, WeightsLost
 from prime_megatron.rollout.live_weights import open_segment
+from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import Dead, EngineProcess
 from prime_megatron.rollout.uplink import Uplink
 from prime_megatron.types import Bucket
 
 T = TypeVar("T")
+Row = tuple[list[int], list[float], str]
+"""Token ids, log-probs and finish reason of a response."""
 TAGS = frozenset({"weights", "kv_cache"})
-
-
-@dataclass(frozen=True)
-class Place:
-    """This rank's part in the replicas."""
-
-    replica: int
-    num_replicas: int
-    tensor_rank: int
-    """0 on the leader."""
-    leader: int
-    """Its global rank."""
-    group: dist.ProcessGroup | None
-    """The replica's ranks; None for one rank."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class Limits:
     """How long to wait, how often to try."""
 
     max_restarts: int
-    """Restarts in a row, without a finished call between them."""
+    """Restarts in a row, without a finished generation between them."""
     generate_timeout_s: float
     alive_timeout_s: float
     """Longest silence of a generating engine."""
@@ -88,10 +78,14 @@ class HostedEngine:
         self._place, self._settings, self._limits = place, settings, limits
         self._start_process, self._uplink = start, uplink
         self._version = -1
+        self._loaded = False
+        """Whether the process has the weights of this version; the leader's alone."""
+        self._kept: dict[Request, Row] = {}
+        """Responses of a call that a death ended, until it is repeated."""
         self._failures = 0
         self._asleep: frozenset[str] = frozenset()
         self._process: EngineProcess | None = None
-        paths = self._agree(self._first_start)
+        paths = self._place.agree(self._first_start)
         self._targets = open_segment(paths[place.tensor_rank]) if paths else None
 
     @property
@@ -108,27 +102,42 @@ class HostedEngine:
 
         Raises:
             RunError: a tensor that the engine's model has not, or one that did not come, or weights that arrived
-                wrong; it is named.
+                wrong; it is named. Or the engine refused the update.
         """
         self._version = -1  # until all of it is there
+        self._loaded = False
         if self._targets is not None:
             assert not list(buckets), "live weights are written in place"
             if self._place.group is not None:
                 dist.barrier(group=self._place.group)  # all ranks have written
+            self._place.agree(lambda: self._surely(lambda process: self._link.finish(process, version)))
+            complete = True
         else:
-            self._agree(lambda: self._link.begin())
+            self._place.agree(self._begin)
             for bucket in buckets:
-                self._agree(lambda bucket=bucket: self._surely(lambda process: self._link.send(process, bucket)))
-        self._agree(lambda: self._surely(lambda process: self._link.finish(process, version)))
-        self._version = version
+                self._place.agree(
+                    lambda bucket=bucket: self._unless_dead(lambda process: self._link.send(process, bucket))
+                )
+            complete = self._place.agree(lambda: self._unless_dead(lambda process: self._link.finish(process, version)))
+        if complete:
+            self._version = version
+            self._loaded = True
 
     def generate(
         self, requests: Sequence[Request], on_finished: Callable[[Completion], None] | None = None
     ) -> list[Completion]:
-        """See `Engine.generate`. A response of a dead engine that was not finished is made again, from its start."""
+        """See `Engine.generate`. A response of a dead engine that was not finished is made again, from its start.
+
+        Raises:
+            WeightsLost: as `Engine.generate`; ``on_finished`` does not hear again of what it has heard.
+        """
         assert self._version >= 0 and not self._asleep, "generate before the first weight sync, or asleep"
         self._check(requests)
-        rows = self._agree(lambda: self._generate(requests, on_finished))
+        try:
+            rows = self._place.agree(lambda: self._generate(requests, on_finished))
+        except WeightsLost:
+            self._version = -1
+            raise
         completions = [
             Completion(request, tuple(row[0]), tuple(row[1]), row[2])
             for request, row in zip(requests, rows, strict=True)
@@ -143,7 +152,8 @@ class HostedEngine:
         assert level in (1, 2), level
         if self._asleep:
             return
-        self._agree(lambda: self._surely(lambda process: self._quick(process, "sleep", level=level)))
+        self._loaded = self._loaded and level == 1
+        self._place.agree(lambda: self._surely(lambda process: self._quick(process, "sleep", level=level)))
         self._asleep = TAGS
         if level == 2:
             self._version = -1
@@ -154,7 +164,7 @@ class HostedEngine:
         assert not unknown, unknown
         wanted = sorted(self._asleep & set(tags))
         if wanted:
-            self._agree(lambda: self._surely(lambda process: self._quick(process, "wake", tags=wanted)))
+            self._place.agree(lambda: self._surely(lambda process: self._quick(process, "wake", tags=wanted)))
             self._asleep -= set(wanted)
 
     def healthy(self) -> bool:
@@ -168,7 +178,7 @@ class HostedEngine:
                 return False
             return True
 
-        return self._agree(check)
+        return self._place.agree(check)
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -188,28 +198,6 @@ class HostedEngine:
         assert self._uplink is not None, "the leader's alone"
         return self._uplink
 
-    def _agree(self, action: Callable[[], T]) -> T:
-        """The leader's result, or its error, on every rank of the replica."""
-        outcome: tuple[str, Any] = ("", None)
-        if self._place.tensor_rank == 0:
-            try:
-                outcome = ("ok", action())
-            except InputError as error:
-                outcome = ("input", str(error))
-            except RunError as error:
-                outcome = ("failed", str(error))
-        if self._place.group is not None:
-            carrier = [outcome]
-            dist.broadcast_object_list(carrier, self._place.leader, group=self._place.group)
-            outcome = carrier[0]
-        kind, value = outcome
-        if kind == "input":
-            raise InputError(value)
-        if kind == "failed":
-            raise RunError(value)
-        result: T = value
-        return result
-
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
             tokens = len(request.prompt_ids) + request.sampling.max_tokens
@@ -219,13 +207,14 @@ class HostedEngine:
                     "lower data.max_prompt_tokens or rollout.sampling.max_response_tokens"
                 )
 
-    def _generate(
-        self, requests: Sequence[Request], on_finished: Callable[[Completion], None] | None
-    ) -> list[tuple[list[int], list[float], str]]:
-        finished: dict[int, tuple[list[int], list[float], str]] = {}
+    def _generate(self, requests: Sequence[Request], on_finished: Callable[[Completion], None] | None) -> list[Row]:
+        finished = {place: self._kept[request] for place, request in enumerate(requests) if request in self._kept}
         deadline = time.monotonic() + self._limits.generate_timeout_s
 
         def ask(process: EngineProcess) -> None:
+            if not self._loaded:
+                self._kept = {requests[place]: row for place, row in finished.items()}
+                raise WeightsLost
             # After a death only what is missing; a place in the call never answers twice.
             missing = [place for place in range(len(requests)) if place not in finished]
 
@@ -247,8 +236,9 @@ class HostedEngine:
                 requests=[request_to_json(requests[place]) for place in missing],
             )
 
-        if requests:
+        if len(finished) < len(requests):
             self._surely(ask)
+        self._kept, self._failures = {}, 0
         return [finished[place] for place in range(len(requests))]
 
     def _quick(self, process: EngineProcess, operation: str, **arguments: Any) -> None:
@@ -261,27 +251,43 @@ class HostedEngine:
                 if self._process is None:
                     self._restart()
                 assert self._process is not None
-                result = action(self._process)
+                return action(self._process)
             except Dead as death:
                 self._mourn(death)
-                continue
-            self._failures = 0
-            return result
 
-    def _first_start(self) -> list[str]:
+    def _begin(self) -> None:
+        self._surely(lambda process: None)
+        self._link.begin()
+
+    def _unless_dead(self, action: Callable[[EngineProcess], None]) -> bool:
+        """A part of an update that is lost as a whole when the engine dies; whether it lives."""
+        if self._process is None:
+            return False
+        try:
+            action(self._process)
+        except Dead as death:
+            self._mourn(death)
+            return False
+        return True
+
+    def _first_start(self) -> Sequence[str]:
         self._surely(lambda process: None)
         return self._link.paths
 
     def _restart(self) -> None:
-        """Start the process and give it the weights of the last update."""
+        """Start the process, give it the weights of the last update where they can be had, put it to sleep as far as
+        the one before was."""
         self._process = self._start_process()
-        self._link.restore(self._process, self._version)
-        self._asleep = frozenset()
+        self._loaded = self._link.restore(self._process, self._version)
+        if self._asleep:
+            self._quick(self._process, "sleep", level=1)
+            if self._asleep != TAGS:
+                self._quick(self._process, "wake", tags=sorted(TAGS - self._asleep))
 
     def _mourn(self, death: Dead) -> None:
         if self._process is not None:
             self._process.kill()
-        self._process = None
+        self._process, self._loaded = None, False
         self._failures += 1
         if self._failures > self._limits.max_restarts:
             raise RunError(

@@ -65,10 +65,12 @@ def open_segment(path: str) -> dict[str, Tensor]:
 def bit_sums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
     """Per tensor the sum of its raw bits as integers, modulo 2**64 (signed): the order of elements does not matter, so
     the sums of a tensor's parts add up to its own."""
-    return {
-        name: int(tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64))
-        for name, tensor in tensors
-    }
+    return {name: int(bit_sum(tensor)) for name, tensor in tensors}
+
+
+def bit_sum(tensor: Tensor) -> Tensor:
+    """One tensor's, as an int64 scalar on its device."""
+    return tensor.detach().contiguous().view(_INTEGERS[tensor.element_size()]).sum(dtype=torch.int64)
 
 
 def _layout(params: Iterable[tuple[str, Tensor]]) -> Table:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.errors import InputError
+from prime_megatron.errors import InputError, RunError
 from prime_megatron.rollout.channel import Channel
 from prime_megatron.rollout.driver import DriverSettings
 
@@ -69,6 +69,15 @@ class EngineProcess:
         """Process id; also that of its process group."""
         return self._popen.pid
 
+    def post(self, operation: str, **arguments: Any) -> None:
+        """Have the child do something, without waiting for its answer: one at a time. Raises Dead."""
+        self._calls += 1
+        self._send({"call": self._calls, "op": operation, **arguments})
+
+    def wait(self, timeout_s: float) -> Any:
+        """The answer to what was posted. Raises as ``call``."""
+        return self._answer(timeout_s, timeout_s, lambda done: None)
+
     def call(
         self,
         operation: str,
@@ -76,7 +85,6 @@ class EngineProcess:
         timeout_s: float,
         alive_timeout_s: float | None = None,
         on_done: Callable[[list[Any]], None] = lambda done: None,
-        while_waiting: Callable[[], None] = lambda: None,
         **arguments: Any,
     ) -> Any:
         """Have the child do something and return its answer.
@@ -85,13 +93,11 @@ class EngineProcess:
             timeout_s: for the whole of it.
             alive_timeout_s: longest silence on the way; None: as the whole.
             on_done: hears of every finished response of a generation.
-            while_waiting: this side's part, done after the call is sent.
         Raises:
             Dead: it is gone, silent for too long, or failed.
+            RunError: the engine lives and refused a weight update.
         """
-        self._calls += 1
-        self._send({"call": self._calls, "op": operation, **arguments})
-        while_waiting()
+        self.post(operation, **arguments)
         return self._answer(timeout_s, timeout_s if alive_timeout_s is None else alive_timeout_s, on_done)
 
     def close(self) -> None:
@@ -123,12 +129,14 @@ class EngineProcess:
                 raise Dead(self._how_it_ended()) from None
             if message is None:
                 raise Dead(f"no sign of life for {min(timeout_s, alive_timeout_s):g} s")
+            if message.get("call", self._calls) != self._calls:
+                continue  # of a call that this side left by an exception
             if "error" in message:
                 if message["kind"] == "input":
                     raise InputError(message["error"])
+                if message["kind"] == "refused":
+                    raise RunError(f"weight sync: {message['error']}")
                 raise Dead(message["error"])
-            if message["call"] != self._calls:
-                continue  # of a call that this side left by an exception
             if "ok" in message:
                 return message["ok"]
             if "done" in message:

@@ -17,11 +17,12 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig
 
-from prime_megatron.rollout.driver import Answer, DriverSettings, Group, Shape
+from prime_megatron.rollout.driver import Answer, DriverSettings, Group, UpdateRefused
 from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.rollout.sglang_payload import command_payload
 from prime_megatron.rollout.sglang_worker import LOADER
+from prime_megatron.rollout.shared_buffer import Row
 
 PING_EVERY_S = 1.0
 SETTLE_TIMEOUT_S = 60.0
@@ -56,10 +57,6 @@ class Backend(Protocol):
         """release_memory_occupation or resume_memory_occupation."""
         ...
 
-    def bucket(self, path: str) -> tuple[str, list[Any]]:
-        """The load format and payloads by which a file of tensors is passed on."""
-        ...
-
     def close(self) -> None:
         """End the engine."""
         ...
@@ -79,7 +76,7 @@ class SglangDriver:
         else:
             from prime_megatron.rollout.sglang_engine import EngineBackend
 
-            self._backend = EngineBackend(server_arguments(settings), settings.device)
+            self._backend = EngineBackend(server_arguments(settings))
         # The first step takes long on a busy machine; a silence of that length later on means a hang.
         warm = Request((0, 0), SampleKey(0, 0, 0, 0), Sampling(2))
         self._backend.run(self._warm(warm))
@@ -113,11 +110,9 @@ class SglangDriver:
         self._command([{"op": "attach", "path": path} for path in paths])
         self._end()
 
-    def load_file(self, path: str, last: bool) -> None:
-        """See `Driver.load_file`."""
-        self._begin()
-        load_format, payloads = self._backend.bucket(path)
-        self._tell("update_weights_from_tensor", load_format=load_format, payloads=payloads)
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+        """See `Driver.load_bucket`."""
+        self._command([{"op": "load_bucket", "handle": handle, "rows": rows} for handle in handles])
 
     def load_folder(self, path: str) -> None:
         """See `Driver.load_folder`."""
@@ -130,10 +125,9 @@ class SglangDriver:
         self._command([{"op": "join", **where, "rank": 1 + rank, "world_size": 1 + size} for rank in range(size)])
         self._end()
 
-    def receive(self, shapes: Sequence[Shape], last: bool) -> None:
+    def receive(self, rows: Sequence[Row]) -> None:
         """See `Driver.receive`."""
-        rows = [[shape.name, shape.dtype, list(shape.shape)] for shape in shapes]
-        self._command([{"op": "receive", "shapes": rows}] * self._settings.tensor)
+        self._command([{"op": "receive", "rows": rows}] * self._settings.tensor)
 
     def commit(self, version: int) -> None:
         """See `Driver.commit`. SGLang drops its cache and stamps every later response with the version."""
@@ -201,7 +195,7 @@ class SglangDriver:
     def _tell(self, operation: str, **arguments: Any) -> None:
         success, message = self._backend.update(operation, **arguments)
         if not success:
-            raise RuntimeError(f"SGLang refused {operation}: {message}")
+            raise UpdateRefused(f"SGLang refused {operation}: {message}")
 
 
 def server_arguments(settings: DriverSettings) -> dict[str, Any]:

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from safetensors.torch import load_file
 from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput, UpdateWeightsFromTensorReqInput
-from sglang.srt.utils import MultiprocessingSerializer
-from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
 
 
 class EngineBackend:
     """See `sglang.Backend`: SGLang's Engine in this process, with a scheduler process per tensor-parallel rank."""
 
-    def __init__(self, arguments: Mapping[str, Any], device: str) -> None:
-        self._tensor = int(arguments["tp_size"])
-        self._device = device
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._engine = Engine(**arguments)
 
     def run(self, task: Awaitable[None]) -> None:
@@ -62,13 +57,6 @@ class EngineBackend:
     def occupy(self, operation: str, tags: Sequence[str]) -> None:
         """See `Backend.occupy`."""
         getattr(self._engine, operation)(tags=list(tags))
-
-    def bucket(self, path: str) -> tuple[str, list[Any]]:
-        """One flat tensor, whose handle is made once per rank: it can be opened once only."""
-        named = list(load_file(path, device=self._device).items())
-        flat = FlattenedTensorBucket(named_tensors=named)
-        content = {"flattened_tensor": flat.get_flattened_tensor(), "metadata": flat.get_metadata()}
-        return "flattened_bucket", [MultiprocessingSerializer.serialize(content) for _ in range(self._tensor)]
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -21,9 +21,6 @@ from urllib.request import urlopen
 
 import aiohttp
 
-from prime_megatron.rollout.sglang_payload import command_payload
-from prime_megatron.rollout.sglang_worker import LOADER
-
 ADDRESS = "127.0.0.1"
 POLL_S = 0.5
 
@@ -82,10 +79,6 @@ class ServerBackend:
     def occupy(self, operation: str, tags: Sequence[str]) -> None:
         """See `Backend.occupy`."""
         self._loop.run_until_complete(self._post(operation, {"tags": list(tags)}))
-
-    def bucket(self, path: str) -> tuple[str, list[Any]]:
-        """The schedulers read the file themselves: handles of tensors are not good for a server's processes."""
-        return LOADER, [command_payload({"op": "load_file", "path": path})] * self._tensor
 
     def close(self) -> None:
         """See `Backend.close`."""

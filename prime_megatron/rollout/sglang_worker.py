@@ -1,22 +1,22 @@
 """What SGLang's scheduler processes do for us, one per tensor-parallel rank (SGLang's `custom_weight_loader`).
 
 SGLang calls `run` between begin and end of a weight update. The "tensor's" name is a command in JSON and the tensor is
-empty: weights never pass here, they lie in shared memory or come over a group.
+empty: weights never pass here, they lie in shared memory (CUDA IPC on a GPU) or come over a group.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from prime_megatron.rollout.broadcast import make_group, receive_tensors
 from prime_megatron.rollout.live_weights import attach, bit_sums
+from prime_megatron.rollout.shared_buffer import Row, open_buffer, unpack, wait_for_reads
 
 LOADER = "prime_megatron.rollout.sglang_worker.run"
 """This module's loader by its name."""
@@ -38,8 +38,10 @@ def _bit_sums(model: nn.Module, path: str) -> None:
     Path(path).write_text(json.dumps(bit_sums(model.named_parameters())))
 
 
-def _load_file(model: Any, path: str) -> None:
-    model.load_weights(_read(path))
+def _load_bucket(model: Any, handle: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    flat = open_buffer(handle)
+    model.load_weights(unpack(flat, rows))
+    wait_for_reads(flat)
 
 
 def _join(model: nn.Module, address: str, port: int, name: str, rank: int, world_size: int) -> None:
@@ -47,23 +49,17 @@ def _join(model: nn.Module, address: str, port: int, name: str, rank: int, world
     setattr(model, _GROUP, make_group(address, port, name, rank=rank, world_size=world_size))
 
 
-def _receive(model: Any, shapes: Sequence[Any]) -> None:
+def _receive(model: Any, rows: Sequence[Row]) -> None:
     group: dist.ProcessGroup = getattr(model, _GROUP)
     device = next(model.parameters()).device
-    model.load_weights(receive_tensors(group, [tuple(row) for row in shapes], device))
-
-
-def _read(path: str) -> Iterator[tuple[str, Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118, safe_open is no mapping
-            yield name, file.get_tensor(name)
+    model.load_weights(receive_tensors(group, rows, device))
 
 
 _OPERATIONS = {
     "attach": _attach,
     "bit_sums": _bit_sums,
     "join": _join,
-    "load_file": _load_file,
+    "load_bucket": _load_bucket,
     "noop": lambda model: None,
     "receive": _receive,
 }

@@ -1,21 +1,22 @@
-"""The ways of the weights into an engine's process; each can bring a restarted engine back to the last update."""
+"""The ways of the weights into an engine's process; some can bring a restarted engine back to the last update."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from prime_megatron.errors import RunError
-from prime_megatron.parallel.shards import ShardSlice
+from prime_megatron.parallel.shards import ShardSlice, as_slices
 from prime_megatron.rollout.broadcast import TIMEOUT, make_group, send_flat
-from prime_megatron.rollout.live_weights import bit_sums, open_segment
-from prime_megatron.rollout.process import EngineProcess
+from prime_megatron.rollout.live_weights import bit_sum, bit_sums, open_segment
+from prime_megatron.rollout.process import Dead, EngineProcess
+from prime_megatron.rollout.shared_buffer import SharedBuffer, pack, packed_bytes
 from prime_megatron.rollout.spool import Spool
 from prime_megatron.types import Bucket
 
@@ -27,24 +28,24 @@ class Uplink(Protocol):
     """One transport, used by the replica's leader alone (but for ``close``)."""
 
     @property
-    def paths(self) -> list[str]:
+    def paths(self) -> Sequence[str]:
         """Segments of live weights by tensor-parallel rank; none for other transports."""
         ...
 
     def begin(self) -> None:
-        """A new update starts."""
+        """A new update starts, from its first bucket."""
         ...
 
     def send(self, process: EngineProcess, bucket: Bucket) -> None:
-        """Pass on a bucket of whole Hugging Face tensors."""
+        """Pass on a bucket of whole Hugging Face tensors; its own memory is free again when this returns."""
         ...
 
     def finish(self, process: EngineProcess, version: int) -> None:
         """All is there: commit it as this version and compare checksums. Raises RunError that names a tensor."""
         ...
 
-    def restore(self, process: EngineProcess, version: int) -> None:
-        """Give a new process what the update in progress, or the last one (version), has brought so far."""
+    def restore(self, process: EngineProcess, version: int) -> bool:
+        """Make a new process ready; True when it has the weights of the last finished update (version) again."""
         ...
 
     def close(self) -> None:
@@ -53,10 +54,7 @@ class Uplink(Protocol):
 
 
 class LiveUplink:
-    """Segments that the trainer owns and the engine lives in. They outlive the engine, so nothing is sent twice.
-
-    The files have no name on disk: they are gone with the last process that maps them.
-    """
+    """Nameless files that the trainer owns and the engine lives in. They outlive the engine: nothing is sent twice."""
 
     def __init__(self, tensor: int, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -83,12 +81,13 @@ class LiveUplink:
             compare(expected, process.call("bit_sums", timeout_s=self._timeout_s), version)
             self._proven = True
 
-    def restore(self, process: EngineProcess, version: int) -> None:
+    def restore(self, process: EngineProcess, version: int) -> bool:
         """See `Uplink.restore`."""
         self._proven = False
         process.call("attach", timeout_s=self._timeout_s, paths=self.paths)
         if version >= 0:
             self.finish(process, version)
+        return version >= 0
 
     def close(self) -> None:
         """See `Uplink.close`."""
@@ -98,123 +97,191 @@ class LiveUplink:
 
 
 class BucketUplink:
-    """Buckets through files in shared memory."""
+    """Buckets in two shared buffers by turns: the engine reads one while the trainer fills the other.
 
-    def __init__(self, spool: Spool, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
-        self._spool, self._layout, self._dtype = spool, layout, dtype
-        self._check_every, self._timeout_s = check_every, timeout_s
-        self._wanted = {piece.hf_name for pieces in layout for piece in pieces}
+    Nothing is kept: the trainer must send again what a restarted engine lacks.
+
+    Args:
+        layout: of the engine, for names, shapes and checksums.
+        dtype: of the engine's weights.
+        check_every: compare checksums every n updates, and once for every process; 0: never.
+    """
+
+    def __init__(self, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
+        self._dtype, self._check_every, self._timeout_s = dtype, check_every, timeout_s
+        self._num_ranks = len(layout)
+        self._pieces: dict[str, list[tuple[int, ShardSlice]]] = {}
+        """Where a Hugging Face tensor goes: engine rank and piece."""
+        for rank, pieces in enumerate(layout):
+            for piece in pieces:
+                self._pieces.setdefault(piece.hf_name, []).append((rank, piece))
         self._sent: set[str] = set()
-        self._last: list[Path] = []
-        """The file that waits until it is known whether another one follows."""
+        self._sums: list[dict[str, Tensor]] = []
         self._num_updates = 0
+        self._proven = False
+        self._buffers: list[SharedBuffer] = []
+        self._turn = 0
+        self._reading = False
+        """Whether the engine still reads the bucket before this one."""
 
-    @property
-    def paths(self) -> list[str]:
-        """See `Uplink.paths`."""
-        return []
+    paths: Sequence[str] = ()
 
     def begin(self) -> None:
         """See `Uplink.begin`."""
-        self._spool.begin()
-        self._sent, self._last = set(), []
+        self._sent, self._sums = set(), [{} for _ in range(self._num_ranks)]
+        self._turn, self._reading = 0, False
 
     def send(self, process: EngineProcess, bucket: Bucket) -> None:
-        """See `Uplink.send`. Raises RunError for a name that the model has not, or has had already."""
-        for name in bucket.names:
-            if name not in self._wanted:
+        """See `Uplink.send`. Raises RunError for a tensor that the model has not, or has in another shape."""
+        for name, tensor in zip(bucket.names, bucket.tensors, strict=True):
+            if name not in self._pieces:
                 raise RunError(f"weight sync: the engine's model has no tensor {name}")
-        if self._sent.issuperset(bucket.names):
-            return  # the engine died during this bucket and got it with the others
-        path = self._spool.write(bucket)
+            shape = self._pieces[name][0][1].hf_shape
+            if tuple(tensor.shape) != tuple(shape):
+                raise RunError(f"weight sync: {name} is {list(tensor.shape)}, the engine's model has {list(shape)}")
+            if self._due:
+                self._count(name, tensor)
         self._sent |= set(bucket.names)
-        self._push(process, last=False)
-        self._last = [path]
+        if bucket.names:
+            self._pass_on(process, bucket)
 
     def finish(self, process: EngineProcess, version: int) -> None:
         """See `Uplink.finish`."""
-        missing = sorted(self._wanted - self._sent)
+        missing = sorted(self._pieces.keys() - self._sent)
         if missing:
             raise RunError(
                 f"weight sync of version {version}: {len(missing)} tensors are missing, such as {missing[0]}"
             )
-        self._push(process, last=True)
+        self._complete(process)
         process.call("commit", timeout_s=self._timeout_s, version=version)
-        self._num_updates += 1
-        if self._check_every and self._num_updates % self._check_every == 0:
-            expected = [self._spool.bit_sums(pieces, self._dtype) for pieces in self._layout]
+        if self._due:
+            expected = [{name: int(total) for name, total in sums.items()} for sums in self._sums]
             compare(expected, process.call("bit_sums", timeout_s=self._timeout_s), version)
+            self._proven = self._check_every > 0
+        self._num_updates += 1
 
-    def restore(self, process: EngineProcess, version: int) -> None:
+    def restore(self, process: EngineProcess, version: int) -> bool:
         """See `Uplink.restore`."""
-        files = self._spool.files
-        for path in files[:-1]:
-            self._load(process, path, last=False)
-        self._last = files[-1:]
-        if version >= 0:
-            self.finish(process, version)
+        self._proven = False
+        return False
 
     def close(self) -> None:
         """See `Uplink.close`."""
-        self._spool.close()
+        self._free()
 
-    def _push(self, process: EngineProcess, *, last: bool) -> None:
-        for path in self._last:
-            self._load(process, path, last=last)
-        self._last = []
+    @property
+    def _due(self) -> bool:
+        """Whether this update's checksums are compared."""
+        every = self._check_every
+        return every > 0 and (not self._proven or (self._num_updates + 1) % every == 0)
 
-    def _load(self, process: EngineProcess, path: Path, *, last: bool) -> None:
-        process.call("load_file", timeout_s=self._timeout_s, path=str(path), last=last)
+    def _count(self, name: str, tensor: Tensor) -> None:
+        for rank, piece in self._pieces[name]:
+            sums = self._sums[rank]
+            total = bit_sum(tensor[as_slices(piece.hf)].to(self._dtype))
+            sums[piece.param] = total if piece.param not in sums else sums[piece.param] + total
 
+    def _pass_on(self, process: EngineProcess, bucket: Bucket) -> None:
+        buffer = self._buffer(packed_bytes(bucket.tensors), bucket.tensors[0].device)
+        rows = pack(buffer.flat, bucket.names, bucket.tensors)
+        handles = [buffer.handle() for _ in range(self._num_ranks)]
+        self._settle(process)
+        process.post("load_bucket", handles=handles, rows=rows)
+        self._reading = True
 
-class DiskUplink(BucketUplink):
-    """The buckets as a Hugging Face folder that the engine loads at the end."""
+    def _buffer(self, num_bytes: int, device: torch.device) -> SharedBuffer:
+        """The one that the engine does not read, at least as large."""
+        self._turn = 1 - self._turn
+        while len(self._buffers) < 2:
+            self._buffers.append(SharedBuffer(num_bytes, device))
+        if self._buffers[self._turn].flat.numel() < num_bytes:
+            self._buffers[self._turn].close()
+            self._buffers[self._turn] = SharedBuffer(num_bytes, device)
+        return self._buffers[self._turn]
 
-    def _load(self, process: EngineProcess, path: Path, *, last: bool) -> None:
-        if last:
-            process.call("load_folder", timeout_s=self._timeout_s, path=str(path.parent))
+    def _settle(self, process: EngineProcess) -> None:
+        """Wait until the engine is done with the bucket before."""
+        if self._reading:
+            self._reading = False
+            process.wait(self._timeout_s)
+
+    def _complete(self, process: EngineProcess) -> None:
+        self._settle(process)
+        self._free()  # training needs the memory
+
+    def _free(self) -> None:
+        for buffer in self._buffers:
+            buffer.close()
+        self._buffers = []
 
 
 class BroadcastUplink(BucketUplink):
     """The buckets over a gloo group of this rank and the engine's."""
 
-    def __init__(self, spool: Spool, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
-        super().__init__(spool, layout, dtype, check_every, timeout_s)
+    def __init__(self, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
+        super().__init__(layout, dtype, check_every, timeout_s)
         self._num_groups = 0
         self._group: ProcessGroup | None = None
         self._store: dist.TCPStore | None = None
 
-    def restore(self, process: EngineProcess, version: int) -> None:
+    def restore(self, process: EngineProcess, version: int) -> bool:
         """See `Uplink.restore`: with a group of its own for every process."""
-        self._join(process)
-        super().restore(process, version)
-
-    def _join(self, process: EngineProcess) -> None:
         self._num_groups += 1
-        name, world_size = f"weights-{self._num_groups}", 1 + len(self._layout)
+        name, world_size = f"weights-{self._num_groups}", 1 + self._num_ranks
         address = "127.0.0.1"
         # Port 0: the store finds a free one, and keeps it.
         self._store = dist.TCPStore(address, 0, None, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
-        port, store = self._store.port, self._store
+        group: dict[str, Any] = {"address": address, "port": self._store.port, "name": name}
+        process.post("join", group=group)
+        try:
+            self._group = make_group(**group, rank=0, world_size=world_size, store=self._store)
+        except RuntimeError as error:
+            raise Dead(f"it did not join the broadcast group: {error}") from None
+        process.wait(self._timeout_s)
+        return super().restore(process, version)
 
-        def join() -> None:
-            self._group = make_group(address, port, name, rank=0, world_size=world_size, store=store)
+    def _pass_on(self, process: EngineProcess, bucket: Bucket) -> None:
+        assert self._group is not None
+        buffer = self._buffer(packed_bytes(bucket.tensors), torch.device("cpu"))
+        rows = pack(buffer.flat, bucket.names, bucket.tensors)
+        self._settle(process)
+        process.post("receive", rows=rows)
+        self._reading = True
+        try:
+            send_flat(self._group, buffer.flat[: packed_bytes(bucket.tensors)])
+        except RuntimeError as error:
+            raise Dead(f"the broadcast of weights failed: {error}") from None
 
-        group = {"address": address, "port": port, "name": name}
-        process.call("join", timeout_s=self._timeout_s, while_waiting=join, group=group)
 
-    def _load(self, process: EngineProcess, path: Path, *, last: bool) -> None:
-        named = list(self._spool.read(path))
-        shapes = [[name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)] for name, tensor in named]
-        group = self._group
-        assert group is not None
-        process.call(
-            "receive",
-            timeout_s=self._timeout_s,
-            while_waiting=lambda: send_flat(group, [tensor for _, tensor in named]),
-            shapes=shapes,
-            last=last,
-        )
+class DiskUplink(BucketUplink):
+    """The buckets as a Hugging Face folder that the engine loads at the end, and again after a restart."""
+
+    def __init__(self, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float, spool: Spool) -> None:
+        super().__init__(layout, dtype, check_every, timeout_s)
+        self._spool = spool
+
+    def begin(self) -> None:
+        """See `Uplink.begin`."""
+        super().begin()
+        self._spool.begin()
+
+    def restore(self, process: EngineProcess, version: int) -> bool:
+        """See `Uplink.restore`."""
+        super().restore(process, version)
+        if version >= 0:
+            self._complete(process)
+            process.call("commit", timeout_s=self._timeout_s, version=version)
+        return version >= 0
+
+    def close(self) -> None:
+        """See `Uplink.close`."""
+        self._spool.close()
+
+    def _pass_on(self, process: EngineProcess, bucket: Bucket) -> None:
+        self._spool.write(bucket)
+
+    def _complete(self, process: EngineProcess) -> None:
+        process.call("load_folder", timeout_s=self._timeout_s, path=str(self._spool.folder))
 
 
 def compare(expected: Sequence[dict[str, int]], got: Sequence[dict[str, int]], version: int) -> None:

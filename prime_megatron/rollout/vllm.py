@@ -7,13 +7,14 @@ distribution drawn from; greedy ones are at temperature 1.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.rollout.driver import Answer, DriverSettings, Group, Shape, stream_seed
+from prime_megatron.rollout.driver import Answer, DriverSettings, Group, stream_seed
 from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.sampling import SampleKey
+from prime_megatron.rollout.shared_buffer import Row
 
 os.environ.update(
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
@@ -81,27 +82,27 @@ class VllmDriver:
         """See `Driver.attach`."""
         self._llm.collective_rpc("prime_attach", args=(list(paths),))
 
-    def load_file(self, path: str, last: bool) -> None:
-        """See `Driver.load_file`."""
-        self._llm.collective_rpc("prime_load_files", args=([path], last))
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+        """See `Driver.load_bucket`."""
+        self._llm.collective_rpc("prime_load_bucket", args=(list(handles), list(rows)))
 
     def load_folder(self, path: str) -> None:
         """See `Driver.load_folder`."""
         paths = [str(file) for file in sorted(Path(path).glob("*.safetensors"))]
-        self._llm.collective_rpc("prime_load_files", args=(paths, True))
+        self._llm.collective_rpc("prime_load_files", args=(paths,))
 
     def join(self, group: Group) -> None:
         """See `Driver.join`."""
         world_size = 1 + self._settings.tensor
         self._llm.collective_rpc("prime_join", args=(group.address, group.port, group.name, world_size))
 
-    def receive(self, shapes: Sequence[Shape], last: bool) -> None:
+    def receive(self, rows: Sequence[Row]) -> None:
         """See `Driver.receive`."""
-        rows = [(shape.name, shape.dtype, list(shape.shape)) for shape in shapes]
-        self._llm.collective_rpc("prime_receive", args=(rows, last))
+        self._llm.collective_rpc("prime_receive", args=(list(rows),))
 
     def commit(self, version: int) -> None:
         """See `Driver.commit`."""
+        self._llm.collective_rpc("prime_finish")
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM could not drop its prefix cache: requests are still running")
 

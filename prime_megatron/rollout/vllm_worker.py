@@ -6,7 +6,7 @@ copies (oneDNN), which nobody can write; without that it multiplies with the pla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from prime_megatron.rollout.broadcast import make_group, receive_tensors
 from prime_megatron.rollout.live_weights import attach, bit_sums
+from prime_megatron.rollout.shared_buffer import Row, open_buffer, unpack, wait_for_reads
 
 if not torch.cuda.is_available():
     ops._supports_onednn = False
@@ -40,29 +41,41 @@ class PrimeWorker:
         """Of this rank's parameters."""
         return bit_sums(self._prime_model.named_parameters())
 
-    def prime_load_files(self, paths: Sequence[str], last: bool) -> None:
-        """Take this rank's part of whole Hugging Face tensors; ``last``: the update is complete with them."""
-        self._prime_load((pair for path in paths for pair in _read(path)), last)
+    def prime_load_files(self, paths: Sequence[str]) -> None:
+        """Take this rank's part of whole Hugging Face tensors."""
+        self._prime_load(pair for path in paths for pair in _read(path))
+
+    def prime_load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+        """The same from a shared buffer."""
+        flat = open_buffer(handles[self.rank])
+        # Copies: vLLM keeps what it is given until a layer is complete, the buffer is written again before.
+        self._prime_load((name, tensor.clone()) for name, tensor in unpack(flat, rows))
+        wait_for_reads(flat)
 
     def prime_join(self, address: str, port: int, name: str, world_size: int) -> None:
         """Join a broadcast group whose rank 0 is the trainer."""
         self.prime_group = make_group(address, port, name, rank=1 + self.rank, world_size=world_size)
 
-    def prime_receive(self, shapes: Sequence[tuple[str, str, Sequence[int]]], last: bool) -> None:
+    def prime_receive(self, rows: Sequence[Row]) -> None:
         """Take whole Hugging Face tensors from the group."""
         # Not the parameters' own device: amid an update they are on none.
         device = self.model_runner.device
-        self._prime_load(receive_tensors(self.prime_group, shapes, device), last)
+        self._prime_load(receive_tensors(self.prime_group, rows, device))
 
-    def _prime_load(self, named: Iterator[tuple[str, Tensor]], last: bool) -> None:
+    def prime_finish(self) -> None:
+        """The update is complete."""
+        if getattr(self, "_prime_loading", False):
+            with set_current_vllm_config(self.vllm_config):
+                finalize_layerwise_reload(self._prime_model, self.vllm_config.model_config)
+        self._prime_loading = False
+
+    def _prime_load(self, named: Iterable[tuple[str, Tensor]]) -> None:
         """vLLM's reload in place, spread over several calls (its own `reload_weights` wants a layer in one call)."""
         with set_current_vllm_config(self.vllm_config):
             if not getattr(self, "_prime_loading", False):
                 initialize_layerwise_reload(self._prime_model)
-            self._prime_loading = not last
+            self._prime_loading = True
             self._prime_model.load_weights(named)
-            if last:
-                finalize_layerwise_reload(self._prime_model, self.vllm_config.model_config)
 
     @property
     def _prime_model(self) -> Any:

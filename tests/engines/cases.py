@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,14 @@ from safetensors.torch import load_file
 
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.shards import as_slices
-from prime_megatron.rollout.engine import Completion
+from prime_megatron.rollout.engine import Completion, Request, WeightsLost
 from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.recording import read_recording
 from prime_megatron.types import Bucket
+from tests.distributed.spawn import run_ranks
 from tests.e2e import toy
-from tests.e2e.runs import read_lines, run
-from tests.engines.tiny import END, buckets, largest_gap, layout, make_model, members, publish, requests, segment
+from tests.e2e.runs import read_lines, train_rank
+from tests.engines.tiny import END, buckets, largest_gap, layout, make_model, publish, requests, segment, workers
 
 PARITY = 1e-4
 
@@ -109,8 +113,11 @@ def check_version(engine: HostedEngine) -> None:
     assert len(engine.generate(requests(2))) == 2
 
 
-def check_death(engine: HostedEngine, model: str, *, hit: Callable[[int], None], patience_s: float) -> None:
+def check_death(
+    engine: HostedEngine, model: str, *, hit: Callable[[int], None], patience_s: float, tensor: int = 1
+) -> None:
     """The engine is hit when two of the responses are there: the batch is complete, nothing twice, weights right."""
+    version = engine.version
     heard: list[Completion] = []
     hit_at: list[float] = []
     restarts = engine.num_restarts
@@ -133,7 +140,12 @@ def check_death(engine: HostedEngine, model: str, *, hit: Callable[[int], None],
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    made = engine.generate(long, on_finished)
+    try:
+        made = engine.generate(long, on_finished)
+    except WeightsLost:
+        assert engine.named_targets() is None
+        publish(engine, model, version, tensor=tensor)
+        made = engine.generate(long, on_finished)
     watcher.join()
     assert engine.num_restarts == restarts + 1
     assert noticed[0] - hit_at[0] < patience_s
@@ -144,30 +156,78 @@ def check_death(engine: HostedEngine, model: str, *, hit: Callable[[int], None],
     assert largest_gap(model, made) < PARITY
 
 
+def check_end(engine: HostedEngine) -> None:
+    """No restart is left: the run stops, with the reason."""
+    engine._limits = replace(engine._limits, max_restarts=0)
+    with pytest.raises(RunError, match=r"rollout engine 0: the process ended .*rollout\.max_restarts"):
+        engine.generate(requests(4, max_tokens=200), lambda completion: kill_one(engine.pid or 0))
+
+
 def kill_one(pid: int) -> None:
-    """kill -9 of a process of the engine that is not its first, where there is one."""
-    os.kill(members(pid)[-1], signal.SIGKILL)
+    """kill -9 of one process that computes, or of the engine's only one."""
+    os.kill(workers(pid)[-1], signal.SIGKILL)
 
 
-def stop_all(pid: int) -> None:
-    """The engine hangs."""
-    os.killpg(pid, signal.SIGSTOP)
+def stop_one(pid: int) -> None:
+    """One process that computes hangs, or the engine's only one."""
+    os.kill(workers(pid)[0], signal.SIGSTOP)
 
 
 def check_training(engine: str, folder: Path, layout: str, **rollout: object) -> None:
-    """Three steps on two ranks: after every sync the engine's log-probs are the trainer's."""
+    """Three steps on two ranks: after every sync the engine's log-probs are the trainer's. An engine is killed in the
+    rollout of the second step: every batch is complete, no prompt lost or doubled."""
     model, prompts = toy.make_model(folder / "model", hidden=128), toy.make_prompts(folder / "prompts.jsonl")
     settings = toy.settings(
         model,
         prompts,
         folder / "run",
         parallel={layout: 2, "timeout_s": 900.0},
-        rollout={"engine": engine, "start_timeout_s": 600.0, **rollout},
+        rollout={"engine": engine, "start_timeout_s": 600.0, "record": str(folder / "groups.jsonl"), **rollout},
     )
-    rows = run(settings, world_size=2, timeout_s=900.0)
+    assert run_ranks(train_and_kill, 2, json.dumps(settings), str(folder / "killed"), timeout_s=900.0) == [0, 0]
+    assert (folder / "killed").read_text() == "step 2, engine started again"
+    rows = read_lines(settings, "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    steps = read_recording(str(folder / "groups.jsonl"))
+    assert {step: len(groups) for step, groups in steps.items()} == {1: 5, 2: 5, 3: 5}
+    made = [group for groups in steps.values() for group in groups]
+    assert [group.prompt.draw for group in made] == list(range(15)), "the stream's prompts in order"
+    assert len({group.prompt.uid for group in made}) == 15
+    assert {len(group.samples) for group in made} == {4}
+    assert {(step, s.version) for step, groups in steps.items() for g in groups for s in g.samples} == {
+        (1, 0), (2, 1), (3, 2),
+    }  # fmt: skip
     for row in rows[1:]:
         assert row["engine/tokens"] > 0
         assert row["engine/logprob_gap_max"] < PARITY
     for row in read_lines(settings, "memory.jsonl")[1:]:
         assert row["memory/asleep_host_bytes"] > 0
+
+
+def train_and_kill(settings: str, note: str) -> int:
+    """`train_rank`; the engine of rank 0 is killed when two responses of the second step are there."""
+    generate = HostedEngine.generate
+
+    def watched(
+        self: HostedEngine, asked: Sequence[Request], on_finished: Callable[[Completion], None] | None = None
+    ) -> list[Completion]:
+        heard = 0
+
+        def hear(completion: Completion) -> None:
+            nonlocal heard
+            heard += 1
+            if heard == 2 and not Path(note).exists():
+                assert self.pid is not None
+                Path(note).write_text(f"step {completion.request.key.step}")
+                kill_one(self.pid)
+            assert on_finished is not None
+            on_finished(completion)
+
+        mine = self.pid is not None and os.environ["RANK"] == "0" and asked[0].key.step == 2
+        made = generate(self, asked, hear if mine else on_finished)
+        if mine and self.num_restarts == 1:
+            Path(note).write_text(f"step {asked[0].key.step}, engine started again")
+        return made
+
+    HostedEngine.generate = watched
+    return train_rank(settings)

@@ -62,7 +62,7 @@ def test_kill_9_in_mid_rollout_loses_and_doubles_nothing(single: HostedEngine, m
 
 def test_a_hang_is_noticed_and_the_engine_replaced(single: HostedEngine, models: tuple[str, str]) -> None:
     publish(single, models[0], 60)
-    cases.check_death(single, models[0], hit=cases.stop_all, patience_s=ALIVE_TIMEOUT_S + NOTICED_S)
+    cases.check_death(single, models[0], hit=cases.stop_one, patience_s=ALIVE_TIMEOUT_S + NOTICED_S)
 
 
 @pytest.mark.parametrize("transport", ["bucket", "broadcast", "disk"])
@@ -90,7 +90,7 @@ def test_sent_weights_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_pa
 def test_kill_9_of_one_tp_rank_with_sent_weights(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(pair, "bucket", models[0], tmp_path, 2)
     publish(pair, models[1], 70, tensor=2)
-    cases.check_death(pair, models[1], hit=cases.kill_one, patience_s=NOTICED_S)
+    cases.check_death(pair, models[1], hit=cases.kill_one, patience_s=NOTICED_S, tensor=2)
 
 
 def test_the_http_server_updates_generates_and_is_replaced_when_killed(models: tuple[str, str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from prime_megatron.parallel.shards import ShardSlice, as_slices
 from prime_megatron.reshard.layouts import fused_pieces
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.engine import Completion, Request, Sampling
-from prime_megatron.rollout.hosted import HostedEngine, Limits, Place
+from prime_megatron.rollout.hosted import HostedEngine, Limits
 from prime_megatron.rollout.live_weights import open_segment
+from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import EngineProcess
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.rollout.spool import Spool
@@ -25,8 +27,8 @@ from prime_megatron.types import Bucket
 
 VOCAB = 130  # not a multiple of what the engines pad to
 END = 1
+WORKER = re.compile("sglang::scheduler|VLLM::Worker", re.IGNORECASE)
 MAX_TOKENS = 256
-UPLINKS = {"bucket": BucketUplink, "broadcast": BroadcastUplink, "disk": DiskUplink}
 
 
 def make_model(folder: Path, seed: int) -> str:
@@ -69,8 +71,10 @@ def make_uplink(transport: str, model: str, folder: Path, tensor: int) -> Uplink
     """The leader's side of a transport."""
     if transport == "live":
         return LiveUplink(tensor, 120.0)
-    spool = Spool(folder / f"spool-{transport}", model if transport == "disk" else None)
-    return UPLINKS[transport](spool, layout(model, tensor), torch.float32, 1, 120.0)
+    how = (layout(model, tensor), torch.float32, 1, 120.0)
+    if transport == "disk":
+        return DiskUplink(*how, Spool(folder / "spool", model))
+    return BroadcastUplink(*how) if transport == "broadcast" else BucketUplink(*how)
 
 
 def switch(engine: HostedEngine, transport: str, model: str, folder: Path, tensor: int) -> None:
@@ -144,16 +148,17 @@ def largest_gap(model: str, completions: Sequence[Completion]) -> float:
     return worst
 
 
-def members(pid: int) -> list[int]:
-    """Living processes of a process group, the leader first."""
+def workers(pid: int) -> list[int]:
+    """Living processes of a process group that compute, by their titles; the leader where there is none."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
             fields = (entry / "stat").read_text().rpartition(") ")[2].split()
+            title = (entry / "cmdline").read_text()
         except OSError:
             continue
-        if fields[0] != "Z" and int(fields[2]) == pid:
+        if fields[0] != "Z" and int(fields[2]) == pid and WORKER.search(title):
             found.append(int(entry.name))
-    return sorted(found, key=lambda member: (member != pid, member))
+    return sorted(found) or [pid]

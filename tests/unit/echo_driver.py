@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from prime_megatron.rollout.driver import Answer, DriverSettings, Group, Shape
+from prime_megatron.rollout.broadcast import make_group, receive_tensors
+from prime_megatron.rollout.driver import Answer, DriverSettings, Group, UpdateRefused
 from prime_megatron.rollout.engine import Request
 from prime_megatron.rollout.live_weights import attach, bit_sums
+from prime_megatron.rollout.shared_buffer import Row, open_buffer, unpack
 
 DIE, HANG, FAIL = 101, 102, 103
 
@@ -49,16 +52,21 @@ class EchoDriver:
     def attach(self, paths: Sequence[str]) -> None:
         attach(self.model, paths[0])
 
-    def load_file(self, path: str, last: bool) -> None:
-        self.model.load_state_dict(load_file(path))
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+        flat = open_buffer(handles[0])
+        self.model.load_state_dict(dict(unpack(flat, rows)))
 
     def load_folder(self, path: str) -> None:
+        if (Path(path) / "refuse").exists():
+            raise UpdateRefused("the echo refused it")
         for file in Path(path).glob("*.safetensors"):
-            self.load_file(str(file), True)
+            self.model.load_state_dict(load_file(file))
 
-    def join(self, group: Group) -> None: ...
+    def join(self, group: Group) -> None:
+        self.group = make_group(group.address, group.port, group.name, rank=1, world_size=2)
 
-    def receive(self, shapes: Sequence[Shape], last: bool) -> None: ...
+    def receive(self, rows: Sequence[Row]) -> None:
+        self.model.load_state_dict(dict(receive_tensors(self.group, rows, torch.device("cpu"))))
 
     def commit(self, version: int) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,12 +16,13 @@ import torch
 from prime_megatron.errors import InputError, RunError
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.rollout.driver import DriverSettings, request_from_json, request_to_json, stream_seed
-from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling
-from prime_megatron.rollout.hosted import HostedEngine, Limits, Place
+from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, WeightsLost
+from prime_megatron.rollout.hosted import HostedEngine, Limits
+from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import EngineProcess, child_environment
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.rollout.spool import Spool
-from prime_megatron.rollout.uplink import BucketUplink, DiskUplink, LiveUplink, Uplink
+from prime_megatron.rollout.uplink import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
 from prime_megatron.types import Bucket
 from tests.unit.echo_driver import DIE, FAIL, HANG
 
@@ -81,8 +83,12 @@ def live() -> LiveUplink:
     return LiveUplink(1, 60.0)
 
 
-def bucket(folder: Path, kind: type[BucketUplink] = BucketUplink) -> BucketUplink:
-    return kind(Spool(folder / "spool", None), [[PIECE]], torch.float32, 1, 60.0)
+def bucket(kind: type[BucketUplink] = BucketUplink) -> BucketUplink:
+    return kind([[PIECE]], torch.float32, 1, 60.0)
+
+
+def disk(folder: Path) -> DiskUplink:
+    return DiskUplink([[PIECE]], torch.float32, 1, 60.0, Spool(folder / "spool", None))
 
 
 def a_bucket(weight: torch.Tensor, version: int, name: str = "weight") -> Iterator[Bucket]:
@@ -149,10 +155,8 @@ def test_an_engine_that_does_not_start_stops_the_run(make: Make) -> None:
         make(live(), dead=True)
 
 
-@pytest.mark.parametrize("kind", [BucketUplink, DiskUplink])
-def test_sent_weights_survive_a_death(make: Make, tmp_path: Path, kind: type[BucketUplink]) -> None:
-    engine = make(bucket(tmp_path, kind))
-    assert engine.named_targets() is None
+def test_weights_in_a_folder_survive_a_death(make: Make, tmp_path: Path) -> None:
+    engine = make(disk(tmp_path))
     engine.update_weights(a_bucket(WEIGHT, 5), 5)
     made = engine.generate(requests(2, DIE))
     assert {lp for c in made for lp in c.logprobs} == {float(WEIGHT.sum())}
@@ -161,10 +165,99 @@ def test_sent_weights_survive_a_death(make: Make, tmp_path: Path, kind: type[Buc
     assert engine.generate(requests(2))[0].logprobs[0] == float(2 * WEIGHT.sum())
 
 
-def test_unknown_and_missing_tensors_are_named(make: Make, tmp_path: Path) -> None:
-    engine = make(bucket(tmp_path))
+@pytest.mark.parametrize("kind", [BucketUplink, BroadcastUplink])
+def test_weights_that_a_death_took_are_asked_for_and_the_call_goes_on(make: Make, kind: type[BucketUplink]) -> None:
+    engine = make(bucket(kind))
+    assert engine.named_targets() is None
+    engine.update_weights(a_bucket(WEIGHT, 5), 5)
+    heard: list[Completion] = []
+    asked = requests(2, DIE, 4, 6)
+    with pytest.raises(WeightsLost):
+        engine.generate(asked, heard.append)
+    assert engine.version == -1
+    assert [c.request.key.draw for c in heard] == [3, 2]
+    with pytest.raises(AssertionError):
+        engine.generate(asked)
+    engine.sleep(1)  # what the colocated order does before it publishes
+    engine.wake({"weights"})
+    engine.update_weights(a_bucket(WEIGHT, 5), 5)
+    engine.wake({"kv_cache"})
+    made = engine.generate(asked, heard.append)
+    assert [c.request for c in made] == asked
+    assert [c.request.key.draw for c in heard] == [3, 2, 1, 0]
+    assert {lp for c in made for lp in c.logprobs} == {float(WEIGHT.sum())}
+    assert engine.num_restarts == 1
+
+
+def test_a_death_amid_an_update_asks_for_all_of_it_again(make: Make) -> None:
+    engine = make(bucket())
+
+    def killed(version: int) -> Iterator[Bucket]:
+        assert engine.pid is not None
+        os.killpg(engine.pid, signal.SIGKILL)
+        yield from a_bucket(WEIGHT, version)
+
+    engine.update_weights(killed(0), 0)
+    assert engine.version == -1
+    engine.update_weights(a_bucket(WEIGHT, 0), 0)
+    assert engine.version == 0
+    assert engine.generate(requests(2))[0].logprobs[0] == float(WEIGHT.sum())
+
+
+def test_deaths_with_updates_between_them_stop_the_run_too(make: Make, tmp_path: Path) -> None:
+    engine = make(bucket(), max_restarts=1)
+    engine.update_weights(a_bucket(WEIGHT, 0), 0)
+    with pytest.raises(WeightsLost):
+        engine.generate(requests(2, DIE))
+    (tmp_path / "once").unlink()
+    engine.update_weights(a_bucket(WEIGHT, 0), 0)
+    with pytest.raises(RunError, match="started 2 times in a row"):
+        engine.generate(requests(2, DIE))
+
+
+def test_a_death_asleep_is_found_when_it_wakes(make: Make) -> None:
+    engine = make(live())
+    publish(engine, WEIGHT, 0)
+    engine.sleep(2)
+    assert engine.pid is not None
+    os.killpg(engine.pid, signal.SIGKILL)
+    engine.wake({"weights"})
+    publish(engine, WEIGHT, 1)
+    engine.wake({"kv_cache"})
+    assert engine.generate(requests(2))[0].logprobs[0] == float(WEIGHT.sum())
+
+
+def test_a_refused_update_stops_the_run(make: Make, tmp_path: Path) -> None:
+    engine = make(disk(tmp_path))
+    refuse = tmp_path / "spool" / "refuse"
+    refuse.write_text("")
+    with pytest.raises(RunError, match="weight sync: the echo refused it"):
+        engine.update_weights(a_bucket(WEIGHT, 0), 0)
+    assert engine.version == -1
+    assert engine.num_restarts == 0
+    refuse.unlink()
+    engine.update_weights(a_bucket(WEIGHT, 1), 1)
+    assert engine.version == 1
+
+
+def test_many_buckets_of_growing_size_arrive(make: Make) -> None:
+    engine = make(bucket())
+
+    def growing() -> Iterator[Bucket]:
+        for scale in range(5):
+            yield Bucket(["weight"], [WEIGHT * scale], 24, 0)
+
+    engine._link._check_every = 0  # the same tensor several times
+    engine.update_weights(growing(), 0)
+    assert engine.generate(requests(2))[0].logprobs[0] == float(4 * WEIGHT.sum())
+
+
+def test_unknown_and_missing_tensors_are_named(make: Make) -> None:
+    engine = make(bucket())
     with pytest.raises(RunError, match="no tensor nope"):
         engine.update_weights(a_bucket(WEIGHT, 0, "nope"), 0)
+    with pytest.raises(RunError, match=r"weight is \[3, 2\], the engine's model has \[2, 3\]"):
+        engine.update_weights(a_bucket(WEIGHT.T, 0), 0)
     with pytest.raises(RunError, match="1 tensors are missing, such as weight"):
         engine.update_weights(iter(()), 0)
     assert engine.version == -1
@@ -172,12 +265,12 @@ def test_unknown_and_missing_tensors_are_named(make: Make, tmp_path: Path) -> No
         engine.generate(requests(2))
 
 
-def test_weights_that_arrive_wrong_are_named(make: Make, tmp_path: Path) -> None:
+def test_weights_that_arrive_wrong_are_named(make: Make) -> None:
     engine = make(live(), broken=True)
     with pytest.raises(RunError, match=r"version 4: 1 tensors of engine rank 0 differ .* weight"):
         publish(engine, WEIGHT, 4)
     assert engine.version == -1
-    engine._uplink, engine._targets = bucket(tmp_path), None
+    engine._uplink, engine._targets = bucket(), None
     with pytest.raises(RunError, match=r"version 5: 1 tensors of engine rank 0 differ .* weight"):
         engine.update_weights(a_bucket(WEIGHT, 5), 5)
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.rollout.live_weights import attach, bit_sums, open_segment
 from prime_megatron.rollout.spool import Spool
-from prime_megatron.rollout.uplink import compare
+from prime_megatron.rollout.uplink import BucketUplink, compare
 from prime_megatron.types import Bucket
 
 
@@ -87,22 +88,31 @@ def test_bit_sums_are_those_of_the_bits_and_add_up(dtype: torch.dtype) -> None:
     assert (sum(parts.values()) - whole) % 2**64 == 0
 
 
-def test_a_spool_knows_what_fused_tensors_must_hold(tmp_path: Path) -> None:
+def test_a_spool_is_a_folder_of_the_last_update(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", None)
-    q, k = torch.randn(4, 3), torch.randn(2, 3)
-    for name, tensor in (("q", q), ("k", k)):
-        spool.write(Bucket([name], [tensor], tensor.nbytes, 0))
-    pieces = [
-        ShardSlice("qk", 0, ((0, 2), (0, 3)), "q", ((2, 4), (0, 3)), (4, 3)),
-        ShardSlice("qk", 0, ((2, 4), (0, 3)), "k", ((0, 2), (0, 3)), (2, 3)),
-    ]
-    fused = torch.cat([q[2:], k]).bfloat16()
-    assert spool.bit_sums(pieces, torch.bfloat16) == bit_sums([("qk", fused)])
-    assert [dict(spool.read(file)).keys() for file in spool.files] == [{"q"}, {"k"}]
+    for name in ("q", "k"):
+        tensor = torch.randn(4, 3)
+        file = spool.write(Bucket([name], [tensor], tensor.nbytes, 0))
+        assert torch.equal(load_file(file)[name], tensor)
+    assert len(spool.files) == 2
     spool.begin()
     assert spool.files == [] and not list(spool.folder.iterdir())
     spool.close()
     assert not spool.folder.exists()
+
+
+def test_checksums_of_fused_tensors_add_up_over_buckets() -> None:
+    q, k = torch.randn(4, 3), torch.randn(2, 3)
+    pieces = [
+        ShardSlice("qk", 0, ((0, 2), (0, 3)), "q", ((2, 4), (0, 3)), (4, 3)),
+        ShardSlice("qk", 0, ((2, 4), (0, 3)), "k", ((0, 2), (0, 3)), (2, 3)),
+    ]
+    uplink = BucketUplink([pieces], torch.bfloat16, 1, 1.0)
+    uplink.begin()
+    uplink._count("k", k)
+    uplink._count("q", q)
+    fused = torch.cat([q[2:], k]).bfloat16()
+    assert {name: int(total) for name, total in uplink._sums[0].items()} == bit_sums([("qk", fused)])
 
 
 def test_a_difference_is_told_by_rank_and_name() -> None:
