@@ -17,7 +17,7 @@ from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.colocation import Colocation
 from prime_megatron.config import Granularity, TrainConfig
 from prime_megatron.data.stream import PromptStream
-from prime_megatron.engines import build_engine, build_sync
+from prime_megatron.engines import build_engine, build_sync, describe_engine
 from prime_megatron.errors import InputError
 from prime_megatron.evaluation import Evaluator
 from prime_megatron.faults import NONFINITE_FOLDER, NonFinite
@@ -142,6 +142,7 @@ def build_parts(
     speaks = _speaks(config, topology)
     generator = Generator(engine, speaks, verifiers, inputs.tokenizer, colocation.publish_again)
     reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.lap)
+    reporter.log.message(describe_engine(config))
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)
     stateful = {

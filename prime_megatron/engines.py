@@ -118,6 +118,37 @@ def _module(policy: Role, engine: Engine, sources: Sequence[Sequence[ShardSlice]
     return pieces
 
 
+def describe_engine(config: TrainConfig) -> str:
+    """One line for the start of a run: who generates, how the weights get there, what that costs in memory."""
+    rollout = config.rollout
+    if rollout.engine not in ("sglang", "vllm"):
+        return f"rollout: {rollout.engine} engine; weights are written in place"
+    form = "server" if rollout.engine == "sglang" and rollout.sglang.server else "engine"
+    where = "GPU" if device.on_gpu() else "CPU"
+    largest = f"{rollout.bucket_bytes / 2**20:g} MiB"
+    how = {
+        "live": "live, written in place into the engine's parameters; no buckets, no second copy",
+        "bucket": f"bucket, two shared buffers of {largest} a replica ({'CUDA IPC' if device.on_gpu() else 'shared memory'}) "
+        "during an update; no second copy",
+        "broadcast": f"broadcast over gloo through the host, two buffers of {largest} a replica and one in every engine "
+        "process during an update; no second copy",
+        "disk": f"disk: a second whole copy of the weights, one a replica, stays in {config.run.output_dir}, "
+        "where the engine loads it from",
+    }[_transport(config)]
+    return f"rollout: {rollout.engine} {form} on {where}, tensor {rollout.tensor}; weights by {how}"
+
+
+def _transport(config: TrainConfig) -> str:
+    transport = config.rollout.transport
+    if transport == "auto":
+        return "bucket" if device.on_gpu() else "live"
+    if transport == "live" and device.on_gpu():
+        raise InputError(
+            "rollout.transport: live reaches an engine on a CPU only; on GPUs bucket is the shortest way (CUDA IPC)"
+        )
+    return transport
+
+
 def _engine_dtype(config: TrainConfig) -> torch.dtype:
     return DTYPES[config.rollout.dtype or config.models.dtype]
 
@@ -181,12 +212,8 @@ def _environment(tensor: int, leader: int) -> dict[str, str]:
 
 def _uplink(config: TrainConfig) -> Uplink:
     rollout = config.rollout
-    transport = rollout.transport
-    if transport == "auto":
-        transport = "bucket" if device.on_gpu() else "live"
+    transport = _transport(config)
     if transport == "live":
-        if device.on_gpu():
-            raise InputError("rollout.transport: live reaches an engine on a CPU only; use bucket, broadcast or disk")
         return LiveUplink(rollout.tensor, rollout.start_timeout_s)
     layout = _layout(config, read_config(policy_folder_of(config)))
     how = (layout, _engine_dtype(config), rollout.check_every, rollout.start_timeout_s)

@@ -101,10 +101,10 @@ class RolloutConfig(Section):
     """The engine's compute dtype; none: models.dtype."""
     transport: Literal["auto", "live", "bucket", "broadcast", "disk"] = "auto"
     """How weights reach an SGLang or vLLM engine. live: written in place into its parameters (CPU); bucket: whole
-    tensors through shared memory; broadcast: over a process group; disk: as a folder. auto: live on a CPU, bucket on
-    GPUs. All but live keep one whole copy of the weights per replica on the host, for restarts."""
+    tensors through two shared buffers (CUDA IPC on GPUs); broadcast: over a process group; disk: as a folder, which is
+    one whole copy per replica. auto: live on a CPU, bucket on GPUs."""
     bucket_bytes: PositiveInt = 256 * 2**20
-    """Largest bucket of a weight sync."""
+    """Largest bucket of a weight sync; a tensor that is larger goes alone."""
     check_every: NonNegativeInt = 1
     """Compare a checksum of the engine's weights with the trainer's every n syncs; 0: never."""
     logprob_alarm: PositiveFloat | None = None

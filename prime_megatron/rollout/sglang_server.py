@@ -23,6 +23,8 @@ import aiohttp
 
 ADDRESS = "127.0.0.1"
 POLL_S = 0.5
+REFUSED = 400
+"""Status of an update that was not taken."""
 
 
 class ServerBackend:
@@ -69,7 +71,7 @@ class ServerBackend:
             arguments = {"flush_cache": False, "serialized_named_tensors": payloads} | arguments
         if operation == "update_weights_from_disk":
             arguments["load_format"] = "auto"
-        answer = self._loop.run_until_complete(self._post(operation, arguments))
+        answer = self._loop.run_until_complete(self._post(operation, arguments, accept=(200, REFUSED)))
         return bool(answer["success"]), str(answer["message"])
 
     def settle(self, timeout_s: float) -> None:
@@ -93,13 +95,13 @@ class ServerBackend:
             connector=aiohttp.TCPConnector(limit=0),
         )
 
-    async def _post(self, route: str, body: Mapping[str, Any]) -> Any:
+    async def _post(self, route: str, body: Mapping[str, Any], accept: Sequence[int] = (200,)) -> Any:
         async with self._session.post(f"/{route}", json=dict(body)) as response:
-            return await self._read(response)
+            return await self._read(response, accept)
 
-    async def _read(self, response: aiohttp.ClientResponse) -> Any:
+    async def _read(self, response: aiohttp.ClientResponse, accept: Sequence[int] = (200,)) -> Any:
         text = await response.text()
-        if response.status != 200:
+        if response.status not in accept:
             raise RuntimeError(f"SGLang's server answered {response.status}: {text[:300]}")
         return json.loads(text) if text[:1] in ("{", "[") else text
 
