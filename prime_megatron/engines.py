@@ -130,7 +130,7 @@ def describe_engine(config: TrainConfig) -> str:
         "live": "live, written in place into the engine's parameters; no buckets, no second copy",
         "bucket": f"bucket, two buffers of {largest} a replica during an update, opened by the engine in place "
         f"({'CUDA IPC' if device.on_gpu() else 'shared memory'}); no second copy",
-        "broadcast": f"broadcast over gloo through the host, two buffers of {largest} a replica and one of every engine "
+        "broadcast": f"broadcast over gloo through the host, two buffers of {largest} a replica, one of every engine "
         "process during an update; no second copy",
         "disk": f"disk: a second whole copy of the weights, one a replica, stays in {config.run.output_dir}, "
         "where the engine loads it from",
