@@ -103,6 +103,26 @@ def check_wrong_names(engine: HostedEngine, model: str) -> None:
     assert largest_gap(model, engine.generate(requests(3))) < PARITY
 
 
+def check_refusal(engine: HostedEngine, model: str) -> None:
+    """Weights that the engine does not take stop the run, whose engine is not started again and answers nothing; the
+    next update is taken."""
+    restarts = engine.num_restarts
+    spool = engine._link._spool
+    folder, spool.folder = spool.folder, spool.folder / "nowhere"
+    weights = load_file(Path(model) / "model.safetensors")
+    spool.write = lambda bucket: folder
+    with pytest.raises(RunError, match=r"weight sync: SGLang refused update_weights_from_disk: .*nowhere"):
+        engine.update_weights(buckets(weights, 2, 30), 30)
+    assert engine.version == -1
+    with pytest.raises(AssertionError):
+        engine.generate(requests(1))
+    spool.folder = folder
+    del spool.write
+    publish(engine, model, 31)
+    assert largest_gap(model, engine.generate(requests(3))) < PARITY
+    assert engine.num_restarts == restarts
+
+
 def check_version(engine: HostedEngine) -> None:
     """A response of other weights than the trainer thinks is refused."""
     true = engine._version

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 
 from prime_megatron.rollout.hosted import HostedEngine
 from tests.engines import cases
-from tests.engines.tiny import make_engine, publish, switch
+from tests.engines.tiny import make_engine, publish, requests, switch
 
 pytestmark = pytest.mark.sglang
 ENGINE = "sglang"
-ALIVE_TIMEOUT_S = 15.0
+ALIVE_TIMEOUT_S = 10.0
 NOTICED_S = 10.0
 """A death is seen within a second on an idle machine."""
 
@@ -35,6 +39,14 @@ def single(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 def pair(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
     folder = tmp_path_factory.mktemp("pair")
     engine = make_engine(ENGINE, models[0], folder, tensor=2, alive_timeout_s=120.0)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def server(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
+    folder = tmp_path_factory.mktemp("server")
+    engine = make_engine(ENGINE, models[0], folder, server=True, alive_timeout_s=120.0)
     yield engine
     engine.close()
 
@@ -63,6 +75,7 @@ def test_kill_9_in_mid_rollout_loses_and_doubles_nothing(single: HostedEngine, m
 def test_a_hang_is_noticed_and_the_engine_replaced(single: HostedEngine, models: tuple[str, str]) -> None:
     publish(single, models[0], 60)
     cases.check_death(single, models[0], hit=cases.stop_one, patience_s=ALIVE_TIMEOUT_S + NOTICED_S)
+    assert single.num_restarts == 2
 
 
 @pytest.mark.parametrize("transport", ["bucket", "broadcast", "disk"])
@@ -74,6 +87,17 @@ def test_sent_weights_at_tp1(single: HostedEngine, models: tuple[str, str], tmp_
 def test_wrong_tensors_are_named(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(single, "bucket", models[0], tmp_path, 1)
     cases.check_wrong_names(single, models[0])
+
+
+def test_a_refused_update_stops_the_run(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+    switch(single, "disk", models[0], tmp_path, 1)
+    cases.check_refusal(single, models[0])
+
+
+def test_the_last_death_stops_the_run(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+    switch(single, "bucket", models[0], tmp_path, 1)
+    publish(single, models[0], 90)
+    cases.check_end(single)
 
 
 def test_live_weights_at_tp2(pair: HostedEngine, models: tuple[str, str]) -> None:
@@ -93,14 +117,57 @@ def test_kill_9_of_one_tp_rank_with_sent_weights(pair: HostedEngine, models: tup
     cases.check_death(pair, models[1], hit=cases.kill_one, patience_s=NOTICED_S, tensor=2)
 
 
-def test_the_http_server_updates_generates_and_is_replaced_when_killed(models: tuple[str, str], tmp_path: Path) -> None:
-    a, b = models
-    engine = make_engine(ENGINE, a, tmp_path, transport="bucket", server=True)
+@pytest.mark.parametrize("transport", ["live", "bucket", "broadcast", "disk"])
+def test_the_server_takes_weights_and_generates(
+    server: HostedEngine, models: tuple[str, str], tmp_path: Path, transport: str
+) -> None:
+    if transport != "live":  # as it was started
+        switch(server, transport, models[0], tmp_path, 1)
+    cases.check_generation(server, *models, tensor=1)
+
+
+def test_the_server_sleeps_refuses_and_tells_its_version(
+    server: HostedEngine, models: tuple[str, str], tmp_path: Path
+) -> None:
+    switch(server, "disk", models[0], tmp_path, 1)
+    cases.check_sleep(server, *models, tensor=1)
+    cases.check_version(server)
+    cases.check_refusal(server, models[0])
+
+
+def test_the_server_answers_on_loopback_to_the_key_alone(server: HostedEngine) -> None:
+    """The key stands in no process list; without it nothing but the questions whether it lives is answered."""
+    assert server.pid is not None
+    process = next(p for p in psutil.Process(server.pid).children() if "sglang_server" in " ".join(p.cmdline()))
+    assert process.cmdline()[1:] == ["-m", "prime_megatron.rollout.sglang_server"]
+    listening = [c.laddr for c in process.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
+    (port,) = {address.port for address in listening if answers(address.port, "ready", None) == 200}
+    assert {address.ip for address in listening if address.port == port} == {"127.0.0.1"}
+    for route in ("generate", "begin_weight_update", "update_weights_from_tensor", "release_memory_occupation"):
+        for key in (None, "wrong"):
+            assert answers(port, route, key) == 401, route
+    assert len(server.generate(requests(2))) == 2
+
+
+def answers(port: int, route: str, key: str | None) -> int:
+    """The status of a request; 0 where nobody speaks HTTP."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    body = None if route == "ready" else b"{}"
     try:
-        cases.check_generation(engine, a, b, tensor=1)
-        cases.check_death(engine, b, hit=cases.kill_one, patience_s=NOTICED_S)
-    finally:
-        engine.close()
+        with urlopen(Request(f"http://127.0.0.1:{port}/{route}", body, headers), timeout=5.0) as response:
+            return int(response.status)
+    except HTTPError as error:
+        return error.code
+    except (URLError, OSError, HTTPException):
+        return 0
+
+
+def test_the_server_is_replaced_when_it_is_killed(
+    server: HostedEngine, models: tuple[str, str], tmp_path: Path
+) -> None:
+    switch(server, "bucket", models[0], tmp_path, 1)
+    publish(server, models[1], 100)
+    cases.check_death(server, models[1], hit=cases.kill_one, patience_s=NOTICED_S)
 
 
 def test_training_over_pipeline_stages_with_an_engine_over_both_ranks(tmp_path: Path) -> None:
