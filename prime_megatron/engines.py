@@ -135,7 +135,8 @@ def describe_engine(config: TrainConfig) -> str:
         "disk": f"disk: a second whole copy of the weights, one a replica, stays in {config.run.output_dir}, "
         "where the engine loads it from",
     }[_transport(config)]
-    return f"rollout: {rollout.engine} {form} on {where}, tensor {rollout.tensor}; weights by {how}"
+    sizes = f"tensor {rollout.tensor}" + (f", expert {rollout.expert}" if rollout.expert > 1 else "")
+    return f"rollout: {rollout.engine} {form} on {where}, {sizes}; weights by {how}"
 
 
 def _transport(config: TrainConfig) -> str:
@@ -164,6 +165,7 @@ def _settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettin
         device=device.current_device().type,
         dtype=rollout.dtype or config.models.dtype,
         tensor=rollout.tensor,
+        expert=rollout.expert,
         max_tokens=min(wanted, model.max_position_embeddings - SPARE_TOKENS[rollout.engine]),
         max_concurrent=rollout.max_concurrent,
         end_token_ids=tuple(end_token_ids),
@@ -231,5 +233,5 @@ def _uplink(config: TrainConfig) -> Uplink:
 def _layout(config: TrainConfig, family: FamilyConfig) -> list[list[ShardSlice]]:
     """What each tensor-parallel rank of the engine holds."""
     module = VLLM_EXPERTS if config.rollout.engine == "vllm" else SGLANG_EXPERTS
-    tensor = config.rollout.tensor
-    return [fused_pieces(family, tensor, rank, experts_module=module) for rank in range(tensor)]
+    tensor, expert = config.rollout.tensor, config.rollout.expert
+    return [fused_pieces(family, tensor, rank, experts_module=module, expert_size=expert) for rank in range(tensor)]

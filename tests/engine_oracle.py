@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 
 
-def engine_tensors(config: Any, tensors: Mapping[str, np.ndarray], ranks: int, rank: int) -> dict[str, np.ndarray]:
-    """The parameters of a rank of vLLM or SGLang, from how those engines load a checkpoint; padding rows are 0."""
+def engine_tensors(
+    config: Any, tensors: Mapping[str, np.ndarray], ranks: int, rank: int, expert_size: int = 1
+) -> dict[str, np.ndarray]:
+    """The parameters of a rank of vLLM or SGLang, from how those engines load a checkpoint; padding rows are 0.
+
+    expert_size: SGLang's ep_size: rank r of the tensor-parallel ranks is expert rank r // (ranks / ep_size), and within
+    it rank r % (ranks / ep_size) of those that split an expert.
+    """
+    inner = ranks // expert_size
+
+    def cut_expert(array: np.ndarray, axis: int = 0) -> np.ndarray:
+        return np.split(array, inner, axis=axis)[rank % inner]
 
     def cut(array: np.ndarray, axis: int = 0) -> np.ndarray:
         return np.split(array, ranks, axis=axis)[rank]
@@ -37,13 +47,14 @@ def engine_tensors(config: Any, tensors: Mapping[str, np.ndarray], ranks: int, r
             if f"{at}{name}.weight" in tensors:
                 made[f"{at}{name}.weight"] = tensors[f"{at}{name}.weight"]
         if config.experts:
+            mine = np.split(np.arange(config.experts), expert_size)[rank // inner]
             gate, up, down = (
-                [tensors[f"{mlp}experts.{expert}.{name}_proj.weight"] for expert in range(config.experts)]
+                [tensors[f"{mlp}experts.{expert}.{name}_proj.weight"] for expert in mine]
                 for name in ("gate", "up", "down")
             )
-            w13 = [np.concatenate([cut(g), cut(u)]) for g, u in zip(gate, up, strict=True)]
+            w13 = [np.concatenate([cut_expert(g), cut_expert(u)]) for g, u in zip(gate, up, strict=True)]
             made[f"{mlp}experts.w13_weight"] = np.stack(w13)
-            made[f"{mlp}experts.w2_weight"] = np.stack([cut(d, axis=1) for d in down])
+            made[f"{mlp}experts.w2_weight"] = np.stack([cut_expert(d, axis=1) for d in down])
         else:
             gate, up = (cut(tensors[f"{mlp}{name}_proj.weight"]) for name in ("gate", "up"))
             made[f"{mlp}gate_up_proj.weight"] = np.concatenate([gate, up])

@@ -94,7 +94,12 @@ class RolloutConfig(Section):
     filter: FilterConfig = FilterConfig()
     """Which prompts teach."""
     tensor: PositiveInt = 1
-    """Tensor-parallel size of one engine replica; replicas = processes / tensor."""
+    """Tensor-parallel size of one engine replica."""
+    expert: PositiveInt = 1
+    """Expert-parallel size of one SGLang replica, within its tensor-parallel ranks: each of them has 1/expert of a
+    layer's experts, split over tensor / expert ranks."""
+    data: PositiveInt | None = None
+    """Engine replicas, which share the prompts out among them: always processes / tensor; none: as it comes out."""
     max_concurrent: PositiveInt = 256
     """Sequences that one replica decodes together."""
     dtype: Literal["float32", "bfloat16"] | None = None

@@ -86,21 +86,23 @@ def module_pieces(sizes: Sizes, pieces: Iterable[ShardSlice]) -> list[ShardSlice
 
 
 def fused_pieces(
-    sizes: Sizes, tensor_size: int, tensor_rank: int, *, experts_module: str = SGLANG_EXPERTS
+    sizes: Sizes, tensor_size: int, tensor_rank: int, *, experts_module: str = SGLANG_EXPERTS, expert_size: int = 1
 ) -> list[ShardSlice]:
     """What one tensor-parallel rank of vLLM (0.32) or SGLang (0.5.23) holds, by that engine's parameter names.
 
     q, k, v are one tensor (this rank's queries, keys, values), gate and up another; fewer key-value heads than
     ranks are repeated on neighbouring ranks; the vocabulary is split after rounding up, so the last ranks may end in
-    rows that no piece covers; experts are stacked and each is split like a dense layer (no expert parallelism);
-    a tied model has no lm_head.weight.
+    rows that no piece covers; experts are stacked, each split like a dense layer over ``tensor_size / expert_size``
+    neighbouring ranks, which hold ``1 / expert_size`` of them; a tied model has no lm_head.weight.
 
     Args:
         experts_module: SGLANG_EXPERTS or VLLM_EXPERTS; without experts the two engines have the same names.
+        expert_size: expert-parallel size within the tensor-parallel ranks (SGLang's ep_size).
     Raises:
-        InputError: a size that ``tensor_size`` does not divide, as those engines refuse it; an unknown MoE.
+        InputError: a size that ``tensor_size`` does not divide, as those engines refuse it; experts that cannot be
+            spread; an unknown MoE.
     """
-    _check(sizes, tensor_size)
+    _check(sizes, tensor_size, expert_size)
     assert 0 <= tensor_rank < tensor_size
     outer = ["model.embed_tokens.weight"] + ([] if sizes.tied else ["lm_head.weight"])
     pieces = [piece for name in outer for piece in _vocabulary(sizes, name, tensor_size, tensor_rank)]
@@ -109,16 +111,18 @@ def fused_pieces(
         pieces += [_whole(at + norm, at + norm, (sizes.hidden,)) for norm in _norms()]
         pieces += _attention(sizes, f"{at}self_attn.", tensor_size, tensor_rank)
         if sizes.experts:
-            pieces += _experts(sizes, at, tensor_size, tensor_rank, experts_module)
+            pieces += _experts(sizes, at, (tensor_size // expert_size, expert_size), tensor_rank, experts_module)
         else:
             pieces += _dense(sizes, f"{at}mlp.", tensor_size, tensor_rank)
     return [*pieces, _whole("model.norm.weight", "model.norm.weight", (sizes.hidden,))]
 
 
-def fused_shapes(sizes: Sizes, tensor_size: int, *, experts_module: str = SGLANG_EXPERTS) -> dict[str, tuple[int, ...]]:
+def fused_shapes(
+    sizes: Sizes, tensor_size: int, *, experts_module: str = SGLANG_EXPERTS, expert_size: int = 1
+) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of one rank of that engine, padding rows included; equal on all ranks."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for piece in fused_pieces(sizes, tensor_size, 0, experts_module=experts_module):
+    for piece in fused_pieces(sizes, tensor_size, 0, experts_module=experts_module, expert_size=expert_size):
         ends = tuple(stop for _, stop in piece.local)
         shapes[piece.param] = tuple(map(max, ends, shapes.get(piece.param, ends)))
     rows = padded_rows(sizes.vocab, tensor_size) // tensor_size
@@ -127,7 +131,8 @@ def fused_shapes(sizes: Sizes, tensor_size: int, *, experts_module: str = SGLANG
             shapes[name] = (rows, sizes.hidden)
     for name, shape in shapes.items():
         if name.endswith((".w13_weight", ".w2_weight")):
-            shapes[name] = (sizes.experts, shape[0] // sizes.experts, shape[1])
+            count = sizes.experts // expert_size
+            shapes[name] = (count, shape[0] // count, shape[1])
     return shapes
 
 
@@ -138,11 +143,15 @@ def padded_rows(vocab: int, tensor_size: int) -> int:
     return -(-vocab // multiple) * multiple
 
 
-def _check(sizes: Sizes, tensor_size: int) -> None:
+def _check(sizes: Sizes, tensor_size: int, expert_size: int) -> None:
+    assert tensor_size % expert_size == 0, (tensor_size, expert_size)
+    if expert_size > 1 and (not sizes.experts or sizes.experts % expert_size):
+        raise InputError(f"rollout.expert: {expert_size} does not divide the model's {sizes.experts} experts")
     kv, ffn = sizes.kv_heads, sizes.expert_ffn if sizes.experts else sizes.ffn
-    for count, what in ((sizes.heads, "attention heads"), (ffn, "ffn columns")):
-        if count % tensor_size:
-            raise InputError(f"rollout.tensor: {tensor_size} does not divide the model's {count} {what}")
+    inner = tensor_size // expert_size
+    for size, count, what in ((tensor_size, sizes.heads, "attention heads"), (inner, ffn, "ffn columns")):
+        if count % size:
+            raise InputError(f"rollout.tensor: {size} does not divide the model's {count} {what}")
     if kv % tensor_size and tensor_size % kv:
         raise InputError(f"rollout.tensor: {tensor_size} neither divides nor is a multiple of {kv} key-value heads")
     _check_experts(sizes)
@@ -208,18 +217,23 @@ def _dense(sizes: Sizes, at: str, ranks: int, rank: int) -> Iterator[ShardSlice]
     yield _columns(f"{at}down_proj.weight", 0, f"{at}down_proj.weight", ranks, rank, (sizes.hidden, sizes.ffn))
 
 
-def _experts(sizes: Sizes, at: str, ranks: int, rank: int, module: str) -> Iterator[ShardSlice]:
+def _experts(sizes: Sizes, at: str, ranks_and_groups: tuple[int, int], rank: int, module: str) -> Iterator[ShardSlice]:
+    """ranks_and_groups: ranks over which each expert is split, and groups of such ranks with experts of their own."""
+    ranks, groups = ranks_and_groups
+    group, rank = divmod(rank, ranks)
     block, (gate, up, down) = _EXPERT_NAMES[sizes.architecture]
     at += f"{block}."
     yield _whole(f"{at}gate.weight", f"{at}gate.weight", (sizes.experts, sizes.hidden))
     rows = sizes.expert_ffn // ranks
-    for expert in range(sizes.experts):
+    count = sizes.experts // groups
+    for slot in range(count):
+        expert = group * count + slot
         for index, name in enumerate((gate, up)):
             source, shape = f"{at}experts.{expert}.{name}.weight", (sizes.expert_ffn, sizes.hidden)
-            place = (2 * expert + index) * rows
+            place = (2 * slot + index) * rows
             yield _rows(f"{at}{module}.w13_weight", place, source, rank * rows, (rank + 1) * rows, shape)
         source, shape = f"{at}experts.{expert}.{down}.weight", (sizes.hidden, sizes.expert_ffn)
-        yield _columns(f"{at}{module}.w2_weight", expert * sizes.hidden, source, ranks, rank, shape)
+        yield _columns(f"{at}{module}.w2_weight", slot * sizes.hidden, source, ranks, rank, shape)
 
 
 def _whole(param: str, name: str, shape: tuple[int, ...]) -> ShardSlice:

@@ -46,6 +46,8 @@ class DriverSettings:
     """KV cache of one replica (CPU)."""
     can_sleep: bool
     """Whether the engine must be able to give its device memory back."""
+    expert: int = 1
+    """SGLang: expert-parallel size, within the tensor-parallel ranks."""
     server: bool = False
     """SGLang: behind HTTP on loopback."""
     start_timeout_s: float = 600.0

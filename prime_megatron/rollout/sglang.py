@@ -206,6 +206,7 @@ def server_arguments(settings: DriverSettings) -> dict[str, Any]:
         "dtype": settings.dtype,
         "load_format": "dummy",  # the trainer's weights come before the first request
         "tp_size": settings.tensor,
+        "ep_size": settings.expert,
         "max_running_requests": settings.max_concurrent,
         "skip_tokenizer_init": True,
         "random_seed": settings.seed % 2**31,

@@ -98,6 +98,25 @@ def test_every_layout_into_fused_engines(case: Case) -> None:
 
 
 @settings(max_examples=15, deadline=None)
+@given(
+    case=cases().filter(lambda case: case.config.experts), expert=st.sampled_from([2, 4]), inner=st.sampled_from([1, 2])
+)
+def test_every_layout_into_engines_with_expert_parallelism(case: Case, expert: int, inner: int) -> None:
+    config, tensors = case.config, numbered(case)
+    block, ranks = case.blocks()[0], expert * inner
+    wants = [fused_pieces(config, ranks, rank % ranks, expert_size=expert) for rank in block]
+    plan = plan_block(hold([case.sources(rank) for rank in block]), wants)
+    shapes = fused_shapes(config, ranks, expert_size=expert)
+    targets = [{name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()} for _ in block]
+    execute(plan, [train_params(case.sources(rank), tensors) for rank in block], targets)
+    for place, found in enumerate(targets):
+        wanted = engine_tensors(config, tensors, ranks, place % ranks, expert)
+        assert {name: value.shape for name, value in wanted.items()} == shapes
+        for name, value in wanted.items():
+            assert np.array_equal(found[name].numpy(), value), name
+
+
+@settings(max_examples=15, deadline=None)
 @given(case=cases(), places=st.lists(st.sampled_from([(1, 0), (2, 0), (2, 1), (4, 1), (4, 3)]), min_size=1, max_size=4))
 def test_ranks_that_want_different_parts(case: Case, places: list[tuple[int, int]]) -> None:
     """Overlapping needs are cut into parts that travel once, each to everyone who needs it."""
@@ -249,6 +268,14 @@ def test_expert_module_names() -> None:
 def test_refused_engine_layouts(config, ranks: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         fused_pieces(config, ranks, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"), [(BASE, "0 experts"), (dataclasses.replace(MOE, experts=5), "5 experts")]
+)
+def test_experts_that_cannot_be_spread_are_refused(config, message: str) -> None:
+    with pytest.raises(InputError, match=rf"rollout\.expert: 2 does not divide the model's {message}"):
+        fused_pieces(config, 2, 0, expert_size=2)
 
 
 def test_unknown_experts_have_no_module() -> None:
