@@ -109,8 +109,8 @@ def test_every_layout_into_engines_with_expert_parallelism(case: Case, expert: i
     shapes = fused_shapes(config, ranks, expert_size=expert)
     targets = [{name: torch.zeros(shape, dtype=torch.int64) for name, shape in shapes.items()} for _ in block]
     execute(plan, [train_params(case.sources(rank), tensors) for rank in block], targets)
-    for place, found in enumerate(targets):
-        wanted = engine_tensors(config, tensors, ranks, place % ranks, expert)
+    for rank, found in zip(block, targets, strict=True):
+        wanted = engine_tensors(config, tensors, ranks, rank % ranks, expert)
         assert {name: value.shape for name, value in wanted.items()} == shapes
         for name, value in wanted.items():
             assert np.array_equal(found[name].numpy(), value), name
