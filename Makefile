@@ -14,6 +14,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # One thread a process: a suite or a run has more processes than a small machine has cores.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Engines are large: without byte code every one of their processes compiles for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Overrides of the quick start: make quickstart SEED=1 ENGINE=sglang OVERRIDES="run.steps=5 rollout.filter.upper=0.9"
 SEED ?=

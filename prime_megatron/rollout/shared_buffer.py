@@ -85,7 +85,7 @@ def pack(flat: Tensor, names: Sequence[str], tensors: Sequence[Tensor]) -> list[
     offset = 0
     for tensor in tensors:
         num_bytes = tensor.numel() * tensor.element_size()
-        flat[offset : offset + num_bytes].view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
+        flat[offset : offset + num_bytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
         offset += _room(num_bytes)
     return [
         (name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
