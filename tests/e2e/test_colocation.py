@@ -73,3 +73,6 @@ def test_the_order_around_generation() -> None:
     with colocation.saving(due=True):
         assert seen == trains
     assert seen == trains + publishes
+    seen.clear()
+    colocation.publish_again()
+    assert seen == trains + publishes
