@@ -123,6 +123,8 @@ def fused_logprob_loss(
     wanted = tuple(torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden_TH, weight_VH))
     loss, logprobs_T, entropy_T = _GradInForward.apply(hidden_TH, weight_VH, head, token_loss, wanted, grad_scale,
                                                        stats)  # fmt: skip
+    if not labels_T.shape[0]:  # no chunk ran: a rank without work still names the statistics that the others sum
+        stats = token_loss.terms(logprobs_T, logprobs_T, slice(0, 0)).stats
     return LossResult(loss, logprobs_T, entropy_T if entropy else None, stats)
 
 

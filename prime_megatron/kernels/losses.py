@@ -157,9 +157,8 @@ class PrmLoss:
             last = len(self.boundaries) - 1  # empty sequences at the end
         assert self.boundaries[first] == tokens.start and self.boundaries[last] == tokens.stop, "a cut sequence"
         sequences, mask_t = slice(first, last), self.mask_T[tokens]
-        lengths_n = torch.tensor([b - a for a, b in pairwise(self.boundaries[first : last + 1])]).to(
-            logprobs_t.device, non_blocking=True
-        )
+        lengths = [b - a for a, b in pairwise(self.boundaries[first : last + 1])]
+        lengths_n = torch.tensor(lengths, dtype=torch.int64).to(logprobs_t.device, non_blocking=True)
         q_t = torch.where(mask_t, logprobs_t - self.ref_logprobs_T[tokens], 0.0)
         sums_n = torch.segment_reduce(q_t, "sum", lengths=lengths_n, unsafe=True)
         logits_n, targets_n = self._logits(sums_n, sequences), self.targets_N[sequences]
@@ -180,6 +179,8 @@ class PrmLoss:
 
     def plain(self, logprobs_T: torch.Tensor, entropy_T: torch.Tensor) -> torch.Tensor:
         q_T = torch.where(self.mask_T, logprobs_T - self.ref_logprobs_T, 0.0)
+        if len(self.boundaries) == 1:
+            return q_T.sum()  # no sequence: 0, with a gradient of its own
         sums_N = torch.stack([q_T[a:b].sum() for a, b in pairwise(self.boundaries)])
         logits_N = self._logits(sums_N, slice(None))
         # p = sigmoid(logit); the log of a saturated p is what the logits form avoids.

@@ -9,6 +9,7 @@ import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -69,7 +70,9 @@ class HiddenStatesModel(GPTModel):
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Megatron's, but attention groups padded with zeros load from and into layouts that pad otherwise."""
-        sharded = super().sharded_state_dict(*args, **kwargs)
+        # Upstream's language models look for the vocabulary's output layer, which a value model has not.
+        whole = super(LanguageModule, self) if self.has_value_head else super()
+        sharded = whole.sharded_state_dict(*args, **kwargs)
         for tensor in nested_values(sharded):
             if isinstance(tensor, ShardedTensor) and self.may_pad and _ATTENTION.search(tensor.key):
                 tensor.allow_shape_mismatch = True

@@ -71,3 +71,36 @@ def test_packing_changes_nothing(name: str, recorded: Any, tmp_path: Path) -> No
     metrics = run(merge(base, {"run": {"output_dir": str(tmp_path / "out")}, "packing": PACKINGS[name]}))
     worst = differences(expected, metrics, SKIP)
     assert max(worst.values()) <= TOLERANCE, sorted(worst.items(), key=lambda item: -item[1])[:5]
+
+
+# Fewer prompts in a mini-batch than data-parallel ranks: some have nothing to do and take part all the same.
+IDLE = {
+    "dp2": (2, {}),
+    "dp2-cp2": (4, {"context": 2}),
+    "dp2-pp2": (4, {"pipeline": 2}),
+    "dp4": (4, {"overlap_grad_reduce": True, "overlap_param_gather": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def one_prompt_each(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same rollouts with one prompt a mini-batch and a critic, on one process."""
+    # Adam's first updates have the size of the learning rate whatever the gradient's, so every one of them magnifies
+    # the rounding in which layouts differ: many updates, small steps.
+    single = {"num_mini_batches": 5, "optimizer": {"lr": 3e-5}}
+    over = {
+        "run": {"output_dir": str(tmp_path_factory.mktemp("single") / "out")},
+        "models": {"policy": single, "prm": single, "critic": single},
+        "advantage": {"estimator": "gae"},
+    }
+    base = merge(recorded[0], over)
+    return base, run(base)
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_ranks_without_a_prompt_change_nothing(name: str, one_prompt_each: Any, tmp_path: Path) -> None:
+    base, expected = one_prompt_each
+    world_size, parallel = IDLE[name]
+    metrics = run(merge(base, {"run": {"output_dir": str(tmp_path / "out")}, "parallel": parallel}), world_size)
+    worst = differences(expected, metrics, SKIP)
+    assert max(worst.values()) <= TOLERANCE, sorted(worst.items(), key=lambda item: -item[1])[:5]

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prime_megatron.kernels.logprob import fused_logprob_loss
 from prime_megatron.kernels.losses import NllLoss, PolicyLoss, PrmLoss, kl_penalty
 
 NUM_TOKENS = 12
@@ -129,3 +130,24 @@ def test_chunks_of_whole_sequences_add_up() -> None:
 def test_settings_that_do_not_fit_are_refused(changes: dict) -> None:
     with pytest.raises(ValueError):
         _policy(0, **changes)
+
+
+@pytest.mark.parametrize("impl", ["torch", "naive"])
+@pytest.mark.parametrize("kind", ["nll", "policy", "prm"])
+def test_no_tokens_are_a_loss_of_zero_with_all_its_statistics(kind: str, impl: str) -> None:
+    """A data-parallel rank that has no prompt of a mini-batch takes part with nothing in its hands."""
+    none = torch.zeros(0)
+    makers = {
+        "nll": lambda n: NllLoss(torch.ones(n)),
+        "policy": lambda n: PolicyLoss(torch.ones(n), torch.ones(n), torch.zeros(n), entropy_coef=0.1),
+        "prm": lambda n: PrmLoss(torch.zeros(n), torch.ones(n, dtype=torch.bool), (0, n) if n else (0,),
+                                 torch.ones(1)[: min(n, 1)], 0.5, weights_N=torch.ones(1)[: min(n, 1)]),
+    }  # fmt: skip
+    weight = torch.nn.Parameter(_draw(0, 8, 4))
+    some = fused_logprob_loss(_draw(1, 3, 4), weight, torch.tensor([1, 2, 3]), makers[kind](3), impl=impl)
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    result = fused_logprob_loss(hidden, weight, torch.zeros(0, dtype=torch.int64), makers[kind](0), impl=impl)
+    assert result.stats.keys() == some.stats.keys() and all(float(value) == 0.0 for value in result.stats.values())
+    result.loss.backward()
+    assert result.loss == 0.0 and hidden.grad.shape == (0, 4) and not weight.grad.any()
+    assert result.logprobs_T.shape == none.shape
