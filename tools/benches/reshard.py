@@ -23,6 +23,7 @@ from reshard_work.shapes import SHAPES, Shape, megatron_pieces
 from torch import Tensor
 
 from benches import common
+from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.reshard.layouts import fused_pieces, fused_shapes
 from prime_megatron.reshard.local import LocalSync
 from prime_megatron.reshard.plan import hold, plan_block
@@ -108,6 +109,7 @@ class Setup:
     """Both sides in memory; each side's tensors are views of one flat tensor."""
 
     shape: Shape
+    pieces: list[ShardSlice]
     source: Tensor
     params: dict[tuple[int, str], Tensor]
     """By (tensor-parallel rank, name): the ranks stand in for the chunks of one process."""
@@ -145,7 +147,7 @@ class Setup:
         transport = LocalSync(plan, group=None, me=0, bucket_bytes=BUCKET_BYTES, dtype=dtype)
         params, targets = dict(_views(source, ends)), dict(_views(target, shapes))
         sync = WeightSync(Engine(targets), transport, lambda: params, check_every=1)
-        return cls(shape, source, params, target, targets, transport, sync)
+        return cls(shape, pieces, source, params, target, targets, transport, sync)
 
     def memcpy(self) -> None:
         """The same bytes, contiguous to contiguous (what the C library's memcpy does on a CPU)."""
