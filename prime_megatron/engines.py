@@ -125,7 +125,7 @@ def describe_engine(config: TrainConfig) -> str:
         return f"rollout: {rollout.engine} engine; weights are written in place"
     form = "server" if rollout.engine == "sglang" and rollout.sglang.server else "engine"
     where = "GPU" if device.on_gpu() else "CPU"
-    largest = f"{rollout.bucket_bytes / 2**20:g} MiB"
+    largest = f"{rollout.bucket_bytes / 2**20:g} MiB (or the largest tensor)"
     how = {
         "live": "live, written in place into the engine's parameters; no buckets, no second copy",
         "bucket": f"bucket, two buffers of {largest} a replica during an update, opened by the engine in place "
