@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from prime_megatron.reshard.table import plan_table
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
 
+from benches import buckets
 from benches.reshard import Setup
 from reshard_work.shapes import Shape, megatron_pieces
 
@@ -57,3 +59,11 @@ def test_table() -> None:
     assert lines[1].split()[:2] == ["0", str(len(plan.local[0]))]
     assert lines[2].split()[:5] == ["1", "0", "0.0", str(len(plan.shipments(200))), f"{numel * 4 / 1e6:.1f}"]
     assert lines[3].startswith(f"{len(plan.parcels)} parcels travel")
+
+
+def test_buckets_reach_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sync that is timed is compared bit by bit with what the other process holds."""
+    monkeypatch.setitem(buckets.SHAPES, "tiny", SHAPE)
+    record = buckets.run(argparse.Namespace(device="cpu", model="tiny", bucket_mb=1, rounds=1))
+    assert record["figures"]["buckets"] == 1
+    assert record["figures"]["checked_ms"] > 0
