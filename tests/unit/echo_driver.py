@@ -53,8 +53,10 @@ class EchoDriver:
         attach(self.model, paths[0])
 
     def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+        time.sleep(0.1)  # the trainer fills the other buffer meanwhile, and must leave this one alone
         flat = open_buffer(handles[0])
         self.model.load_state_dict(dict(unpack(flat, rows)))
+        print(f"bucket of {float(self.model.weight.sum())}", flush=True)
 
     def load_folder(self, path: str) -> None:
         if (Path(path) / "refuse").exists():

@@ -240,16 +240,20 @@ def test_a_refused_update_stops_the_run(make: Make, tmp_path: Path) -> None:
     assert engine.version == 1
 
 
-def test_many_buckets_of_growing_size_arrive(make: Make) -> None:
+def test_a_buffer_is_written_again_only_when_it_has_been_read(make: Make, tmp_path: Path) -> None:
     engine = make(bucket())
+    weight = WEIGHT.clone()
 
     def growing() -> Iterator[Bucket]:
         for scale in range(5):
-            yield Bucket(["weight"], [WEIGHT * scale], 24, 0)
+            weight.copy_(WEIGHT * scale)  # a bucket's own memory is free when the next one is asked for
+            yield Bucket(["weight"], [weight], 24, 0)
 
     engine._link._check_every = 0  # the same tensor several times
     engine.update_weights(growing(), 0)
     assert engine.generate(requests(2))[0].logprobs[0] == float(4 * WEIGHT.sum())
+    seen = [line for line in (tmp_path / "engine.log").read_text().splitlines() if line.startswith("bucket")]
+    assert seen == [f"bucket of {15.0 * scale}" for scale in range(5)]
 
 
 def test_unknown_and_missing_tensors_are_named(make: Make) -> None:
