@@ -10,7 +10,7 @@ from prime_megatron.reshard.slices import Params
 
 
 class Transport(Protocol):
-    """How weights travel to one kind of engine: local.LocalSync, named.NamedSync, disk.DiskSync."""
+    """How weights travel to one kind of engine: local.LocalSync, named.NamedSync."""
 
     def send(self, engine: Any, params: Params, version: int) -> None:
         """Give the engine the current parameters as policy version ``version``. Collective over the block."""

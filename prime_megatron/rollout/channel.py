@@ -21,12 +21,22 @@ class Channel:
         self._sock = sock
         self._buffer = bytearray()
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send a message. Raises EOFError when the other side is gone."""
+    def send(self, message: dict[str, Any], timeout_s: float | None = None) -> None:
+        """Send a message.
+
+        Raises:
+            EOFError: the other side is gone.
+            TimeoutError: it has not read the message within ``timeout_s``; the line is of no use any more.
+        """
         try:
+            self._sock.settimeout(timeout_s)
             self._sock.sendall(json.dumps(message).encode() + b"\n")
+        except TimeoutError:
+            raise
         except OSError as error:
             raise EOFError(str(error)) from error
+        finally:
+            self._sock.settimeout(None)
 
     def receive(self, timeout_s: float | None = None) -> dict[str, Any] | None:
         """The next message; None after ``timeout_s`` without one. Raises EOFError when the other side is gone."""

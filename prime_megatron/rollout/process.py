@@ -20,7 +20,8 @@ from prime_megatron.rollout.driver import DriverSettings
 LAUNCHER_PREFIXES = ("TORCHELASTIC", "MASTER_", "LOCAL_", "GROUP_", "ROLE_")
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "PYTHONDONTWRITEBYTECODE", "LD_PRELOAD")
 CLOSE_TIMEOUT_S = 10.0
-LOG_TAIL_BYTES = 4000
+SEND_TIMEOUT_S = 60.0
+"""Of a child that waits for a call; one that has stopped reads nothing."""
 
 
 class Dead(Exception):
@@ -115,7 +116,9 @@ class EngineProcess:
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
-            self._channel.send(message)
+            self._channel.send(message, SEND_TIMEOUT_S)
+        except TimeoutError:
+            raise Dead(f"it has read nothing for {SEND_TIMEOUT_S:g} s") from None
         except EOFError:
             raise Dead(self._how_it_ended()) from None
 

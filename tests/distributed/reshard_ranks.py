@@ -211,27 +211,3 @@ def named(folder: str, out: str, parallel: str, receivers: str) -> dict[str, Any
         "largest_tensor": largest,
         "version": engine.version,
     }
-
-
-def disk(folder: str, out: str) -> list[Any]:
-    """Through folders: what the engine read, the versions it saw, and what is left behind."""
-    from safetensors.torch import load_file
-
-    from prime_megatron.reshard.disk import DiskSync
-    from prime_megatron.reshard.sync import WeightSync
-
-    trainer = Trainer(folder, f"{out}/export", {"pipeline": 2}, "float32")
-    (Path(out) / "policy-0").mkdir(exist_ok=True)  # as a killed run leaves it
-    seen: list[Any] = []
-
-    class FolderEngine:
-        def load_folder(self, path: Path, version: int) -> None:
-            tensors = load_file(path / "model.safetensors")
-            same = all(torch.equal(tensors[name], value) for name, value in trainer.exported.items())
-            seen.append([version, same, len(tensors) == len(trainer.exported)])
-
-    sync = WeightSync(FolderEngine(), DiskSync(trainer.role.export, Path(out)), trainer.role.params, check_every=1)
-    sync.publish(0)
-    sync.publish(1)
-    dist.barrier()
-    return [*seen, sorted(path.name for path in Path(out).iterdir())]

@@ -114,9 +114,3 @@ def test_whole_tensors_by_name(parallel: dict[str, int], receivers: list[int], f
             assert max(result["buckets"]) <= max(reshard_ranks.BUCKET_BYTES, result["largest_tensor"])
         else:
             assert set(result["buckets"]) == {0}
-
-
-def test_through_a_folder(folder: str, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    results = run_ranks(reshard_ranks.disk, 2, folder, str(tmp_path / "out"))
-    assert results == [[[0, True, True], [1, True, True], ["export"]]] * 2
