@@ -86,12 +86,13 @@ IDLE = {
 def one_prompt_each(recorded: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The same rollouts with one prompt a mini-batch and a critic, on one process."""
     # Adam's first updates have the size of the learning rate whatever the gradient's, so every one of them magnifies
-    # the rounding in which layouts differ: many updates, small steps.
+    # the rounding in which layouts differ, and batch_norm does it again: many updates, small steps, plain rewards.
     single = {"num_mini_batches": 5, "optimizer": {"lr": 3e-5}}
     over = {
-        "run": {"output_dir": str(tmp_path_factory.mktemp("single") / "out")},
+        "run": {"output_dir": str(tmp_path_factory.mktemp("single") / "out"), "steps": 2},
         "models": {"policy": single, "prm": single, "critic": single},
         "advantage": {"estimator": "gae"},
+        "prm": {"norm": "none"},
     }
     base = merge(recorded[0], over)
     return base, run(base)
