@@ -111,6 +111,19 @@ def test_sent_weights_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_pa
     cases.check_generation(pair, *models, tensor=2)
 
 
+def test_wrong_and_refused_tensors_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+    switch(pair, "bucket", models[0], tmp_path, 2)
+    cases.check_wrong_names(pair, models[0])
+    switch(pair, "disk", models[0], tmp_path, 2)
+    cases.check_refusal(pair, models[0])
+
+
+def test_sleep_and_versions_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+    switch(pair, "broadcast", models[0], tmp_path, 2)
+    cases.check_sleep(pair, *models, tensor=2)
+    cases.check_version(pair)
+
+
 def test_kill_9_of_one_tp_rank_with_sent_weights(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(pair, "bucket", models[0], tmp_path, 2)
     publish(pair, models[1], 70, tensor=2)
