@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from prime_megatron import exit_codes
@@ -17,7 +19,7 @@ from prime_megatron.mcore.role import Learning, Role, TrainResult
 from prime_megatron.step_batch import StepBatch
 from prime_megatron.step_metrics import StepRecord
 from prime_megatron.step_plan import OldLogprobs, plan_step
-from prime_megatron.types import Advantages, Scores
+from prime_megatron.types import Advantages, MiniBatch, Scores
 
 
 class PrimeTrainer:
@@ -112,15 +114,18 @@ class PrimeTrainer:
         old = ref = policy_ref = None
         if plan.old_logprobs is not OldLogprobs.none:
             later = plan.old_logprobs is OldLogprobs.later
-            old = self._logprobs(roles.policy, batch, skip_first=later, temperature=self._temperature)
+            minis = batch.policy[1:] if later else batch.policy  # the first one's stay 0
+            old = self._logprobs(roles.policy, batch, minis, temperature=self._temperature)
         if plan.reference:
-            ref = self._logprobs(roles.reference, batch)
+            # In the PRM's own micro-batches, so that equal weights score alike to the last bit: products of other sizes
+            # round differently, and batch_norm would make a reward of that.
+            ref = self._logprobs(roles.reference, batch, batch.prm)
         elif plan.prm:
             ref = old
         if plan.policy_reference:
             policy_ref = ref
             if not plan.shared_reference:
-                policy_ref = self._logprobs(roles.policy_reference, batch, temperature=self._temperature)
+                policy_ref = self._logprobs(roles.policy_reference, batch, batch.policy, temperature=self._temperature)
         values = None
         if roles.critic is not None:
             micro = [micro for mini in batch.critic for micro in mini.micro]
@@ -137,12 +142,12 @@ class PrimeTrainer:
                 return scores.with_prm(update.logprobs.logprobs_T), update
             case UpdateOrder.before:
                 update = self._train_prm(batch, scores)
-                return scores.with_prm(self._logprobs(self.parts.roles.prm, batch)), update
+                return scores.with_prm(self._logprobs(self.parts.roles.prm, batch, batch.prm)), update
             case UpdateOrder.reverse:
-                scores = scores.with_prm(self._logprobs(self.parts.roles.prm, batch))
+                scores = scores.with_prm(self._logprobs(self.parts.roles.prm, batch, batch.prm))
                 return scores, self._train_prm(batch, scores)
             case UpdateOrder.none:
-                return scores.with_prm(self._logprobs(self.parts.roles.prm, batch)), None
+                return scores.with_prm(self._logprobs(self.parts.roles.prm, batch, batch.prm)), None
 
     def credit(self, batch: StepBatch, scores: Scores) -> Advantages:
         """Process rewards and outcomes to advantages; reductions run over all data-parallel ranks."""
@@ -196,9 +201,10 @@ class PrimeTrainer:
         loss = prm_loss(self.config.prm, rollout, ref, siblings)
         return self.parts.roles.prm.train(batch.prm, loss, batch.num_local_tokens)
 
-    def _logprobs(self, role: Role, batch: StepBatch, *, skip_first: bool = False, temperature: float = 1.0) -> Tensor:
-        """A role's log-probs of the batch, float32 [T]; ``skip_first``: 0 in the policy's first mini-batch."""
-        minis = batch.policy[1:] if skip_first else batch.policy
+    def _logprobs(
+        self, role: Role, batch: StepBatch, minis: Sequence[MiniBatch], *, temperature: float = 1.0
+    ) -> Tensor:
+        """A role's log-probs of the mini-batches, float32 [T]; 0 for the rest of the batch."""
         micro = [micro for mini in minis for micro in mini.micro]
         return role.logprobs(micro, batch.num_local_tokens, temperature=temperature).logprobs_T
 

@@ -178,4 +178,18 @@ def _chunk(
         rotary_base=family.rope_theta,
         vp_stage=virtual,
     )
+    _separate_experts(model, topology)
     return model.to(current_device())
+
+
+def _separate_experts(model: HiddenStatesModel, topology: Topology) -> None:
+    """Have experts' gradients summed over the experts' replicas.
+
+    Upstream takes experts for dense layers where the expert-parallel size is 1, and sums their gradients over the dense
+    data-parallel ranks only. Unless the tensor sizes agree, tensor-parallel ranks are replicas of an expert, too, each
+    with the gradient of its own tokens: it would be silently incomplete.
+    """
+    if topology.sizes.expert == 1 and topology.sizes.expert_tensor != topology.sizes.tensor:
+        for name, param in model.named_parameters():
+            if ".mlp.experts." in name:
+                param.allreduce = False  # upstream's mark of an expert-parallel parameter

@@ -28,6 +28,7 @@ MOE_RANKS: list[dict[str, Any]] = [
     {"expert": 2},
     {"expert": 2, "tensor": 2, "sequence": True},
     {"tensor": 2, "sequence": True, "expert_tensor": 2},
+    {"tensor": 2, "sequence": True},
     {"context": 2},
 ]
 

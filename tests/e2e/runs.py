@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from prime_megatron.config import TrainConfig
 from tests.distributed.spawn import run_ranks
+from tools.parity_work.runs import TIMINGS, differences, judge, read_lines, train_rank
 
-TIMINGS = ("time/", "speed/", "memory/")
+__all__ = ["TIMINGS", "differences", "judge", "read_lines", "run", "train_all", "train_rank"]
 
 
 def train_all(runs: str) -> list[int]:
@@ -23,53 +21,8 @@ def train_all(runs: str) -> list[int]:
     return [train_rank(json.dumps(settings)) for settings in json.loads(runs)]
 
 
-def train_rank(settings: str) -> int:
-    from prime_megatron.trainer import train
-
-    return train(TrainConfig.model_validate_json(settings), resume=None, overwrite=False)
-
-
 def run(settings: dict[str, Any], world_size: int = 1, timeout_s: float = 240.0) -> list[dict[str, Any]]:
     """Train on gloo ranks; returns metrics.jsonl, step 0 first."""
     codes = run_ranks(train_rank, world_size, json.dumps(settings), timeout_s=timeout_s)
     assert codes == [0] * world_size
     return read_lines(settings, "metrics.jsonl")
-
-
-def read_lines(settings: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """A run's JSON-lines file."""
-    lines = (Path(settings["run"]["output_dir"]) / name).read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def judge(recording: Path, target: Path) -> str:
-    """Copy a recording with outcomes by rule (a random model is never right): mixed within every group, one
-    fractional. Returns the new path."""
-    with recording.open() as source, target.open("w") as file:
-        for line in source:
-            row = json.loads(line)
-            for index, group in enumerate(row["groups"]):
-                for place, sample in enumerate(group["samples"]):
-                    sample["outcome"] = float((index + place) % 2)
-            row["groups"][0]["samples"][0]["outcome"] = 0.25
-            file.write(json.dumps(row) + "\n")
-    return str(target)
-
-
-def differences(one: list[dict[str, Any]], two: list[dict[str, Any]], skip: tuple[str, ...]) -> dict[str, float]:
-    """Largest difference of every metric over the steps, relative to 1 or the value where it is larger."""
-    assert [row["step"] for row in one] == [row["step"] for row in two]
-    worst: dict[str, float] = {}
-    for a, b in zip(one, two, strict=True):
-        keys = {key for key in a.keys() | b.keys() if not key.startswith(skip)}
-        for key in keys:
-            worst[key] = max(worst.get(key, 0.0), _difference(a.get(key), b.get(key)))
-    return worst
-
-
-def _difference(a: Any, b: Any) -> float:
-    if a == b:
-        return 0.0
-    if not isinstance(a, (int, float)) or not isinstance(b, (int, float)):
-        return math.inf
-    return abs(a - b) / max(1.0, abs(a))

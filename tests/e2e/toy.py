@@ -1,33 +1,17 @@
-"""A toy model and its data: additions of two digits, a character tokenizer, a four-layer Qwen2."""
+"""A toy model and its data: the parity bench's task, a four-layer Qwen2."""
 
 from __future__ import annotations
 
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
-SPECIAL = ["<pad>", "<eos>", "<user>", "<bot>"]
-CHARACTERS = "0123456789+=\\boxed{} ?abcdefghijklmnopqrstuvwxyz\n"
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}<user>{{ m['content'] }}"
-    "{% else %}<bot>{{ m['content'] }}<eos>{% endif %}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
-)
+from tools.parity_work.toy import make_prompts, make_tokenizer, merge, settings
 
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocab = {token: index for index, token in enumerate([*SPECIAL, *sorted(set(CHARACTERS))])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(SPECIAL) + r"|[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
-    fast.add_special_tokens({"additional_special_tokens": SPECIAL[2:]})
-    fast.chat_template = TEMPLATE
-    return fast
+__all__ = ["make_model", "make_prompts", "make_sft", "make_tokenizer", "merge", "settings"]
 
 
 def make_model(folder: Path, *, hidden: int = 64, layers: int = 4, tied: bool = True, seed: int = 0) -> str:
@@ -52,23 +36,6 @@ def make_model(folder: Path, *, hidden: int = 64, layers: int = 4, tied: bool = 
     return str(folder)
 
 
-def make_prompts(path: Path, count: int = 40) -> str:
-    """Write additions in the Eurus-2-RL schema; returns the path. "exact" answers: half of the toy's are right."""
-    rng = random.Random(0)
-    with path.open("w") as file:
-        for index in range(count):
-            a, b = rng.randrange(10), rng.randrange(10)
-            row = {
-                "data_source": "toy",
-                "prompt": [{"role": "user", "content": f"{a}+{b}?"}],
-                "ability": "math",
-                "reward_model": {"style": "rule", "ground_truth": str(a + b)},
-                "extra_info": {"split": "train", "index": index},
-            }
-            file.write(json.dumps(row) + "\n")
-    return str(path)
-
-
 def make_sft(path: Path, count: int = 40) -> str:
     rng = random.Random(1)
     with path.open("w") as file:
@@ -76,36 +43,3 @@ def make_sft(path: Path, count: int = 40) -> str:
             a, b = rng.randrange(10), rng.randrange(10)
             file.write(json.dumps({"prompt": f"{a}+{b}?", "response": f"\\boxed{{{a + b}}}"}) + "\n")
     return str(path)
-
-
-def settings(model: str, prompts: str, output: Path, **sections: dict[str, Any]) -> dict[str, Any]:
-    """A run of three steps on the toy, float32, all groups kept; sections are merged over it."""
-    base: dict[str, Any] = {
-        "run": {"output_dir": str(output), "steps": 3},
-        "models": {
-            "dtype": "float32",
-            "policy": {"path": model, "optimizer": {"lr": 3e-4}},
-            "prm": {"optimizer": {"lr": 3e-4, "clip_grad": 1.0}},
-        },
-        "data": {"train": [prompts]},
-        "rollout": {
-            "engine": "embedded",
-            "prompts_per_step": 5,
-            "samples_per_prompt": 4,
-            "sampling": {"max_response_tokens": 10},
-            "filter": {"lower": 0.0, "upper": 1.0},
-        },
-        "parallel": {"timeout_s": 60.0},
-        "checkpoint": {"export_final": False, "save_final": False},
-        "log": {"tensorboard": False, "prm_after_every": 0},
-    }
-    return merge(base, sections)
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Deep merge; ``over`` wins."""
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
-    return merged
