@@ -119,7 +119,51 @@ def _shared_step(folder: str) -> None:
     assert _steps(optimizer) == [4.0]
 
 
-@pytest.mark.parametrize("case", [_fresh_state, _missing_step, _shared_step])
+def _padded_buckets(folder: str) -> None:
+    """What a save takes from buffers of several padded buckets, parameter by parameter, against Adam's own state."""
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    options = DistributedDataParallelConfig(
+        use_distributed_optimizer=True, overlap_grad_reduce=True, bucket_size=2000, average_in_collective=False
+    )
+    topology, chunks = mcore_models.start({}, folder, ddp=options)
+    config = OptimizerConfig(optimizer="adam", lr=1e-2, use_distributed_optimizer=True, params_dtype=torch.float32)
+    optimizer = get_megatron_optimizer(config, chunks, use_gloo_process_groups=False).chained_optimizers[0]
+    _update(chunks, optimizer, 2)
+    (buffer,) = optimizer.buffers
+    ends = [bucket.offset + bucket.numel_unpadded for bucket in buffer.buckets]
+    assert [bucket.offset for bucket in buffer.buckets][1:] != ends[:-1], "nothing is padded: the test shows nothing"
+
+    fixed = DistributedOptimizer.sharded_param_state_fully_reshardable
+    assert _wrongly_saved(chunks[0], optimizer, topology, fixed) == []
+    wrong = _wrongly_saved(chunks[0], optimizer, topology, fixed.__wrapped__)
+    assert wrong, "upstream's bug: the offsets count padding that is not there"
+
+
+def _wrongly_saved(chunk: Any, optimizer: Any, topology: Any, method: Any) -> list[tuple[str, str]]:
+    """Parameters and the parts of their state that a method would write from the wrong place."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+
+    metadata = {
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "dp_cp_group": topology.data_context,
+    }
+    sharded = chunk.module.sharded_state_dict(metadata=metadata)
+    saved = {entry.key: entry.data for entry in nested_values(method(optimizer, {"model": sharded}, False, metadata))}
+    keys = {id(entry.data): entry.key for entry in nested_values(sharded) if isinstance(entry.data, torch.Tensor)}
+    wrong = []
+    for name, param in chunk.module.named_parameters():
+        for part, value in optimizer._get_main_param_and_optimizer_states(param).items():
+            if part != "step":
+                found = saved[f"optimizer.state.{part}.{keys[id(param)]}"]
+                wrong += [] if torch.equal(found.flatten(), value.flatten()) else [(name, part)]
+    return wrong
+
+
+@pytest.mark.parametrize("case", [_fresh_state, _missing_step, _shared_step, _padded_buckets])
 def test_distributed_optimizer(case: Any, tmp_path: Path) -> None:
-    mcore_models.make_model(tmp_path / "m", "qwen2", num_hidden_layers=1)
+    mcore_models.make_model(tmp_path / "m", "qwen2", num_hidden_layers=1, hidden_size=36)
     run_ranks(case, 1, str(tmp_path / "m"))

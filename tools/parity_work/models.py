@@ -74,8 +74,8 @@ def reference_logits(model: Any, seqs: Sequence[Tensor]) -> Tensor:
         return torch.cat([model(seq[None]).logits[0] for seq in seqs])
 
 
-def start(parallel: dict[str, Any], folder: Path | str, *, ddp: bool = False, dtype: str = "float32", **build: Any):
-    """(topology, chunks) of a model folder on this rank."""
+def start(parallel: dict[str, Any], folder: Path | str, *, ddp: Any = False, dtype: str = "float32", **build: Any):
+    """(topology, chunks) of a model folder on this rank; ddp: True, or options of Megatron's wrapper."""
     from prime_megatron.config.model import ParallelConfig
     from prime_megatron.mcore.hf_config import read_config
     from prime_megatron.mcore.hf_weights import load_hf
@@ -84,7 +84,9 @@ def start(parallel: dict[str, Any], folder: Path | str, *, ddp: bool = False, dt
 
     config = ParallelConfig(**parallel)
     topology = start_megatron(config, seed=1, backend="gloo", timeout_s=60)
-    chunks = build_model(read_config(folder), topology, config, getattr(torch, dtype), wrap_ddp=ddp, **build)
+    options = None if isinstance(ddp, bool) else ddp
+    family, precision = read_config(folder), getattr(torch, dtype)
+    chunks = build_model(family, topology, config, precision, wrap_ddp=bool(ddp), ddp=options, **build)
     load_hf(chunks, folder, topology)
     return topology, chunks
 
