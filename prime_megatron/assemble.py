@@ -171,8 +171,9 @@ def build_parts(
 def build_colocation(config: TrainConfig, engine: Engine, sync: WeightSync, roles: Roles) -> Colocation:
     """Who has the memory when; models move only where parallel.offload says so."""
     if not config.parallel.offload:
-        return Colocation(engine, sync)
-    return Colocation(engine, sync, roles.policy, [role for role in roles.distinct if role is not roles.policy])
+        return Colocation(engine, sync, models=roles.distinct)
+    others = [role for role in roles.distinct if role is not roles.policy]
+    return Colocation(engine, sync, roles.policy, others, models=roles.distinct)
 
 
 def build_watchdog(config: TrainConfig, topology: Topology, stop: Stop) -> Watchdog:

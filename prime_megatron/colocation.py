@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from prime_megatron import device
+from prime_megatron.metrics.memory import Holder, role_bytes
 
 WEIGHTS, KV_CACHE = "weights", "kv_cache"
 
@@ -45,15 +46,22 @@ class Colocation:
         sync: brings it the policy's weights.
         policy: the model that the sync reads, where it is to be moved.
         others: the other models to be moved.
+        models: the ones whose memory is reported, moved or not.
     """
 
     def __init__(
-        self, engine: Sleeper, sync: Publisher, policy: Movable | None = None, others: Sequence[Movable] = ()
+        self,
+        engine: Sleeper,
+        sync: Publisher,
+        policy: Movable | None = None,
+        others: Sequence[Movable] = (),
+        models: Sequence[Holder] = (),
     ) -> None:
         self.engine = engine
         self.sync = sync
         self.policy = policy
         self.others = tuple(others)
+        self.models = tuple(models)
         self.version = -1
         # Every sleep is followed by a sync, so a GPU's copy can be forgotten; a CPU's is the engine's only one.
         self.level = 2 if device.on_gpu() else 1
@@ -62,6 +70,7 @@ class Colocation:
     def publish(self, version: int) -> None:
         """Wake the engine with the policy's current weights as this version."""
         self.version = version
+        self._note("updated")
         for role in self.others:
             role.offload(gradients=False)
         device.empty_cache()
@@ -100,8 +109,8 @@ class Colocation:
             self.publish(self.version)
 
     def lap(self) -> dict[str, float]:
-        """The edges since the last lap: memory/<edge>_device_bytes (of all processes on this rank's device, GPU only)
-        and memory/<edge>_host_bytes (resident, of this process)."""
+        """The edges since the last lap: memory/<edge>_device_bytes (of all processes on this rank's device, GPU only),
+        memory/<edge>_host_bytes (resident, of this process) and memory/<edge>/ of every model (``role_bytes``)."""
         edges, self._edges = self._edges, {}
         return edges
 
@@ -109,3 +118,4 @@ class Colocation:
         self._edges[f"memory/{edge}_host_bytes"] = float(device.host_memory_bytes())
         if device.on_gpu():
             self._edges[f"memory/{edge}_device_bytes"] = float(device.memory_used_bytes())
+        self._edges |= {f"memory/{edge}/{key}": float(count) for key, count in role_bytes(self.models).items()}

@@ -27,6 +27,7 @@ from prime_megatron.metrics import (
     sample_rows,
     write_summary,
 )
+from prime_megatron.metrics.memory import memory_table
 from prime_megatron.metrics.summary import SUMMARY_FILE
 from prime_megatron.parallel.collectives import OverRanks, gather_all
 from prime_megatron.parallel.topology import Topology
@@ -74,6 +75,7 @@ class Reporter:
     """Memory at the edges of generation since it was last asked."""
     progress: Progress = field(default_factory=Progress)
     _peak_flops: float = 0.0
+    _memory_told: bool = False
 
     def state(self) -> dict[str, Any]:
         """Progress and clock totals, JSON values."""
@@ -120,11 +122,14 @@ class Reporter:
                 self.progress.accuracy_before = evaluated["eval/accuracy"]
             self.progress.accuracy_after = evaluated["eval/accuracy"]
             figures |= evaluated
-        figures |= self.memory()
+        figures |= (memory := self.memory())
         times = self.clock.lap()
         if record is not None:
             figures |= self._speed(record, times.wall_s - _aside(times.stage_s))
         self.log.log(index, figures | times.metrics())
+        if record is not None and not self._memory_told:
+            self._memory_told = True
+            self.log.message(memory_table(memory, self.topology.rank))
 
     def finish(self) -> None:
         """Write summary.json and print the closing table."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from prime_megatron.colocation import Colocation
 from tests.distributed.spawn import run_ranks
-from tests.e2e import toy
+from tests.e2e import resume_runs, toy
 from tests.e2e.runs import TIMINGS, differences, read_lines, train_all
 
 
@@ -26,6 +28,38 @@ def test_offload_changes_no_number_and_is_saved(tmp_path: Path) -> None:
     exported = [tmp_path / name / "policy" / "model.safetensors" for name in ("stay", "move")]
     assert exported[0].read_bytes() == exported[1].read_bytes()
     assert "memory/asleep_host_bytes" in read_lines(runs[1], "memory.jsonl")[-1]
+
+
+def test_memory_by_role_and_phase(tmp_path: Path) -> None:
+    """All four roles; the host's copies appear where models move. Policy and PRM in float32: moments are twice the
+    parameters (tied, so all of them trained), the reference has parameters alone."""
+    folder = toy.make_model(tmp_path / "model", hidden=32, layers=2)
+    prompts = toy.make_prompts(tmp_path / "prompts.jsonl")
+    config = toy.settings(
+        folder, prompts, tmp_path / "out", parallel={"offload": True}, advantage={"estimator": "gae"}, run={"steps": 2}
+    )  # fmt: skip
+    assert resume_runs.train(config, 1) == {0}
+    num_params = sum(tensor.numel() for tensor in load_file(f"{folder}/model.safetensors").values())
+    row = read_lines(config, "memory.jsonl")[-1]
+    for role in ("policy", "prm", "critic"):
+        value_head = 32 if role == "critic" else 0
+        for kind, per_param in (("parameters", 4), ("gradients", 4), ("optimizer", 8)):
+            at = f"{role}/{kind}"
+            device = row[f"memory/updated/{at}_device_bytes"]
+            wanted = per_param * (num_params + value_head)
+            # Megatron pads its flat buffers.
+            assert wanted <= device <= wanted * 1.1, at
+            assert row[f"memory/cache_awake/{at}_device_bytes"] == 0, at
+            host = row[f"memory/cache_awake/{at}_host_bytes"]
+            assert host == 0 if kind == "gradients" else host >= device, at
+    assert row["memory/updated/reference/parameters_device_bytes"] == 4 * num_params
+    assert row["memory/updated/reference/optimizer_device_bytes"] == 0
+    lines = resume_runs.said(tmp_path / "out").splitlines()
+    (start,) = (number for number, line in enumerate(lines) if line.startswith("memory of the models on rank 0"))
+    table = [line.split() for line in lines[start + 1 : start + 15]]
+    assert table[0][:2] == ["role", "kind"]
+    assert {row[0] for row in table[1:]} >= {"policy", "prm", "critic", "reference", "all"}
+    assert not any("memory/" in line for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines())
 
 
 class Log:
@@ -63,7 +97,8 @@ def test_the_order_around_generation() -> None:
     assert seen == publishes + trains
     edges = colocation.lap()
     assert [key.split("/")[1] for key in edges] == [
-        f"{edge}_host_bytes" for edge in ("trained", "weights_awake", "synced", "cache_awake", "generated", "asleep")
+        f"{edge}_host_bytes"
+        for edge in ("updated", "trained", "weights_awake", "synced", "cache_awake", "generated", "asleep")
     ]
     assert all(value > 0 for value in edges.values())
     assert colocation.lap() == {}
