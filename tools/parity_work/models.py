@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def start(parallel: dict[str, Any], folder: Path | str, *, ddp: Any = False, dty
     from prime_megatron.mcore.initialize import start_megatron
     from prime_megatron.mcore.model import build_model
 
-    config = ParallelConfig(**parallel)
+    config = ParallelConfig.model_validate_json(json.dumps(parallel))
     topology = start_megatron(config, seed=1, backend="gloo", timeout_s=60)
     options = None if isinstance(ddp, bool) else ddp
     family, precision = read_config(folder), getattr(torch, dtype)
