@@ -43,13 +43,11 @@ class Head:
             return self._nothing(hidden_TH.shape[0], hidden_TH.device)
         return self.ops.partial(hidden_TH, self.rows(), self.labels_T[at], self.inv_temperature, self.entropy)
 
-    def chunk_partial(self, logits_tV: torch.Tensor, hidden_tH: torch.Tensor, at: slice) -> Partial:
+    def chunk_partial(self, logits_tV: torch.Tensor, at: slice) -> Partial:
         """The same from a chunk's logits."""
         if self.shard.num_rows == 0:
             return self._nothing(*logits_tV.shape[:1], logits_tV.device)
-        return self.ops.chunk_partial(
-            logits_tV, hidden_tH, self.rows(), self.labels_T[at], self.inv_temperature, self.entropy
-        )
+        return self.ops.chunk_partial(logits_tV, self.labels_T[at], self.inv_temperature, self.entropy)
 
     @staticmethod
     def _nothing(num_tokens: int, where: torch.device) -> Partial:
@@ -208,7 +206,7 @@ class Sink:
         head = self._head
         if at.stop - at.start <= grads.limit:
             logits_tV = grads.logits(at)
-            part = head.chunk_partial(logits_tV, grads.hidden(at), at)
+            part = head.chunk_partial(logits_tV, at)
             grads.add(at, logits_tV, *self.put(at, part))
             return
         part = head.partial(grads.hidden(at), at)

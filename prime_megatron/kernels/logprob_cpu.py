@@ -1,14 +1,16 @@
 """The vocabulary head in tiles that stay in a CPU's cache; plain torch, so it also runs where Triton is missing.
 
-Everything is in powers of two: torch's exp2 is four times as fast as its exp, and in fp32 the factor log2(e) /
-temperature costs nothing inside the product. Sums of 2**x are taken without subtracting a maximum first; rows whose
-sum leaves the safe range (very large or very negative logits) are done again with one. torch gives bf16 products in
-bf16 only, so there the label's logit is made again in fp32 and takes its rounded self's place in every sum: the
-log-probability is then far better than the naive form's, and still never above zero.
+Everything is in powers of two: torch's exp2 is three times as fast as its exp, and in fp32 the factor log2(e) /
+temperature costs nothing inside the product. torch gives bf16 products in bf16 only, so there the factor comes after
+the rounding: logits then are the very numbers that the naive bf16 form has, and so are its errors. (Rounded in base 2
+they were up to 1.7 times as coarse; an exact logit of the label alone is worse where all logits share one rounding.)
+Sums of 2**x are taken without subtracting a maximum first; rows whose sum leaves the safe range (very large or very
+negative logits) are done again with one.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -31,8 +33,15 @@ def chunk_tokens(num_tokens: int, num_rows: int, dtype: torch.dtype) -> int:
     return max(1, min(num_tokens, MAX_ROWS, CHUNK_BYTES // (max(num_rows, 1) * dtype.itemsize)))
 
 
+def _split_scale(dtype: torch.dtype, scale: float) -> tuple[float, float]:
+    """(factor inside the product, factor on the stored logits): bf16 is rounded before it is scaled."""
+    return (1.0, scale) if dtype == torch.bfloat16 else (scale, 1.0)
+
+
 def _multiply(hidden_tH: torch.Tensor, weight_cH: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
-    """scale * hidden @ weight.T; the library scales its fp32 accumulator, so that bf16 is rounded once."""
+    """scale * hidden @ weight.T"""
+    if scale == 1.0:
+        return torch.mm(hidden_tH, weight_cH.t(), out=out)
     return out.addmm_(hidden_tH, weight_cH.t(), beta=0.0, alpha=scale)
 
 
@@ -42,14 +51,45 @@ def _spans(num_rows: int, num_columns: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + width, num_columns)) for begin in range(0, num_columns, width)]
 
 
-def _add_sums(logits_tc: torch.Tensor, sum_t: torch.Tensor, weighted_t: torch.Tensor, entropy: bool) -> None:
-    """Add the rows' sum of 2**x, and of x 2**x for the entropy, a block of rows at a time: a tile is too large for the
-    cache that a core has to itself."""
-    for at, x_rc, e_rc in _row_blocks(logits_tc):
-        torch.exp2(x_rc, out=e_rc)
-        sum_t[at] += e_rc.sum(1)
+@dataclass(frozen=True)
+class _Block:
+    """Rows `at` of stored logits, small enough for the cache that a core has to itself.
+
+    stored: the logits; x: where they lie in fp32 (the same memory for fp32 logits); e: fp32 scratch of the shape.
+    """
+
+    at: slice
+    stored: torch.Tensor
+    x: torch.Tensor
+    e: torch.Tensor
+
+    def load(self, scale: float) -> None:
+        """Fill x with the scaled logits; fp32 logits are scaled when they are made."""
+        if self.x is not self.stored:
+            self.x.copy_(self.stored).mul_(scale)
+
+
+def _blocks(logits_tc: torch.Tensor) -> list[_Block]:
+    num_rows, num_columns = logits_tc.shape
+    step = max(1, min(num_rows, BLOCK_ELEMENTS // num_columns))
+    narrow = logits_tc.dtype == torch.bfloat16
+    x_rc, e_rc = (torch.empty(step if used else 0, num_columns, device=logits_tc.device) for used in (narrow, True))
+    blocks = []
+    for begin in range(0, num_rows, step):
+        at = slice(begin, min(begin + step, num_rows))
+        stored_rc, size = logits_tc[at], at.stop - begin
+        blocks.append(_Block(at, stored_rc, x_rc[:size] if narrow else stored_rc, e_rc[:size]))
+    return blocks
+
+
+def _sums(blocks: list[_Block], scale: float, sum_t: torch.Tensor, weighted_t: torch.Tensor, entropy: bool) -> None:
+    """Set the rows' sum of 2**x, and of x 2**x for the entropy."""
+    for block in blocks:
+        block.load(scale)
+        torch.exp2(block.x, out=block.e)
+        torch.sum(block.e, 1, out=sum_t[block.at])
         if entropy:
-            weighted_t[at] += e_rc.mul_(x_rc).sum(1)
+            torch.sum(block.e.mul_(block.x), 1, out=weighted_t[block.at])
 
 
 def _take_target(x_tc: torch.Tensor, labels_t: torch.Tensor, begin: int, end: int, target_t: torch.Tensor) -> None:
@@ -77,16 +117,10 @@ def _shifted_sums(
     return max_t, sum_t, weighted_t
 
 
-def _finish(
-    sums: tuple[torch.Tensor, ...],
-    again_of: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
-    labels_t: torch.Tensor,
-    exact_t: torch.Tensor | None,
-) -> Partial:
-    """Partial in nats from (sum, weighted sum, label's logit).
+def _finish(sums: tuple[torch.Tensor, ...], again_of: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> Partial:
+    """Partial in nats from (sum, weighted sum, label's logit) in base 2.
 
-    again_of(rows): the shifted sums of rows whose plain ones cannot be trusted. exact_t: the labels' logits in base 2,
-    where the sums hold rounded ones.
+    again_of(rows): the shifted sums of rows whose plain ones cannot be trusted.
     """
     sum_t, weighted_t, target_t = sums
     lse_t, mean_t = torch.log2(sum_t), weighted_t / sum_t
@@ -96,61 +130,48 @@ def _finish(
         max_t, sum_t, weighted_t = again_of(rows)
         lse_t[rows] = max_t + torch.log2(sum_t)
         mean_t[rows] = max_t + weighted_t / sum_t
-    if exact_t is not None:
-        old_t, new_t = torch.exp2(target_t - lse_t), torch.exp2(exact_t - lse_t)
-        total_t = (1.0 - old_t).clamp(min=0.0) + new_t
-        mean_t = torch.where(labels_t >= 0, (mean_t - old_t * target_t + new_t * exact_t) / total_t, mean_t)
-        lse_t = torch.where(labels_t >= 0, lse_t + torch.log2(total_t), lse_t)
-        target_t = torch.where(labels_t >= 0, exact_t, 0.0)
     return Partial(lse_t.mul_(LN2), mean_t.mul_(LN2), target_t.mul_(LN2))
-
-
-def _exact_targets(
-    hidden_tH: torch.Tensor, weight_VH: torch.Tensor, labels_t: torch.Tensor, scale: float
-) -> torch.Tensor | None:
-    """The labels' logits in base 2 from fp32 products; None for fp32 inputs, whose tiles are exact already."""
-    if hidden_tH.dtype != torch.bfloat16:
-        return None
-    exact = []
-    for begin in range(0, labels_t.shape[0], MAX_ROWS):
-        at = slice(begin, begin + MAX_ROWS)
-        rows_tH = weight_VH.index_select(0, labels_t[at].clamp(min=0)).float()
-        exact.append(rows_tH.mul_(hidden_tH[at]).sum(1))
-    return torch.cat(exact).mul_(scale)
 
 
 def partial(
     hidden_TH: torch.Tensor, weight_VH: torch.Tensor, labels_T: torch.Tensor, inv_temperature: float, entropy: bool
 ) -> Partial:
     """Partial of every token, one logit tile at a time: extra memory is the tile and two blocks of its rows."""
-    scale, num_columns = LOG2E * inv_temperature, weight_VH.shape[0]
-    width = max(end - begin for begin, end in _spans(min(hidden_TH.shape[0], MAX_ROWS), num_columns))
-    buffer = hidden_TH.new_empty(min(hidden_TH.shape[0], MAX_ROWS) * width)
     parts = []
     for first in range(0, hidden_TH.shape[0], MAX_ROWS):
-        hidden_tH, labels_t = hidden_TH[first : first + MAX_ROWS], labels_T[first : first + MAX_ROWS]
-        num_rows = hidden_tH.shape[0]
-        sums = torch.zeros(3, num_rows, device=hidden_tH.device).unbind()
-        for begin in range(0, num_columns, width):
-            end = min(begin + width, num_columns)
-            out_tc = buffer[: num_rows * (end - begin)].view(num_rows, end - begin)
-            tile_tc = _multiply(hidden_tH, weight_VH[begin:end], scale, out_tc)
-            _add_sums(tile_tc, sums[0], sums[1], entropy)
-            _take_target(tile_tc, labels_t, begin, end, sums[2])
-
-        def again_of(rows: torch.Tensor, h: torch.Tensor = hidden_tH) -> tuple[torch.Tensor, ...]:
-            few_tH = h[rows]
-
-            def tile_of(b: int, e: int) -> torch.Tensor:
-                return _multiply(few_tH, weight_VH[b:e], scale, few_tH.new_empty(few_tH.shape[0], e - b)).float()
-
-            return _shifted_sums(tile_of, rows.numel(), num_columns, rows.device)
-
-        exact_t = _exact_targets(hidden_tH, weight_VH, labels_t, scale)
-        parts.append(_finish(sums, again_of, labels_t, exact_t))
+        at = slice(first, first + MAX_ROWS)
+        parts.append(_tiled_partial(hidden_TH[at], weight_VH, labels_T[at], LOG2E * inv_temperature, entropy))
     if len(parts) == 1:
         return parts[0]
     return Partial(*(torch.cat([getattr(p, name) for p in parts]) for name in ("lse", "mean", "target")))
+
+
+def _tiled_partial(
+    hidden_tH: torch.Tensor, weight_VH: torch.Tensor, labels_t: torch.Tensor, scale: float, entropy: bool
+) -> Partial:
+    inside, after = _split_scale(hidden_tH.dtype, scale)
+    num_rows, spans = hidden_tH.shape[0], _spans(hidden_tH.shape[0], weight_VH.shape[0])
+    buffer = hidden_tH.new_empty(num_rows * (spans[0][1] - spans[0][0]))
+    sums_kt, weighted_kt = torch.zeros(2, len(spans), num_rows, device=hidden_tH.device)
+    target_t = torch.zeros(num_rows, device=hidden_tH.device)
+    blocks: list[_Block] = []
+    for k, (begin, end) in enumerate(spans):
+        tile_tc = buffer[: num_rows * (end - begin)].view(num_rows, end - begin)
+        _multiply(hidden_tH, weight_VH[begin:end], inside, tile_tc)
+        if not blocks or end - begin != blocks[0].e.shape[1]:
+            blocks = _blocks(tile_tc)
+        _sums(blocks, after, sums_kt[k], weighted_kt[k], entropy)
+        _take_target(tile_tc, labels_t, begin, end, target_t)
+
+    def again_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        few_tH = hidden_tH[rows]
+
+        def tile_of(b: int, e: int) -> torch.Tensor:
+            return _multiply(few_tH, weight_VH[b:e], inside, few_tH.new_empty(rows.numel(), e - b)).float().mul_(after)
+
+        return _shifted_sums(tile_of, rows.numel(), weight_VH.shape[0], rows.device)
+
+    return _finish((sums_kt.sum(0), weighted_kt.sum(0), target_t.mul_(after)), again_of)
 
 
 def logits_buffer(num_elements: int, hidden_TH: torch.Tensor) -> torch.Tensor:
@@ -161,42 +182,24 @@ def logits_buffer(num_elements: int, hidden_TH: torch.Tensor) -> torch.Tensor:
 def chunk_logits(
     hidden_tH: torch.Tensor, weight_VH: torch.Tensor, inv_temperature: float, out: torch.Tensor
 ) -> torch.Tensor:
-    """Logits of a chunk into `out` [t, V] of the input's dtype: tempered and in base 2."""
-    return _multiply(hidden_tH, weight_VH, LOG2E * inv_temperature, out)
+    """Logits of a chunk into `out` [t, V] of the input's dtype: fp32 ones tempered and in base 2, bf16 ones raw."""
+    return _multiply(hidden_tH, weight_VH, _split_scale(out.dtype, LOG2E * inv_temperature)[0], out)
 
 
-def chunk_partial(
-    logits_tV: torch.Tensor,
-    hidden_tH: torch.Tensor,
-    weight_VH: torch.Tensor,
-    labels_t: torch.Tensor,
-    inv_temperature: float,
-    entropy: bool,
-) -> Partial:
+def chunk_partial(logits_tV: torch.Tensor, labels_t: torch.Tensor, inv_temperature: float, entropy: bool) -> Partial:
     """Partial of the tokens of a chunk from its stored logits, a few whole rows at a time."""
+    after = _split_scale(logits_tV.dtype, LOG2E * inv_temperature)[1]
     sum_t, weighted_t = torch.zeros(2, logits_tV.shape[0], device=logits_tV.device)
-    _add_sums(logits_tV, sum_t, weighted_t, entropy)
-    target_t = logits_tV.gather(1, labels_t.clamp(min=0)[:, None]).squeeze(1).float()
-    sums = (sum_t, weighted_t, torch.where(labels_t >= 0, target_t, 0.0))
+    _sums(_blocks(logits_tV), after, sum_t, weighted_t, entropy)
+    target_t = logits_tV.gather(1, labels_t.clamp(min=0)[:, None]).squeeze(1).float().mul_(after)
 
     def again_of(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return _shifted_sums(lambda b, e: logits_tV[rows, b:e].float(), rows.numel(), logits_tV.shape[1], rows.device)
+        def tile_of(b: int, e: int) -> torch.Tensor:
+            return logits_tV[rows, b:e].float().mul_(after)
 
-    exact_t = _exact_targets(hidden_tH, weight_VH, labels_t, LOG2E * inv_temperature)
-    return _finish(sums, again_of, labels_t, exact_t)
+        return _shifted_sums(tile_of, rows.numel(), logits_tV.shape[1], rows.device)
 
-
-def _row_blocks(logits_tV: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """(rows, their logits in fp32, a scratch of the same shape), each a contiguous block that fits a core's cache."""
-    num_rows, num_columns = logits_tV.shape
-    step = max(1, min(num_rows, BLOCK_ELEMENTS // num_columns))
-    scratch = torch.empty(2, step, num_columns, device=logits_tV.device)
-    for begin in range(0, num_rows, step):
-        at = slice(begin, min(begin + step, num_rows))
-        x_rV = logits_tV[at]
-        if x_rV.dtype == torch.bfloat16:
-            x_rV = scratch[0, : at.stop - begin].copy_(x_rV)
-        yield at, x_rV, scratch[1, : at.stop - begin]
+    return _finish((sum_t, weighted_t, torch.where(labels_t >= 0, target_t, 0.0)), again_of)
 
 
 def chunk_grad_(
@@ -225,16 +228,18 @@ def chunk_grad_(
         slope_t1 = (dentropy_t * (-LN2 * inv_temperature))[:, None]
         label_t = label_t + torch.exp(logprobs_t) * (flat_t - dentropy_t * logprobs_t * inv_temperature)
     lse_t1, flat_t1 = (lse_t * LOG2E)[:, None], flat_t[:, None]
-    for at, x_rV, e_rV in _row_blocks(logits_tV):
-        u_rV = torch.sub(x_rV, lse_t1[at], out=x_rV)  # in fp32 this is the chunk itself
-        torch.exp2(u_rV, out=e_rV)
+    after = _split_scale(dtype, LOG2E * inv_temperature)[1]
+    for block in _blocks(logits_tV):
+        block.load(after)
+        u_rV = block.x.sub_(lse_t1[block.at])  # in fp32 this is the chunk itself
+        torch.exp2(u_rV, out=block.e)
         # Not addcmul: with broadcast operands it is five times as slow as these two.
-        factor = flat_t1[at] if slope_t1 is None else u_rV.mul_(slope_t1[at]).add_(flat_t1[at])
-        if u_rV.dtype == logits_tV.dtype:
-            torch.mul(e_rV, factor, out=u_rV)
+        factor = flat_t1[block.at] if slope_t1 is None else u_rV.mul_(slope_t1[block.at]).add_(flat_t1[block.at])
+        if block.x is block.stored:
+            torch.mul(block.e, factor, out=block.stored)
         else:
-            logits_tV[at].copy_(e_rV.mul_(factor))
-    # The label's entry is 1 - p of the log-probability itself: rounded once, and from the exact logit.
+            block.stored.copy_(block.e.mul_(factor))
+    # The label's entry is 1 - p of the log-probability itself, which cannot cancel.
     # Not scatter_: in bf16 it goes over the whole tensor.
     cells = torch.arange(labels_t.shape[0], device=labels_t.device), labels_t.clamp(min=0)
     logits_tV[cells] = torch.where(labels_t >= 0, label_t.to(dtype), logits_tV[cells])

@@ -122,15 +122,8 @@ def chunk_logits(
     return torch.mm(hidden_tH.float(), weight_VH.t().float(), out=out)
 
 
-def chunk_partial(
-    logits_tV: torch.Tensor,
-    hidden_tH: torch.Tensor,
-    weight_VH: torch.Tensor,
-    labels_t: torch.Tensor,
-    inv_temperature: float,
-    entropy: bool,
-) -> Partial:
-    """Partial of the tokens of a chunk from its logits, read once; hidden and weight are for the CPU form's bf16."""
+def chunk_partial(logits_tV: torch.Tensor, labels_t: torch.Tensor, inv_temperature: float, entropy: bool) -> Partial:
+    """Partial of the tokens of a chunk from its logits, read once."""
     num_tokens, num_columns = logits_tV.shape
     lse_t, mean_t, target_t = torch.empty(3, num_tokens, dtype=torch.float32, device=logits_tV.device)
     _stats_kernel[(num_tokens,)](
@@ -154,7 +147,7 @@ def partial(
         out_tV = buffer[: hidden_tH.shape[0] * num_rows].view(-1, num_rows)
         logits_tV = chunk_logits(hidden_tH, weight_VH, inv_temperature, out_tV)
         labels_t = labels_T[begin : begin + step]
-        parts.append(chunk_partial(logits_tV, hidden_tH, weight_VH, labels_t, inv_temperature, entropy))
+        parts.append(chunk_partial(logits_tV, labels_t, inv_temperature, entropy))
     return Partial(*(torch.cat([getattr(p, name) for p in parts]) for name in ("lse", "mean", "target")))
 
 

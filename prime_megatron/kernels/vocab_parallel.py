@@ -58,7 +58,9 @@ def combine(part: Partial, group: dist.ProcessGroup | None) -> Partial:
     dist.all_gather_into_tensor(all_R3T.view(-1, mine_3T.shape[1]), mine_3T, group=group)
     lse_RT, mean_RT, target_RT = all_R3T.unbind(1)
     lse_T = torch.logsumexp(lse_RT, 0)
-    return Partial(lse_T, (torch.exp(lse_RT - lse_T) * mean_RT).sum(0), target_RT.sum(0))
+    # The shards' shares add up to 1 only within the rounding of lse: they must not multiply a mean of -400.
+    share_RT = torch.exp(lse_RT - lse_T)
+    return Partial(lse_T, lse_T + (share_RT * (mean_RT - lse_T)).sum(0), target_RT.sum(0))
 
 
 def gather_sequence(hidden_SH: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
