@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
     assert start is not None
     try:
         driver = _make_driver(start["engine"], DriverSettings.from_json(start["settings"]))
-        _watch(os.getppid(), lambda: set(descendants(os.getpid())))
+        _watch(os.getppid(), lambda: set(_descendants(os.getpid())))
         channel.send({"call": start["call"], "ok": None})
         EngineChild(channel, driver).serve()
     except EOFError:
@@ -155,7 +155,7 @@ def _watch(parent: int, watched: Callable[[], set[int]]) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def descendants(root: int) -> list[int]:
+def _descendants(root: int) -> list[int]:
     """Processes below a process, as /proc tells."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():

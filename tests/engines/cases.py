@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +174,25 @@ def check_death(
     assert set(counts) == {request.key for request in long}
     assert set(counts.values()) == {1}
     assert largest_gap(model, made) < PARITY
+
+
+def check_death_in_mid_update(engine: HostedEngine, model: str, version: int) -> None:
+    """The engine is killed between two buckets: the update is lost as a whole, another process gets all of it."""
+    weights = load_file(Path(model) / "model.safetensors")
+    restarts = engine.num_restarts
+
+    def interrupted() -> Iterator[Bucket]:
+        for place, bucket in enumerate(buckets(weights, 3, version)):
+            if place == 1:
+                assert engine.pid is not None
+                kill_one(engine.pid)
+            yield bucket
+
+    engine.update_weights(interrupted(), version)
+    assert engine.version == -1
+    publish(engine, model, version)
+    assert engine.num_restarts == restarts + 1
+    assert largest_gap(model, engine.generate(requests(4))) < PARITY
 
 
 def check_end(engine: HostedEngine) -> None:

@@ -13,7 +13,7 @@ from tests.engines.tiny import make_engine, publish, requests, switch
 
 pytestmark = pytest.mark.vllm
 ENGINE = "vllm"
-ALIVE_TIMEOUT_S = 15.0
+ALIVE_TIMEOUT_S = 20.0
 NOTICED_S = 10.0
 """A death is seen within a second on an idle machine."""
 
@@ -34,7 +34,7 @@ def single(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def pair(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
     folder = tmp_path_factory.mktemp("pair")
-    engine = make_engine(ENGINE, models[0], folder, tensor=2, alive_timeout_s=120.0)
+    engine = make_engine(ENGINE, models[0], folder, tensor=2, alive_timeout_s=ALIVE_TIMEOUT_S)
     yield engine
     engine.close()
 
@@ -52,11 +52,11 @@ def test_a_response_depends_on_its_own_seed_alone(single: HostedEngine, models: 
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
 
 
-def test_sleep_and_wake_in_order(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_sleep_and_wake_in_order_at_tp1(single: HostedEngine, models: tuple[str, str]) -> None:
     cases.check_sleep(single, *models, tensor=1)
 
 
-def test_a_response_of_another_version_is_refused(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_a_response_of_another_version_is_refused_at_tp1(single: HostedEngine, models: tuple[str, str]) -> None:
     publish(single, models[0], 40)
     cases.check_version(single)
 
@@ -78,9 +78,19 @@ def test_sent_weights_at_tp1(single: HostedEngine, models: tuple[str, str], tmp_
     cases.check_generation(single, *models, tensor=1)
 
 
-def test_wrong_tensors_are_named(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_a_death_in_mid_update(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+    switch(single, "broadcast", models[0], tmp_path, 1)
+    publish(single, models[0], 65)
+    cases.check_death_in_mid_update(single, models[1], 66)
+
+
+def test_wrong_tensors_are_named_at_tp1(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(single, "bucket", models[0], tmp_path, 1)
     cases.check_wrong_names(single, models[0])
+
+
+def test_the_last_death_stops_the_run(single: HostedEngine) -> None:
+    cases.check_end(single)
 
 
 def test_live_weights_at_tp2(pair: HostedEngine, models: tuple[str, str]) -> None:
@@ -88,10 +98,30 @@ def test_live_weights_at_tp2(pair: HostedEngine, models: tuple[str, str]) -> Non
     cases.check_live_weights(pair, models[1], tensor=2)
 
 
+def test_sleep_and_wake_in_order_at_tp2(pair: HostedEngine, models: tuple[str, str]) -> None:
+    cases.check_sleep(pair, *models, tensor=2)
+
+
+def test_a_response_of_another_version_is_refused_at_tp2(pair: HostedEngine, models: tuple[str, str]) -> None:
+    publish(pair, models[0], 40, tensor=2)
+    cases.check_version(pair)
+
+
+def test_a_hang_of_one_tp_rank_is_noticed(pair: HostedEngine, models: tuple[str, str]) -> None:
+    publish(pair, models[1], 50, tensor=2)
+    cases.check_death(pair, models[1], hit=cases.stop_one, patience_s=ALIVE_TIMEOUT_S + NOTICED_S, tensor=2)
+    cases.check_live_weights(pair, models[1], tensor=2)
+
+
 @pytest.mark.parametrize("transport", ["bucket", "broadcast", "disk"])
 def test_sent_weights_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_path: Path, transport: str) -> None:
     switch(pair, transport, models[0], tmp_path, 2)
     cases.check_generation(pair, *models, tensor=2)
+
+
+def test_wrong_tensors_are_named_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+    switch(pair, "bucket", models[0], tmp_path, 2)
+    cases.check_wrong_names(pair, models[0])
 
 
 def test_kill_9_of_one_tp_rank_with_sent_weights(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
@@ -104,5 +134,5 @@ def test_training_over_pipeline_stages_with_an_engine_over_both_ranks(tmp_path: 
     cases.check_training(ENGINE, tmp_path, "pipeline", tensor=2)
 
 
-def test_training_over_tensor_ranks_with_an_engine_each_and_sent_weights(tmp_path: Path) -> None:
-    cases.check_training(ENGINE, tmp_path, "tensor", transport="bucket")
+def test_training_over_tensor_ranks_with_an_engine_each_and_a_folder(tmp_path: Path) -> None:
+    cases.check_training(ENGINE, tmp_path, "tensor", transport="disk")
