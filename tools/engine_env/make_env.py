@@ -3,8 +3,9 @@
     python tools/engine_env/make_env.py {sglang|vllm} DIR
 
 DIR is made anew unless it already holds exactly these pins (a second call does nothing). Packages come from where pip
-is configured to look (pip.conf, PIP_* variables): the CPU build of torch must be found there, for example with
-PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu. `--lock` rewrites the lock files from the `.in` files.
+is configured to look (pip.conf, PIP_* variables; without any, PyPI), and where the CPU build of torch is not found
+there, from TORCH_INDEX as well. The pins are for Python 3.11: this script may run under another, which then looks for
+python3.11 on the PATH. `--lock` rewrites the lock files from the `.in` files.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 UV = "uv==0.13.8"
 PYTHON = (3, 11)
 STAMP = ".engine_env"
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+"""PyPI's own build of torch for Linux is the CUDA one, gigabytes of it."""
 IMPORTS = {
     # The registry imports every model, and each scheduler process does so at its start.
     "sglang": "import sglang.srt.entrypoints.http_server, sglang.srt.models.registry",
@@ -41,12 +44,8 @@ def run(command: list[str], what: str, env: dict[str, str] | None = None) -> str
     """Run `command`; returns stdout. Raises EnvError naming `what` with the last lines of stderr."""
     done = subprocess.run(command, env=env, text=True, capture_output=True, check=False)
     if done.returncode != 0:
-        tail = " ".join(" ".join(done.stderr.splitlines()[-ERROR_LINES:]).split())
-        hint = ""
-        if "torch" in tail:
-            hint = " (is the CPU build of torch among pip's find-links or indexes?"
-            hint += " PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu has it)"
-        raise EnvError(f"{what} failed{hint}: {tail}")
+        lines = (done.stderr.strip() or done.stdout).splitlines()  # `venv` complains on stdout
+        raise EnvError(f"{what} failed: {' '.join(' '.join(lines[-ERROR_LINES:]).split())}")
     return done.stdout
 
 
@@ -83,7 +82,8 @@ def digest(engine: str) -> str:
     state = hashlib.sha256()
     for path in (Path(__file__), HERE / f"{engine}.lock"):
         state.update(path.read_bytes())
-    state.update(str(HERE / "stubs").encode())
+    if engine == "sglang":
+        state.update(str(HERE / "stubs").encode())  # the environment points there
     return state.hexdigest()
 
 
@@ -97,6 +97,30 @@ def find_uv(directory: Path) -> str:
     return str(directory / "bin" / "uv")
 
 
+def find_python() -> str:
+    """An interpreter of the version that the pins are for. Raises EnvError."""
+    wanted = "{}.{}".format(*PYTHON)
+    found = sys.executable if sys.version_info[:2] == PYTHON else shutil.which(f"python{wanted}")
+    if found is None:
+        raise EnvError(f"the pins are for Python {wanted}, this is {sys.version.split()[0]}: install python{wanted}")
+    return found
+
+
+def install(engine: str, uv: str, python: str) -> None:
+    """The locked packages into the environment of `python`. Raises EnvError."""
+    options, env = pip_sources(python)
+    command = [uv, "pip", "install", "-q", "--python", python, "--no-deps", *options]
+    command += ["-r", str(HERE / f"{engine}.lock")]
+    what = f"installing the packages of {engine}"
+    try:
+        run(command, what, env)
+    except EnvError as error:
+        if "torch" not in str(error) or "--no-index" in options:
+            raise
+        # Not asked at first: uv takes an index that it cannot reach for an error.
+        run([*command, "--extra-index-url", TORCH_INDEX], what, env)
+
+
 def make(engine: str, directory: Path) -> None:
     """Make `directory` the environment of `engine`. Raises EnvError; a failed environment carries no stamp."""
     stamp = directory / STAMP
@@ -107,12 +131,9 @@ def make(engine: str, directory: Path) -> None:
     if directory.exists() and not (directory / "pyvenv.cfg").is_file() and any(directory.iterdir()):
         raise EnvError(f"{directory} exists and is no virtual environment: name another directory or remove it")
     started = time.monotonic()
-    run([sys.executable, "-m", "venv", "--clear", str(directory)], f"making {directory}")
+    run([find_python(), "-m", "venv", "--clear", str(directory)], f"making {directory}")
     python = str(directory / "bin" / "python")
-    options, env = pip_sources(python)
-    install = [find_uv(directory), "pip", "install", "-q", "--python", python, "--no-deps", *options]
-    install += ["-r", str(HERE / f"{engine}.lock")]
-    run(install, f"installing the packages of {engine}", env)
+    install(engine, find_uv(directory), python)
     site = run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], "finding site-packages"
     ).strip()
@@ -155,8 +176,6 @@ def main() -> int:
             lock(chosen.engine)
         elif chosen.directory is None:
             raise EnvError("name the directory of the environment")
-        elif sys.version_info[:2] != PYTHON:
-            raise EnvError(f"the pins are for Python {PYTHON[0]}.{PYTHON[1]}, this is {sys.version.split()[0]}")
         else:
             make(chosen.engine, chosen.directory)
     except EnvError as error:
