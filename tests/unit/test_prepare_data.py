@@ -41,6 +41,29 @@ def test_limit(tmp_path: Path) -> None:
     assert "2 prompts" in run(source, tmp_path / "b.jsonl", "--limit", 2).stdout
 
 
+def test_short_problems_after_solved_ones(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Long? " * 30, "answer": "<<1=1>>1\n#### 1"},
+        {"question": "Two?", "answer": "First 1+1=<<1+1=2>>2.\nThen 2*1,000=<<2*1000=2000>>2000\n#### 2,000"},
+        {"question": "Three?", "answer": "<<1=1>>1 <<2=2>>2 <<3=3>>3\n#### 3"},
+        {"question": "None?", "answer": "So.\n#### 0"},
+        {"question": "One?", "answer": "1+2=<<1+2=3>>3\n#### 3"},
+    ]
+    target = tmp_path / "short.jsonl"
+    limits = ("--max-steps", 2, "--max-chars", 40, "--shots", 1)
+    done = run(write(tmp_path / "gsm8k.jsonl", *rows), target, *limits)
+    assert done.returncode == 0, done.stderr
+    (made,) = read_prompt_rows([str(target)])
+    assert [message.role for message in made.messages] == ["user", "assistant", "user"]
+    assert made.messages[0].content.startswith("One?\n\n")
+    assert made.messages[1].content == "1+2=3\nThe answer is \\boxed{3}."
+    assert made.messages[2].content.startswith("Two?\n\n")
+    assert made.ground_truth == "2000"
+    done = run(tmp_path / "gsm8k.jsonl", target, *limits[:-1], 2)
+    assert done.returncode == 2
+    assert "2 rows are left, too few for 2 shots and a prompt" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [({"question": "q"}, "`answer`"), ({"question": "q", "answer": "no mark"}, "####"), ([], "`question`")],
