@@ -27,6 +27,8 @@ ENGINE_VENV = $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE),$(VENV))
 
 PYTEST := $(BIN)/python -m pytest --timeout 300
 ENGINES := not sglang and not vllm
+# There is no pytest-timeout in an engine's environment; the engines end themselves when pytest does.
+ENGINE_LIMIT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 # Only their files are collected: an engine's environment does not hold what the other tests import.
 engine_tests = $(shell grep -rlE "mark\.$(1)\b" --include='test_*.py' tests)
 PYTEST_ARGS ?=
@@ -59,10 +61,10 @@ test-gpu: $(DEV_STAMP) ## the tests that need a GPU
 	$(PYTEST) -m "gpu and $(ENGINES)" $(PYTEST_ARGS)
 
 test-sglang: .venv-sglang/.engine_env ## the tests with SGLang, in an environment of its own
-	PYTHONPATH=. .venv-sglang/bin/python -m pytest -m sglang $(call engine_tests,sglang) $(PYTEST_ARGS)
+	PYTHONPATH=. .venv-sglang/bin/python -m pytest $(ENGINE_LIMIT) -m sglang $(call engine_tests,sglang) $(PYTEST_ARGS)
 
 test-vllm: .venv-vllm/.engine_env ## the tests with vLLM, in an environment of its own
-	PYTHONPATH=. .venv-vllm/bin/python -m pytest -m vllm $(call engine_tests,vllm) $(PYTEST_ARGS)
+	PYTHONPATH=. .venv-vllm/bin/python -m pytest $(ENGINE_LIMIT) -m vllm $(call engine_tests,vllm) $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP) ## ruff and ruff format, nothing changed
 	$(BIN)/ruff check .

@@ -8,7 +8,6 @@ and all of its engine's processes when the trainer is gone or when one of them i
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import threading
@@ -30,6 +29,7 @@ from prime_megatron.rollout.driver import (
     UpdateRefused,
     request_from_json,
 )
+from prime_megatron.rollout.leftovers import kill_group, stat
 
 DRIVERS = {
     "sglang": "prime_megatron.rollout.sglang.SglangDriver",
@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> int:
         _report(channel, f"{type(error).__name__}: {str(error).strip()[:500]}", kind="failed")
     sys.stdout.flush()
     sys.stderr.flush()
-    os.killpg(0, signal.SIGKILL)  # engines leave processes and exit handlers behind that may block for ever
+    kill_group(os.getpgrp())  # engines leave processes and exit handlers behind that may block for ever
     return 1
 
 
@@ -150,7 +150,7 @@ def _watch(parent: int, watched: Callable[[], set[int]]) -> None:
             time.sleep(WATCH_EVERY_S)
             gone = [pid for pid in pids if not _lives(pid)]
         print(f"ending: {f'processes {gone} of the engine are' if gone else 'the trainer is'} gone", flush=True)
-        os.killpg(0, signal.SIGKILL)
+        kill_group(os.getpgrp())
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -159,7 +159,7 @@ def _descendants(root: int) -> list[int]:
     """Processes below a process, as /proc tells."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := _stat(int(entry.name))) is not None:
+        if entry.name.isdigit() and (fields := stat(int(entry.name))) is not None:
             children.setdefault(int(fields[1]), []).append(int(entry.name))
     found = []
     pending = [root]
@@ -171,16 +171,8 @@ def _descendants(root: int) -> list[int]:
 
 
 def _lives(pid: int) -> bool:
-    fields = _stat(pid)
+    fields = stat(pid)
     return fields is not None and fields[0] not in "ZX"
-
-
-def _stat(pid: int) -> list[str] | None:
-    """State, parent and the rest of /proc/PID/stat; None for a process that is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except OSError:
-        return None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 from prime_megatron.errors import InputError, RunError
 from prime_megatron.rollout.channel import Channel
 from prime_megatron.rollout.driver import DriverSettings
+from prime_megatron.rollout.leftovers import kill_group
 
 LAUNCHER_PREFIXES = ("TORCHELASTIC", "MASTER_", "LOCAL_", "GROUP_", "ROLE_")
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "PYTHONDONTWRITEBYTECODE", "LD_PRELOAD")
@@ -110,7 +110,7 @@ class EngineProcess:
     def kill(self) -> None:
         """End the engine's processes at once."""
         with suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+            kill_group(self._popen.pid)
         self._popen.wait()
         self._channel.close()
 
