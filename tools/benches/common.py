@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,21 +25,36 @@ def use_device(name: str) -> torch.device:
 
 
 def interleaved(
-    sides: dict[str, Callable[[], Any]], rounds: int, where: torch.device, pause_s: float = 0.0
+    sides: dict[str, Callable[[], Any]],
+    rounds: int,
+    where: torch.device,
+    pause_s: float = 0.0,
+    *,
+    warm_up: bool = True,
+    label: str | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each side, one run of each a round, so that a slow stretch of the machine hits all; one warm-up.
+    """Seconds of each side, one run of each a round, so that a slow stretch of the machine hits all.
 
     CPU: this process's CPU seconds. CUDA: device events around the call. pause_s: idle time before each run, for a
-    GPU that lowers its clock at its power limit within a tenth of a second of matrix products.
+    GPU that lowers its clock at its power limit within a tenth of a second of matrix products. warm_up: one run of
+    each side before the first round; without it the median has to bear a first run. label: names the rounds on stderr.
     """
-    for run in sides.values():
-        run()
+    if warm_up:
+        _progress(label, "warm-up")
+        for run in sides.values():
+            run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
+    for count in range(rounds):
+        _progress(label, f"round {count + 1} of {rounds}")
         for name, run in sides.items():
             time.sleep(pause_s)
             seconds[name].append(_cuda_seconds(run) if where.type == "cuda" else _cpu_seconds(run))
     return seconds
+
+
+def _progress(label: str | None, what: str) -> None:
+    if label is not None:
+        print(f"bench: {label}: {what}", file=sys.stderr, flush=True)
 
 
 def _cpu_seconds(run: Callable[[], Any]) -> float:

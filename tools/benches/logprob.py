@@ -1,11 +1,18 @@
 """The vocabulary head against its GEMMs and against every peer that is installed.
 
-figures: fwd_x_gemm_*: scoring with entropy over one product [T, H] x [H, V] into a preallocated result;
-fwdbwd_x_3gemm_*: the PPO loss with entropy, forward and backward, over the three products that it needs;
-fwd_extra_mb: memory above inputs during scoring (the larger of the dtypes). The recompute form (4 products) is there
-for comparison. On CUDA each run starts after a pause, at full clock, as rates such as 790 TFLOP/s are measured;
-`*_sustained_ms_*` are without pauses, where an H200 sits at its power limit, GEMMs included. peers: the same ratios
-for what others offer; those without entropy say so in their name.
+figures: fwd_x_gemm_*: scoring with entropy over one product [T, H] x [H, V] of the same dtype into a preallocated
+result; fwdbwd_x_3gemm_*: the PPO loss with entropy, forward and backward, over the three products that it needs;
+fwd_extra_mb: memory above inputs during scoring (the larger of the dtypes). All sides of a ratio run in every round;
+ratios are medians over rounds, in CPU seconds of one thread on CPU, device events on CUDA. The default CPU run takes
+about two minutes on a quiet core.
+On CUDA each run starts after a pause, at full clock, as rates such as 790 TFLOP/s are measured; `*_sustained_ms_*`
+are without pauses, where an H200 sits at its power limit, GEMMs included.
+
+peers: the same ratios for what others offer and for our other forms (`ours_autograd` returns the weight's gradient,
+`ours_recompute` takes any loss with four products), at --peer-tokens tokens, with ours in the same rounds;
+fwd_x_ours and fwdbwd_x_ours above 1 mean that ours is faster. Those without entropy say so in their name.
+liger-kernel is Triton only, which needs a GPU: it is compared with --device cuda and has no figure on CPU.
+torch.compile and cut-cross-entropy's CPU form need a C++ compiler.
 """
 
 import argparse
@@ -30,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden", type=int, help="default 896 on CPU, 3584 on CUDA")
     parser.add_argument("--vocab", type=int, help="default 32000 on CPU, 152064 on CUDA")
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), help="default both on CPU, bf16 on CUDA")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="default 5; on CPU 3 in fp32")
+    parser.add_argument("--peer-tokens", type=int, help="default 512 on CPU, all tokens on CUDA")
+    parser.add_argument("--peer-rounds", type=int, default=3)
     parser.add_argument("--pause-s", type=float, default=0.3, help="idle time before each run on CUDA")
     parser.add_argument("--impl", default="auto")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
@@ -44,15 +53,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.hidden or (3584 if gpu else 896),
         arguments.vocab or (152064 if gpu else 32000),
     )
-    figures: dict[str, Any] = {"tokens": sizes[0], "hidden": sizes[1], "vocab": sizes[2]}
+    peer_tokens = arguments.peer_tokens or (sizes[0] if gpu else min(512, sizes[0]))
+    figures: dict[str, Any] = {"tokens": sizes[0], "hidden": sizes[1], "vocab": sizes[2], "peer_tokens": peer_tokens}
     peers: dict[str, Any] = {}
     for dtype in arguments.dtypes or (("bf16",) if gpu else ("fp32", "bf16")):
-        problem = Problem(sizes, torch.float32 if dtype == "fp32" else torch.bfloat16, where, arguments.impl)
-        ours, theirs = _measure(problem, arguments, dtype)
+        kind = torch.float32 if dtype == "fp32" else torch.bfloat16
+        rounds = arguments.rounds or (3 if dtype == "fp32" and not gpu else 5)
+        ours = _ours(Problem(sizes, kind, where, arguments.impl), arguments, dtype, rounds)
         extra = ours.pop("fwd_extra_mb")
         figures["fwd_extra_mb"] = max(extra, figures.get("fwd_extra_mb", 0.0))
         figures.update(ours)
-        peers.update(theirs)
+        if arguments.peers:
+            problem = Problem((peer_tokens, *sizes[1:]), kind, where, arguments.impl)
+            peers.update(_compared(problem, arguments, dtype))
     return common.line("logprob", where, figures, peers, PACKAGES)
 
 
@@ -120,38 +133,56 @@ class Problem:
         return one, three
 
 
-def _measure(problem: Problem, arguments: argparse.Namespace, dtype: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _ours(problem: Problem, arguments: argparse.Namespace, dtype: str, rounds: int) -> dict[str, Any]:
     where, extra = problem.where, common.extra_mb(problem.forward, problem.where)
     one, three = problem.products()
-    peers = _peers(problem) if arguments.peers else {}
-    sides = {"gemm": one, "fwd": problem.forward, "gemm3": three, "fused": problem.fused,
-             "autograd": problem.autograd, "recompute": problem.recompute}  # fmt: skip
-    for name, (forward, both) in peers.items():
-        sides |= {f"{name}/fwd": forward, f"{name}/fwdbwd": both}
+    sides = {"gemm": one, "fwd": problem.forward, "gemm3": three, "fused": problem.fused}
     gpu = where.type == "cuda"
-    seconds = common.interleaved(sides, arguments.rounds, where, arguments.pause_s if gpu else 0.0)
+    seconds = common.interleaved(
+        sides, rounds, where, arguments.pause_s if gpu else 0.0, warm_up=gpu, label=f"ours, {dtype}"
+    )
     figures: dict[str, Any] = {
         f"fwd_x_gemm_{dtype}": common.ratio(seconds, "fwd", "gemm"),
         f"fwdbwd_x_3gemm_{dtype}": common.ratio(seconds, "fused", "gemm3"),
-        f"fwdbwd_autograd_x_3gemm_{dtype}": common.ratio(seconds, "autograd", "gemm3"),
-        f"fwdbwd_recompute_x_3gemm_{dtype}": common.ratio(seconds, "recompute", "gemm3"),
         "fwd_extra_mb": extra,
     }
-    shown = ("gemm", "fwd", "gemm3", "fused")
-    figures |= {f"{side}_ms_{dtype}": common.median_ms(seconds[side]) for side in shown}
+    figures |= {f"{side}_ms_{dtype}": common.median_ms(seconds[side]) for side in sides}
     if gpu:
-        hot = common.interleaved({side: sides[side] for side in shown}, 2 * arguments.rounds, where)
-        figures |= {f"{side}_sustained_ms_{dtype}": common.median_ms(hot[side]) for side in shown}
-    return figures, {
-        f"{name}_{dtype}": {
-            "fwd_x_gemm": common.ratio(seconds, f"{name}/fwd", "gemm"),
-            "fwdbwd_x_3gemm": common.ratio(seconds, f"{name}/fwdbwd", "gemm3"),
+        hot = common.interleaved(sides, 2 * rounds, where, label=f"ours, {dtype}, sustained")
+        figures |= {f"{side}_sustained_ms_{dtype}": common.median_ms(hot[side]) for side in sides}
+    return figures
+
+
+def _compared(problem: Problem, arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
+    """Every peer beside ours in the same rounds."""
+    one, three = problem.products()
+    peers = {
+        "ours": (problem.forward, problem.fused),
+        "ours_autograd": (problem.forward, problem.autograd),
+        "ours_recompute": (problem.forward, problem.recompute),
+    } | _peers(problem, dtype)
+    sides = {"gemm": one, "gemm3": three}
+    for name, (forward, both) in peers.items():
+        sides |= {f"{name}/fwd": forward, f"{name}/fwdbwd": both}
+    pause_s = arguments.pause_s if problem.where.type == "cuda" else 0.0
+    seconds = common.interleaved(
+        sides, arguments.peer_rounds, problem.where, pause_s, warm_up=False, label=f"peers, {dtype}"
+    )
+    found = {}
+    for name in peers:
+        forward, both = f"{name}/fwd", f"{name}/fwdbwd"
+        figures = {
+            "fwd_x_gemm": common.ratio(seconds, forward, "gemm"),
+            "fwdbwd_x_3gemm": common.ratio(seconds, both, "gemm3"),
         }
-        for name in peers
-    }
+        if not name.startswith("ours"):
+            figures["fwd_x_ours"] = common.ratio(seconds, forward, "ours/fwd")
+            figures["fwdbwd_x_ours"] = common.ratio(seconds, both, "ours/fwdbwd")
+        found[f"{name}_{dtype}"] = figures
+    return found
 
 
-def _peers(problem: Problem) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+def _peers(problem: Problem, dtype: str) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     """(scoring, loss forward and backward) of every peer that is installed and runs on this device."""
     found = {}
     candidates = {
@@ -161,7 +192,10 @@ def _peers(problem: Problem) -> dict[str, tuple[Callable[[], Any], Callable[[], 
         "liger_flce_no_entropy": lambda: _liger(problem),
         "cut_cross_entropy_no_entropy": lambda: _cut_cross_entropy(problem),
     }
+    if problem.where.type == "cpu":
+        del candidates["liger_flce_no_entropy"]
     for name, build in candidates.items():
+        print(f"bench: peers, {dtype}: preparing {name}", file=sys.stderr, flush=True)
         try:
             forward, both = build()
             forward()
