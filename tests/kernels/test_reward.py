@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prime_megatron.kernels import reward_torch
 from prime_megatron.kernels.reward import RewardBatch, RewardForm, RewardResult, process_advantages
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,6 +95,15 @@ def test_sequences_longer_than_a_block(impl: str, name: str) -> None:
     batch = make_batch([2500, 30, 1024, 1025], [0, 1, 0, 1], tail=True)
     loop = process_advantages(batch, FORMS[name], impl="loop")
     close(process_advantages(batch, FORMS[name], impl=impl), tuple(x.cpu().numpy() for x in vars(loop).values()), 1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 50])
+@pytest.mark.parametrize("name", ["original", "paper", "raw"])
+def test_blocks_of_sequences_do_not_change_the_result(tokens: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one sequence and of several, sequences longer than a block, siblings in different ones, empty ones."""
+    monkeypatch.setattr(reward_torch, "BLOCK_TOKENS", tokens)
+    for batch in (BATCH, make_batch([0, 5, 40, 0, 9, 3, 0], [1, 0, 0, 1, 1, 0, 1])):
+        close(process_advantages(batch, FORMS[name], impl="torch"), define(batch, FORMS[name]))
 
 
 @settings(max_examples=40, deadline=None)

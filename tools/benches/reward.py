@@ -1,14 +1,17 @@
 """The reward path against the loops it replaces.
 
-figures: speedup_vs_loop is over the package's own definition, a token at a time in Python numbers without any tensor;
-speedup_vs_column_loop is over the shape of PRIME-RL/PRIME's code (`column_loop`: groups of siblings one by one, then
-one time step of all sequences after the other, for each reward source). max_abs_diff is the largest difference to
-either, over rewards, returns and whitened advantages. On CUDA the loops run on the CPU, and ours_us is device time
-with the launches queued ahead, as in a step.
+figures: speedup_vs_loop is over the loop form of PRIME-RL/PRIME's code (`tensor_loop`), in our words: its PRM worker
+(workers/actor/dp_prime.py) makes token-level scores one tensor element at a time, and its estimator
+(trainer/ppo/core_algos.py) goes through groups of siblings one by one and then one time step of all sequences after
+the other, for each reward source. speedup_vs_column_loop leaves the first of these out; speedup_vs_float_loop is over
+this package's own definition, a token at a time in Python numbers without any tensor. max_abs_diff is the largest
+difference to any of them, over rewards, returns and whitened advantages. CPU figures are CPU seconds of one thread.
+On CUDA the loops run on the CPU, and ours_us is device time with the launches queued ahead, as in a step.
 """
 
 import argparse
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ import torch
 from benches import common
 from prime_megatron.kernels.reward import RewardBatch, RewardForm, RewardResult, process_advantages
 
+REPEATS = 10  # of ours in one timing on a CPU
 SPIN_CYCLES = 2_000_000  # about a millisecond: lets the host queue all launches before the first one starts
 
 
@@ -41,40 +45,60 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     batch = moved(make_batch(sequences, arguments.length, arguments.siblings), where)
     figures: dict[str, Any] = {"sequences": sequences, "length": arguments.length, "gamma": arguments.gamma}
     sides = {
+        "loop": lambda: tensor_loop(small, form, arguments.siblings),
         "column_loop": lambda: column_loop(small, form, arguments.siblings),
-        "loop": lambda: process_advantages(small, form, impl="loop"),
+        "float_loop": lambda: process_advantages(small, form, impl="loop"),
     }
     if where.type == "cpu":
-        sides["ours"] = lambda: [process_advantages(batch, form) for _ in range(10)]
+        sides["ours"] = lambda: repeated(lambda: process_advantages(batch, form))
     rounds = arguments.rounds if where.type == "cpu" else 1
-    seconds = common.interleaved(sides, rounds, torch.device("cpu"))
+    seconds = common.interleaved(sides, rounds, torch.device("cpu"), label="reward")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     if where.type == "cpu":
-        ours_s = medians["ours"] / 10
+        ours_s = medians["ours"] / REPEATS
     else:
         ours_s = statistics.median(queued_seconds(lambda: process_advantages(batch, form)) for _ in range(20))
         eager = common.interleaved({"ours": lambda: process_advantages(batch, form)}, 20, where)["ours"]
         figures["ours_eager_us"] = round(1e6 * statistics.median(eager), 2)
     scale = sequences / looped
-    figures["speedup_vs_loop"] = round(medians["loop"] * scale / ours_s, 1)
-    figures["speedup_vs_column_loop"] = round(medians["column_loop"] * scale / ours_s, 1)
+    loops = [name for name in sides if name != "ours"]
+    figures |= {f"speedup_vs_{name}": round(medians[name] * scale / ours_s, 1) for name in loops}
     ours = process_advantages(moved(small, where), form)
-    figures["max_abs_diff"] = max(difference(ours, side()) for name, side in sides.items() if name != "ours")
-    figures |= {"ours_us": round(ours_s * 1e6, 2), "loop_ms": round(medians["loop"] * 1e3, 2),
-                "column_loop_ms": round(medians["column_loop"] * 1e3, 2)}  # fmt: skip
+    figures["max_abs_diff"] = max(difference(ours, sides[name]()) for name in loops)
+    figures["ours_us"] = round(ours_s * 1e6, 2)
+    figures |= {f"{name}_ms": round(medians[name] * 1e3, 2) for name in loops}
     return common.line("reward", where, figures, {}, ("triton",))
 
 
-def column_loop(batch: RewardBatch, form: RewardForm, siblings: int) -> RewardResult:
-    """Steps 1 to 5 of kernels/reward.py, code form, on padded [N, L] tensors, looping as the original does.
+def repeated(call: Callable[[], Any]) -> None:
+    for _ in range(REPEATS):
+        call()
 
-    Its two reward sources, process and outcome, each go through the groups and then the time steps.
-    """
+
+def tensor_loop(batch: RewardBatch, form: RewardForm, siblings: int) -> RewardResult:
+    """Steps 1 to 5 of kernels/reward.py, code form, on padded [N, L] tensors, looping as the original does: token-level
+    scores are filled in one element at a time, each the sum of q over its step's tokens, a step being one token."""
     num_sequences = batch.outcome_N.shape[0]
-    prm_NL, ref_NL, mask_NL = (
-        x.view(num_sequences, -1) for x in (batch.prm_logprobs_T, batch.ref_logprobs_T, batch.response_mask_T)
-    )
-    rewards_NL = torch.where(mask_NL, form.scale * (prm_NL - ref_NL), 0.0)
+    ratios_NL = form.scale * (batch.prm_logprobs_T - batch.ref_logprobs_T).view(num_sequences, -1)
+    scores_NL = torch.zeros_like(ratios_NL)
+    for i, length in enumerate(batch.response_mask_T.view(num_sequences, -1).sum(1).tolist()):
+        first = 0
+        for last in range(length):
+            scores_NL[i, last] = ratios_NL[i, first : last + 1].sum()
+            first = last + 1
+    return _estimated(scores_NL, batch, form, siblings)
+
+
+def column_loop(batch: RewardBatch, form: RewardForm, siblings: int) -> RewardResult:
+    """The same with token-level scores of whole tensors: what is left are the loops over groups and time steps."""
+    mask_NL = batch.response_mask_T.view(batch.outcome_N.shape[0], -1)
+    ratios_NL = form.scale * (batch.prm_logprobs_T - batch.ref_logprobs_T).view_as(mask_NL)
+    return _estimated(torch.where(mask_NL, ratios_NL, 0.0), batch, form, siblings)
+
+
+def _estimated(rewards_NL: torch.Tensor, batch: RewardBatch, form: RewardForm, siblings: int) -> RewardResult:
+    """Steps 2 to 5; the two reward sources each go through the groups and then the time steps."""
+    num_sequences, mask_NL = batch.outcome_N.shape[0], batch.response_mask_T.view_as(rewards_NL)
     rewards_NL = rewards_NL / (rewards_NL.flip(1).cumsum(1).abs().max() + 1e-6)
     last_NL = torch.arange(mask_NL.shape[1]) == mask_NL.sum(1, keepdim=True) - 1
     outcome_NL = torch.where(last_NL, batch.outcome_N[:, None], 0.0)
