@@ -1,5 +1,6 @@
 """The place where CPU and GPU differ: which device this process drives; how to wait for, time and weigh it."""
 
+import ctypes
 import os
 import time
 
@@ -38,6 +39,19 @@ def empty_cache() -> None:
     """Give unused cached device memory back to the driver, so that another process or allocator may have it."""
     if on_gpu():
         torch.cuda.empty_cache()
+
+
+def keep_freed_memory() -> None:
+    """On a CPU under glibc: freed memory stays with the process (up to 2 GB at the end of the heap) for the next
+    tensors. By default every large tensor is mapped anew or the heap trimmed, and an update of a small model spends a
+    tenth of its time on page faults."""
+    if on_gpu():
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)
 
 
 def memory_allocated_bytes() -> int:

@@ -19,6 +19,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from prime_megatron.mcore.packed import Packed
+from prime_megatron.mcore.rotary import rotate
 
 
 class _GatherSequence(torch.autograd.Function):
@@ -104,6 +105,8 @@ class PackedAttention(torch.nn.Module):
         """query [t, n, d], key and value [t, g, d] -> [t, n * d]."""
         assert isinstance(packed_seq_params, Packed), "the model takes packed sequences only"
         assert attention_bias is None
+        if packed_seq_params.rotary is not None:
+            query, key = (rotate(x, packed_seq_params.rotary) for x in (query, key))
         if self.cp_group.size() > 1:
             out = self._context_parallel(query, key, value, packed_seq_params)
         elif query.is_cuda and query.dtype is not torch.float32 and self.backend != "sdpa loop":

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from prime_megatron.config.model import ParallelConfig
-from prime_megatron.device import bind_local_rank
+from prime_megatron.device import bind_local_rank, keep_freed_memory
 from prime_megatron.mcore import cpu_shims, upstream_fixes
 from prime_megatron.parallel.topology import ParallelSizes, Topology
 
@@ -20,6 +20,7 @@ def start_megatron(config: ParallelConfig, *, seed: int, backend: str, timeout_s
     backend: "gloo" (CPU) or "nccl" (CUDA); rank and world size come from torchrun's environment (one process
     without it). seed: of the model-parallel random states. Raises InputError where sizes do not divide.
     """
+    keep_freed_memory()
     cpu_shims.apply()
     upstream_fixes.apply()
     from megatron.core import parallel_state

@@ -21,6 +21,8 @@ from prime_megatron.mcore.families import FamilyConfig
 from prime_megatron.mcore.hf_config import inverse_frequencies, transformer_config
 from prime_megatron.mcore.hf_map import check_layout, padded_vocab
 from prime_megatron.mcore.norm import RMSNorm
+from prime_megatron.mcore.packed import Packed
+from prime_megatron.mcore.rotary import rotary_table
 from prime_megatron.mcore.spec import has_transformer_engine, layer_spec
 from prime_megatron.parallel.topology import Topology
 
@@ -58,6 +60,18 @@ class HiddenStatesModel(GPTModel):
             weight = torch.zeros(1, family.hidden, dtype=config.params_dtype, device=current_device())
             self.value_head = torch.nn.Linear(family.hidden, 1, bias=False, device="meta")
             self.value_head.weight = torch.nn.Parameter(weight)
+
+    def _preprocess(
+        self, input_ids: Tensor, position_ids: Tensor, *args: Any, packed_seq_params: Packed, **kwargs: Any
+    ) -> tuple[Any, ...]:
+        """Megatron's; without Transformer Engine our attention turns queries and keys, so that its layers do not."""
+        prepared = super()._preprocess(input_ids, position_ids, *args, packed_seq_params=packed_seq_params, **kwargs)
+        if self.transformer_engine:
+            return prepared
+        frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)
+        packed_seq_params.rotary = rotary_table(position_ids[0], frequencies, self.config.params_dtype)
+        decoder_input, _, *others = prepared
+        return (decoder_input, None, *others)
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.post_process:

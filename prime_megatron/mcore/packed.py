@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from megatron.core.packed_seq_params import PackedSeqParams
 
+from prime_megatron.mcore.rotary import Rotary
+
 
 @dataclass
 class Packed(PackedSeqParams):
@@ -17,3 +19,5 @@ class Packed(PackedSeqParams):
     """
 
     lengths: tuple[int, ...] = ()
+    rotary: Rotary | None = None
+    """Of this rank's tokens, where our attention turns queries and keys (``HiddenStatesModel``)."""

@@ -13,6 +13,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 
 from prime_megatron.mcore.attention import PackedAttention, varlen_backend
+from prime_megatron.mcore.linear import ColumnLinear, RowLinear
 from prime_megatron.mcore.norm import RMSNorm
 from prime_megatron.mcore.swiglu import SwiGLU
 
@@ -47,7 +48,10 @@ def layer_spec(config: TransformerConfig, *, engine: bool) -> ModuleSpec:
     if config.use_te_activation_func:
         layer.mlp.submodules.activation_func = SwiGLU
     attention = layer.self_attention.submodules
+    attention.linear_qkv, attention.linear_proj = ColumnLinear, RowLinear
     attention.core_attention = PackedAttention
+    if config.num_moe_experts is None:
+        layer.mlp.submodules.linear_fc1, layer.mlp.submodules.linear_fc2 = ColumnLinear, RowLinear
     if config.qk_layernorm:
         attention.q_layernorm = RMSNorm
         attention.k_layernorm = RMSNorm

@@ -34,7 +34,16 @@ MOE_RANKS: list[dict[str, Any]] = [
 
 
 def _export_gradients(folder: str, layouts: list[dict[str, Any]]) -> None:
-    """One forward and backward of the mean next-token loss per layout; gradients exported like weights."""
+    """One forward and backward of the mean next-token loss per layout; gradients exported like weights.
+
+    The layers take oneDNN's products although the weights are small; test_mcore_parity.py takes Megatron's.
+    """
+    from prime_megatron.mcore import cpu_shims
+
+    cpu_shims.apply()
+    from prime_megatron.mcore import linear
+
+    linear.MIN_WEIGHTS = 0
     for index, layout in enumerate(layouts):
         topology, chunks = mcore_models.start({**layout, **PLAIN}, folder, ddp=True)
         _backward(chunks, topology)

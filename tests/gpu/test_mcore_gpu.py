@@ -40,10 +40,10 @@ def _build(folder: Path, topology: Any, dtype: torch.dtype) -> Any:
 
 def _hidden(model: Any, topology: Any) -> torch.Tensor:
     seqs = mcore_models.sequences(LENGTHS)
-    tokens, _, packed = mcore_models.pack(seqs, topology, sequence_parallel=False)
+    tokens, _, packed, positions = mcore_models.pack(seqs, topology, sequence_parallel=False)
     for name in ("cu_seqlens_q", "cu_seqlens_kv", "cu_seqlens_q_padded", "cu_seqlens_kv_padded"):
         setattr(packed, name, getattr(packed, name).cuda())
-    return model(tokens.cuda(), None, None, packed_seq_params=packed)[:, 0]
+    return model(tokens.cuda(), positions.cuda(), None, packed_seq_params=packed)[:, 0]
 
 
 def test_shims_are_inert() -> None:

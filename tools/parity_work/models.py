@@ -99,10 +99,10 @@ def restart() -> None:
     parallel_state.destroy_model_parallel()
 
 
-def pack(seqs: Sequence[Tensor], topology: Any, *, sequence_parallel: bool) -> tuple[Tensor, Tensor, Any]:
-    """(tokens [1, P], index of each position's token or -1 [P], Packed) of this context rank: every sequence
-    padded to 2 x context chunks of which rank r holds r and 2 x context - 1 - r; the last one padded further
-    so that the tensor size divides the local length."""
+def pack(seqs: Sequence[Tensor], topology: Any, *, sequence_parallel: bool) -> tuple[Any, ...]:
+    """(tokens [1, P], index of each token in the sequences or -1 [P], Packed, its position in its own [1, P]) of this
+    context rank: every sequence is padded to 2 x context chunks of which rank r holds r and 2 x context - 1 - r; the
+    last one is padded further so that the tensor size divides the local length."""
     from prime_megatron.mcore.packed import Packed
 
     context, rank = topology.sizes.context, topology.at.context
@@ -110,29 +110,29 @@ def pack(seqs: Sequence[Tensor], topology: Any, *, sequence_parallel: bool) -> t
     lengths = [len(seq) for seq in seqs]
     padded = [-(-length // unit) * unit for length in lengths]
     padded[-1] += -sum(padded) % (unit * topology.sizes.tensor if sequence_parallel else unit)
-    sources, begin = [], 0
+    sources, positions, begin = [], [], 0
     for length, size in zip(lengths, padded, strict=True):
         source = torch.arange(begin, begin + size)
+        position = source - begin
         source[length:] = -1
-        if context > 1:
-            chunks = source.chunk(2 * context)
-            source = torch.cat((chunks[rank], chunks[2 * context - 1 - rank]))
-        sources.append(source)
+        for whole, parts in ((source, sources), (position, positions)):
+            chunks = whole.chunk(2 * context)
+            parts.append(torch.cat((chunks[rank], chunks[2 * context - 1 - rank])) if context > 1 else whole)
         begin += length
     source = torch.cat(sources)
     tokens = torch.cat((*seqs, torch.zeros(1, dtype=torch.int64)))[source]
     cu = torch.tensor([0, *torch.tensor(padded).cumsum(0).tolist()], dtype=torch.int32)
     packed = Packed("thd", cu, cu, cu, cu, max(padded), max(padded), lengths=tuple(padded))
-    return tokens[None], source, packed
+    return tokens[None], source, packed, torch.cat(positions)[None]
 
 
-def run(chunks: Sequence[Any], micro: Sequence[tuple[Tensor, Tensor, Any]], loss: Any, *, train: bool) -> list[Any]:
+def run(chunks: Sequence[Any], micro: Sequence[tuple[Any, ...]], loss: Any, *, train: bool) -> list[Any]:
     """Megatron's schedule over the micro-batches; loss(index, hidden, model) -> (loss, result)."""
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     def step(iterator: Any, model: Any) -> Any:
-        index, (tokens, _, packed) = next(iterator)
-        hidden = model(tokens, None, None, packed_seq_params=packed)
+        index, (tokens, _, packed, positions) = next(iterator)
+        hidden = model(tokens, positions, None, packed_seq_params=packed)
 
         def wrapped(hidden: Tensor) -> Any:
             value, result = loss(index, hidden, model)

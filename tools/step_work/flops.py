@@ -5,6 +5,7 @@ F is counted, not computed: one scoring forward of the policy over the batch, un
 """
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,11 @@ def _counter() -> FlopCounterMode:
     def in_place(whole: Any, one: Any, two: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return addmm_flop(whole, one, two)
 
+    def linear(shape: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return 2 * math.prod(shape) * weight[0]
+
     formulas = {
+        torch.ops.mkldnn._linear_pointwise: linear,
         aten.addmm_: in_place,
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
