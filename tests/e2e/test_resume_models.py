@@ -44,6 +44,8 @@ def test_resume_changes_no_bit(name: str, tmp_path: Path) -> None:
     assert train(config, 2) == {0}
     expected = outcome(tmp_path / "straight")
     assert expected["metrics"][-1]["policy/grad_norm"] > 0
+    # The engine answers with the trainer's weights, every layer's experts among them.
+    assert all(row["engine/logprob_gap_max"] < 1e-5 for row in expected["metrics"][1:])
     if name.startswith("critic"):
         assert expected["metrics"][-1]["critic/grad_norm"] > 0
     stopped_at(tmp_path / "straight", STEP, tmp_path / "out")
