@@ -38,6 +38,12 @@ LAYOUTS: dict[str, tuple[str, int, Layout]] = {
     "tp2-pp2-sp": ("TP2xPP2+SP", 4, {"tensor": 2, "pipeline": 2, "sequence": True}),
 }
 """Name of a row's layout -> how the table calls it, processes, parallel.*"""
+COLUMNS = {
+    "max_logit_difference": "max logit difference",
+    "max_logit_error": "from float64",
+    "max_metric_difference": "max metric difference",
+}
+"""Figures of the table."""
 QUICK = ("qwen2", "qwen2_tied", "qwen3_moe"), ("one", "tp2-sp", "pp2", "ep2")
 
 
@@ -48,16 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), metavar="LAYOUT",
                         help=f"only these: {', '.join(LAYOUTS)}")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help=f"only {', '.join(QUICK[0])} at {', '.join(QUICK[1])}")
+    parser.add_argument("--logits-only", action="store_true", help="no PRIME runs")
     parser.add_argument("--row-timeout-s", type=float, default=120.0, help="longest that a row may take")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure. A row: family, layout, max_logit_difference, max_metric_difference (null: one process, or failed),
-    worst_metric, error."""
+    """Measure. A row: family, layout, max_logit_difference and max_logit_error (from transformers in float32 and in
+    float64), max_metric_difference (null: one process, or failed), worst_metric, error."""
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the processes that are about to start
     families, layouts = QUICK if args.quick else (args.families, args.layouts)
     with tempfile.TemporaryDirectory() as name:
-        rows = measure(Path(name), families, layouts, args.row_timeout_s)
+        rows = measure(Path(name), families, layouts, args.row_timeout_s, trains=not args.logits_only)
     print_table(rows)
     worst = {
         f"max_{kind}": max((row[key] for row in rows if row[key] is not None and _is(row, kind)), default=None)
@@ -88,11 +95,13 @@ def fits(family: str, layout: Layout) -> bool:
     return "tensor" not in layout or "sequence" in layout
 
 
-def measure(folder: Path, families: Sequence[str], layouts: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
-    """One row for each family in each layout that it fits."""
+def measure(
+    folder: Path, families: Sequence[str], layouts: Sequence[str], timeout_s: float, *, trains: bool = True
+) -> list[dict[str, Any]]:
+    """One row for each family in each layout that it fits; trains: with PRIME runs."""
 
     def job(family: str, name: str, label: str, layout: Layout) -> Job:
-        return Job(family, label, layout, str(folder / family), str(folder / family / name), timeout_s)
+        return Job(family, label, layout, str(folder / family), str(folder / family / name), timeout_s, trains)
 
     errors = finish([job(family, "made", "model and rollouts", {}) for family in families], 1, prepare=True)
     jobs = [
@@ -105,7 +114,7 @@ def measure(folder: Path, families: Sequence[str], layouts: Sequence[str], timeo
         labels = {LAYOUTS[name][0] for name in layouts if LAYOUTS[name][1] == world}
         these = [one for one in jobs if one.label in labels and one.family_at not in errors]
         errors |= finish(these, world, prepare=False)
-    nothing = {"max_logit_difference": None, "max_metric_difference": None, "worst_metric": None}
+    nothing = dict.fromkeys((*COLUMNS, "worst_metric"))
     return [
         {
             "family": one.family,
@@ -137,9 +146,8 @@ def finish(jobs: list[Job], world: int, *, prepare: bool) -> dict[str, str]:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Markdown, on standard error."""
-    print("| family | layout | max logit difference | max metric difference |\n|---|---|---|---|", file=sys.stderr)
+    print(f"| family | layout | {' | '.join(COLUMNS.values())} |\n{'|---' * (len(COLUMNS) + 2)}|", file=sys.stderr)
     for row in rows:
-        keys = "max_logit_difference", "max_metric_difference"
-        shown = ["-" if row[key] is None else f"{row[key]:.1e}" for key in keys]
-        shown = shown if row["error"] is None else ["failed", "failed"]
-        print(f"| {row['family']} | {row['layout']} | {shown[0]} | {shown[1]} |", file=sys.stderr)
+        shown = ["-" if row[key] is None else f"{row[key]:.1e}" for key in COLUMNS]
+        shown = shown if row["error"] is None else ["failed"] * len(COLUMNS)
+        print(f"| {row['family']} | {row['layout']} | {' | '.join(shown)} |", file=sys.stderr)

@@ -39,6 +39,8 @@ class Job:
     family_at: str
     folder: str
     timeout_s: float
+    trains: bool = True
+    """Whether there is a PRIME run, too."""
 
     def result(self) -> dict[str, Any] | None:
         """What ``measure`` found; None: it did not end."""
@@ -85,8 +87,11 @@ def make_family(job: Job) -> dict[str, Any]:
     changes = {"vocab_size": VOCAB, "num_hidden_layers": LAYERS, "eos_token_id": 1, "pad_token_id": 0}
     model = models.make_model(at / "model", job.family, **changes)
     toy.make_tokenizer().save_pretrained(at / "model")
-    expected = models.reference_logits(model, models.sequences(LENGTHS, VOCAB))
-    save_file({"logits": expected}, at / "logits.safetensors")
+    seqs = models.sequences(LENGTHS, VOCAB)
+    logits = models.reference_logits(model, seqs)
+    save_file({"float32": logits, "float64": models.reference_logits(model.double(), seqs)}, at / "logits.safetensors")
+    if not job.trains:
+        return {}
     base = toy.settings(
         str(at / "model"),
         toy.make_prompts(at / "prompts.jsonl"),
@@ -105,12 +110,18 @@ def make_family(job: Job) -> dict[str, Any]:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """max_logit_difference from transformers; max_metric_difference of three steps from one process, relative to 1 or
-    the value where that is larger, with the metric's name; None where this layout is the one process."""
+    """max_logit_difference from transformers in float32, max_logit_error from transformers in float64 (the difference
+    has the rounding of both); max_metric_difference of three steps from one process, relative to 1 or the value where
+    that is larger, with the metric's name; None where this layout is the one process."""
     with _process_groups(job, "logits"):
-        logits = _logit_difference(job)
-    found: dict[str, Any] = {"max_logit_difference": logits, "max_metric_difference": None, "worst_metric": None}
-    if not job.layout:
+        difference, error = _logit_differences(job)
+    found: dict[str, Any] = {
+        "max_logit_difference": difference,
+        "max_logit_error": error,
+        "max_metric_difference": None,
+        "worst_metric": None,
+    }
+    if not job.layout or not job.trains:
         return found
     base = json.loads((Path(job.family_at) / "settings.json").read_text())
     settings = toy.merge(base, {"run": {"output_dir": f"{job.folder}/run"}, "parallel": job.layout})
@@ -124,15 +135,18 @@ def measure(job: Job) -> dict[str, Any]:
     return found
 
 
-def _logit_difference(job: Job) -> float:
+def _logit_differences(job: Job) -> list[float]:
+    """From transformers in float32 and in float64."""
     topology, chunks = models.start(job.layout, f"{job.family_at}/model")
     seqs = models.sequences(LENGTHS, VOCAB)
     logits = models.logits(chunks, topology, [seqs[:2], seqs[2:]])
-    expected = load_file(f"{job.family_at}/logits.safetensors")["logits"]
-    worst = torch.zeros(()) if logits is None else (logits - expected).abs().max()
+    expected = load_file(f"{job.family_at}/logits.safetensors")
+    worst = torch.zeros(2, dtype=torch.float64)
+    if logits is not None:
+        worst = torch.stack([(logits - expected[name]).abs().max().double() for name in ("float32", "float64")])
     dist.all_reduce(worst, dist.ReduceOp.MAX)
     models.restart()
-    return worst.item()
+    return worst.tolist()
 
 
 def _replayed(job: Job) -> dict[str, Any]:
