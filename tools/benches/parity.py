@@ -137,7 +137,9 @@ def finish(jobs: list[Job], world: int, *, prepare: bool) -> dict[str, str]:
         except (RuntimeError, TimeoutError) as error:
             bad = next(job for job in left if job.result() is None)
             errors[bad.family_at if prepare else bad.folder] = str(error)
-            print(f"{bad.family}, {bad.label}: {error}", file=sys.stderr, flush=True)
+            print(
+                f"{bad.family}, {bad.label}: failed: {str(error).strip().splitlines()[-1]}", file=sys.stderr, flush=True
+            )
             left = left[left.index(bad) + 1 :]
         else:
             left = []
