@@ -29,7 +29,7 @@ from prime_megatron.rollout.driver import (
     UpdateRefused,
     request_from_json,
 )
-from prime_megatron.rollout.leftovers import kill_group, stat
+from prime_megatron.rollout.leftovers import kill_group, stat, unlink_shared_memory
 
 DRIVERS = {
     "sglang": "prime_megatron.rollout.sglang.SglangDriver",
@@ -65,7 +65,7 @@ class EngineChild:
             "sleep": self._driver.sleep,
             "wake": self._driver.wake,
             "check": self._driver.check,
-            "close": self._driver.close,
+            "close": self._close,
         }
         while True:
             message = self._channel.receive()
@@ -85,6 +85,10 @@ class EngineChild:
     def _commit(self, version: int) -> None:
         self._driver.commit(version)
         self._version = version
+
+    def _close(self) -> None:
+        unlink_shared_memory(os.getpgrp())  # some of an engine's processes end without doing it themselves
+        self._driver.close()
 
     def _finished(self, answer: Answer) -> None:
         version = self._version if answer.version is None else answer.version

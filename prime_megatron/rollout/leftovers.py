@@ -16,11 +16,18 @@ def kill_group(group: int) -> None:
     Raises:
         ProcessLookupError: there is no such group.
     """
-    # Before they die: a name can be removed while its memory is in use, and afterwards nobody knows it.
+    unlink_shared_memory(group)
+    os.killpg(group, signal.SIGKILL)
+
+
+def unlink_shared_memory(group: int) -> None:
+    """Take the names off the shared memory that a group's processes have mapped; they go on using it.
+
+    To be done before they end: afterwards nobody knows the names.
+    """
     for name in {name for pid in members(group) for name in _mapped(pid)}:
         with suppress(OSError):
             os.unlink(name)
-    os.killpg(group, signal.SIGKILL)
 
 
 def members(group: int) -> list[int]:
