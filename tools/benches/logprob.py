@@ -10,7 +10,8 @@ are without pauses, where an H200 sits at its power limit, GEMMs included.
 
 peers: the same ratios for what others offer and for our other forms (`ours_autograd` returns the weight's gradient,
 `ours_recompute` takes any loss with four products), at --peer-tokens tokens, with ours in the same rounds;
-fwd_x_ours and fwdbwd_x_ours above 1 mean that ours is faster. Those without entropy say so in their name.
+fwd_x_ours and fwdbwd_x_ours above 1 mean that ours, with entropy and PPO, is faster. Peers without entropy say so in
+their name; *_x_ours_no_entropy sets them against ours doing the same work, the negative log-likelihood alone.
 liger-kernel is Triton only, which needs a GPU: it is compared with --device cuda and has no figure on CPU.
 torch.compile and cut-cross-entropy's CPU form need a C++ compiler.
 """
@@ -26,8 +27,10 @@ import torch.nn.functional as F
 from benches import common
 from prime_megatron.kernels.logprob import fused_logprob_loss, token_logprobs
 from prime_megatron.kernels.logprob_naive import naive_logprobs
-from prime_megatron.kernels.losses import PolicyLoss
+from prime_megatron.kernels.losses import NllLoss, PolicyLoss
 
+# Scoring (None where it is another side's), and loss forward and backward.
+Sides = tuple[Callable[[], Any] | None, Callable[[], Any]]
 PACKAGES = ("triton", "liger-kernel", "cut-cross-entropy")
 
 
@@ -113,6 +116,15 @@ class Problem:
         self.loss.plain(head.logprobs_T, head.entropy_T).backward()
         self.clear()
 
+    def forward_no_entropy(self) -> None:
+        with torch.no_grad():
+            token_logprobs(self.hidden, self.weight, self.labels, entropy=False, impl=self.impl)
+
+    def fused_no_entropy(self) -> None:
+        loss = NllLoss(torch.ones_like(self.labels, dtype=torch.float32))
+        fused_logprob_loss(self.hidden, self.weight, self.labels, loss, impl=self.impl).loss.backward()
+        self.clear()
+
     def clear(self) -> None:
         self.hidden.grad = self.weight.grad = None
 
@@ -156,33 +168,38 @@ def _ours(problem: Problem, arguments: argparse.Namespace, dtype: str, rounds: i
 def _compared(problem: Problem, arguments: argparse.Namespace, dtype: str) -> dict[str, Any]:
     """Every peer beside ours in the same rounds."""
     one, three = problem.products()
-    peers = {
+    peers: dict[str, Sides] = {
         "ours": (problem.forward, problem.fused),
-        "ours_autograd": (problem.forward, problem.autograd),
-        "ours_recompute": (problem.forward, problem.recompute),
+        "ours_no_entropy": (problem.forward_no_entropy, problem.fused_no_entropy),
+        "ours_autograd": (None, problem.autograd),
+        "ours_recompute": (None, problem.recompute),
     } | _peers(problem, dtype)
     sides = {"gemm": one, "gemm3": three}
     for name, (forward, both) in peers.items():
-        sides |= {f"{name}/fwd": forward, f"{name}/fwdbwd": both}
+        sides |= {f"{name}/fwdbwd": both} | ({f"{name}/fwd": forward} if forward else {})
     pause_s = arguments.pause_s if problem.where.type == "cuda" else 0.0
     seconds = common.interleaved(
         sides, arguments.peer_rounds, problem.where, pause_s, warm_up=False, label=f"peers, {dtype}"
     )
+    return {f"{name}_{dtype}": _ratios(seconds, name) for name in peers}
+
+
+def _ratios(seconds: dict[str, list[float]], name: str) -> dict[str, float]:
+    """A peer over the products, and over ours where it is somebody else's."""
     found = {}
-    for name in peers:
-        forward, both = f"{name}/fwd", f"{name}/fwdbwd"
-        figures = {
-            "fwd_x_gemm": common.ratio(seconds, forward, "gemm"),
-            "fwdbwd_x_3gemm": common.ratio(seconds, both, "gemm3"),
-        }
+    for way, base in (("fwd", "gemm"), ("fwdbwd", "gemm3")):
+        side = f"{name}/{way}"
+        if side not in seconds:
+            continue
+        found[f"{way}_x_{'' if way == 'fwd' else '3'}gemm"] = common.ratio(seconds, side, base)
         if not name.startswith("ours"):
-            figures["fwd_x_ours"] = common.ratio(seconds, forward, "ours/fwd")
-            figures["fwdbwd_x_ours"] = common.ratio(seconds, both, "ours/fwdbwd")
-        found[f"{name}_{dtype}"] = figures
+            found[f"{way}_x_ours"] = common.ratio(seconds, side, f"ours/{way}")
+        if name.endswith("_no_entropy") and name != "ours_no_entropy":
+            found[f"{way}_x_ours_no_entropy"] = common.ratio(seconds, side, f"ours_no_entropy/{way}")
     return found
 
 
-def _peers(problem: Problem, dtype: str) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+def _peers(problem: Problem, dtype: str) -> dict[str, Sides]:
     """(scoring, loss forward and backward) of every peer that is installed and runs on this device."""
     found = {}
     candidates = {
@@ -210,7 +227,7 @@ def _peers(problem: Problem, dtype: str) -> dict[str, tuple[Callable[[], Any], C
     return found
 
 
-def _with_entropy(problem: Problem, head: Callable[..., Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _with_entropy(problem: Problem, head: Callable[..., Any]) -> Sides:
     def forward() -> None:
         with torch.no_grad():
             head(problem.hidden, problem.weight, problem.labels, 1.0)
@@ -222,9 +239,7 @@ def _with_entropy(problem: Problem, head: Callable[..., Any]) -> tuple[Callable[
     return forward, both
 
 
-def _negative_log_likelihood(
-    problem: Problem, nll: Callable[[], torch.Tensor]
-) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _negative_log_likelihood(problem: Problem, nll: Callable[[], torch.Tensor]) -> Sides:
     def forward() -> None:
         with torch.no_grad():
             nll()
@@ -236,20 +251,20 @@ def _negative_log_likelihood(
     return forward, both
 
 
-def _torch_linear_cross_entropy(problem: Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _torch_linear_cross_entropy(problem: Problem) -> Sides:
     return _negative_log_likelihood(
         problem, lambda: F.linear_cross_entropy(problem.hidden, problem.weight, problem.labels, reduction="sum")
     )
 
 
-def _liger(problem: Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _liger(problem: Problem) -> Sides:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")
     return _negative_log_likelihood(problem, lambda: loss(problem.weight, problem.hidden, problem.labels))
 
 
-def _cut_cross_entropy(problem: Problem) -> tuple[Callable[[], Any], Callable[[], Any]]:
+def _cut_cross_entropy(problem: Problem) -> Sides:
     from cut_cross_entropy import linear_cross_entropy
 
     impl = "cce" if problem.where.type == "cuda" else "torch_compile"
