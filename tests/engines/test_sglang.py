@@ -1,4 +1,8 @@
-"""SGLang in a process of its own: generation, every way of the weights at TP1 and TP2, sleep, death and hang."""
+"""SGLang in a process of its own: generation, every way of the weights at TP1 and TP2, sleep, death and hang.
+
+A start takes most of half a minute, so what kills an engine is tested once each: a hang, the server, and kill -9 amid
+the rollout of a training run at TP1 and at TP2.
+"""
 
 from __future__ import annotations
 
@@ -66,16 +70,11 @@ def test_a_response_of_another_version_is_refused(single: HostedEngine, models: 
     cases.check_version(single)
 
 
-def test_kill_9_in_mid_rollout_loses_and_doubles_nothing(single: HostedEngine, models: tuple[str, str]) -> None:
-    publish(single, models[1], 50)
-    cases.check_death(single, models[1], hit=cases.kill_one, patience_s=NOTICED_S)
-    cases.check_live_weights(single, models[1], tensor=1)
-
-
 def test_a_hang_is_noticed_and_the_engine_replaced(single: HostedEngine, models: tuple[str, str]) -> None:
     publish(single, models[0], 60)
     cases.check_death(single, models[0], hit=cases.stop_one, patience_s=ALIVE_TIMEOUT_S + NOTICED_S)
-    assert single.num_restarts == 2
+    cases.check_live_weights(single, models[0], tensor=1)
+    assert single.num_restarts == 1
 
 
 @pytest.mark.parametrize("transport", ["bucket", "broadcast", "disk"])
@@ -122,12 +121,6 @@ def test_sleep_and_versions_at_tp2(pair: HostedEngine, models: tuple[str, str], 
     switch(pair, "broadcast", models[0], tmp_path, 2)
     cases.check_sleep(pair, *models, tensor=2)
     cases.check_version(pair)
-
-
-def test_kill_9_of_one_tp_rank_with_sent_weights(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
-    switch(pair, "bucket", models[0], tmp_path, 2)
-    publish(pair, models[1], 70, tensor=2)
-    cases.check_death(pair, models[1], hit=cases.kill_one, patience_s=NOTICED_S, tensor=2)
 
 
 @pytest.mark.parametrize("transport", ["live", "bucket", "broadcast", "disk"])
@@ -183,9 +176,9 @@ def test_the_server_is_replaced_when_it_is_killed(
     cases.check_death(server, models[1], hit=cases.kill_one, patience_s=NOTICED_S)
 
 
-def test_training_over_pipeline_stages_with_an_engine_over_both_ranks(tmp_path: Path) -> None:
+def test_training_over_pipeline_stages_with_an_engine_over_both_ranks_that_is_killed(tmp_path: Path) -> None:
     cases.check_training(ENGINE, tmp_path, "pipeline", tensor=2)
 
 
-def test_training_over_tensor_ranks_with_an_engine_each_and_sent_weights(tmp_path: Path) -> None:
+def test_training_over_tensor_ranks_with_an_engine_each_one_killed_and_sent_weights(tmp_path: Path) -> None:
     cases.check_training(ENGINE, tmp_path, "tensor", transport="bucket")
