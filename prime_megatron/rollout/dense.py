@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from transformers import PreTrainedModel
 
 from prime_megatron.rollout.static_cache import RowCache
@@ -50,6 +50,44 @@ def _share(parameters: Sequence[nn.Parameter]) -> Tensor:
     return whole
 
 
+class _Norm:
+    """RMS norm; in bfloat16 in the module's own order of roundings."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._weight, self._eps = module, module.weight, module.variance_epsilon
+        self._shape = list(module.weight.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype is not torch.float32:
+            return self._module(x)
+        return torch.rms_norm(x, self._shape, self._weight, self._eps)
+
+
+class _Output:
+    """A projection whose result is added to the residual: one operation where the dtype loses nothing by it."""
+
+    def __init__(self, projection: nn.Linear) -> None:
+        self._projection, self._transposed = projection, projection.weight.data.t()
+        self._fused = projection.bias is None and self._transposed.dtype is torch.float32
+
+    def __call__(self, x: Tensor, inner: Tensor) -> Tensor:
+        return torch.addmm(x, inner, self._transposed) if self._fused else x + self._projection(inner)
+
+
+class _Layer:
+    """A layer's parameters, found once: to look them up in modules at every step would cost a tenth of it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv = _Joined.of((attention.q_proj, attention.k_proj, attention.v_proj))
+        self.gate_up = _Joined.of((mlp.gate_proj, mlp.up_proj))
+        self.output, self.down = _Output(attention.o_proj), _Output(mlp.down_proj)
+        self.before_attention, self.before_mlp = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        has_head_norms = hasattr(attention, "q_norm")
+        self.head_norms = (_Norm(attention.q_norm), _Norm(attention.k_norm)) if has_head_norms else None
+        self.scaling: float = attention.scaling
+
+
 class DenseDecoder:
     """The decode step of one model; see ``supports``."""
 
@@ -61,9 +99,8 @@ class DenseDecoder:
         window = getattr(config, "sliding_window", None)
         self.positions: float = math.inf if window is None else window
         """Longest sequence that it decodes: no sliding window cuts it."""
-        layers = model.base_model.layers
-        self._qkv = [_Joined.of((a.q_proj, a.k_proj, a.v_proj)) for a in (layer.self_attn for layer in layers)]
-        self._gate_up = [_Joined.of((layer.mlp.gate_proj, layer.mlp.up_proj)) for layer in layers]
+        self._layers = [_Layer(layer) for layer in model.base_model.layers]
+        self._last_norm = _Norm(model.base_model.norm)
 
     @staticmethod
     def supports(model: PreTrainedModel) -> bool:
@@ -90,38 +127,24 @@ class DenseDecoder:
         x = self._model.get_input_embeddings()(token_B)
         cos, sin = (table[position_B].unsqueeze(1) for table in rotary)
         mask = torch.zeros(visible_BL.shape, dtype=x.dtype, device=x.device).masked_fill_(~visible_BL, -torch.inf)
-        base = self._model.base_model
-        for index, layer in enumerate(base.layers):
+        for index, layer in enumerate(self._layers):
             x = self._attend(index, layer, x, cos, sin, mask[:, None, None], cache)
-            gate, up = self._gate_up[index](_norm(layer.post_attention_layernorm, x)).chunk(2, -1)
-            x = _add_product(x, silu(gate).mul_(up), layer.mlp.down_proj)
-        return linear(_norm(base.norm, x), self._model.get_output_embeddings().weight)
+            gate, up = layer.gate_up(layer.before_mlp(x)).chunk(2, -1)
+            x = layer.down(x, silu(gate).mul_(up))
+        return linear(self._last_norm(x), self._model.get_output_embeddings().weight)
 
     def _attend(
-        self, index: int, layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: RowCache
+        self, index: int, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: RowCache
     ) -> Tensor:
-        n, g, attention = self._query_heads, self._key_heads, layer.self_attn
-        qkv = self._qkv[index](_norm(layer.input_layernorm, x)).view(len(x), n + 2 * g, -1)
+        n, g = self._query_heads, self._key_heads
+        qkv = layer.qkv(layer.before_attention(x)).view(len(x), n + 2 * g, -1)
         turning = qkv[:, : n + g]
-        if hasattr(attention, "q_norm"):
-            turning = torch.cat([_norm(attention.q_norm, qkv[:, :n]), _norm(attention.k_norm, qkv[:, n : n + g])], 1)
+        if layer.head_norms is not None:
+            of_queries, of_keys = layer.head_norms
+            turning = torch.cat([of_queries(qkv[:, :n]), of_keys(qkv[:, n : n + g])], 1)
         turned = torch.addcmul(turning * cos, turning.roll(turning.shape[-1] // 2, -1), sin)
         keys, values = cache.write(index, turned[:, n:], qkv[:, n + g :])
         # The query heads that share a key head become queries of it, so grouped keys are never copied.
         grouped = turned[:, :n].reshape(len(x), g, n // g, -1)
-        out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=attention.scaling)
-        return _add_product(x, out.reshape(len(x), -1), attention.o_proj)
-
-
-def _norm(module: nn.Module, x: Tensor) -> Tensor:
-    """RMS norm; in bfloat16 in the module's own order of roundings."""
-    if x.dtype is not torch.float32:
-        return module(x)
-    return rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-
-
-def _add_product(x: Tensor, inner: Tensor, projection: nn.Linear) -> Tensor:
-    """x plus the projection of inner, in one operation where the dtype loses nothing by it."""
-    if projection.bias is not None or x.dtype is not torch.float32:
-        return x + projection(inner)
-    return torch.addmm(x, inner, projection.weight.t())
+        out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=layer.scaling)
+        return layer.output(x, out.reshape(len(x), -1))
