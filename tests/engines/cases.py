@@ -221,7 +221,13 @@ def check_training(engine: str, folder: Path, layout: str, **rollout: object) ->
         prompts,
         folder / "run",
         parallel={layout: 2, "timeout_s": 900.0},
-        rollout={"engine": engine, "start_timeout_s": 600.0, "record": str(folder / "groups.jsonl"), **rollout},
+        rollout={
+            "engine": engine,
+            "start_timeout_s": 600.0,
+            "record": str(folder / "groups.jsonl"),
+            "sampling": {"max_response_tokens": 60},
+            **rollout,
+        },
     )
     assert run_ranks(train_and_kill, 2, json.dumps(settings), str(folder / "killed"), timeout_s=900.0) == [0, 0]
     assert (folder / "killed").read_text() == "step 2, engine started again"
@@ -244,7 +250,7 @@ def check_training(engine: str, folder: Path, layout: str, **rollout: object) ->
 
 
 def train_and_kill(settings: str, note: str) -> int:
-    """`train_rank`; the engine of rank 0 is killed when two responses of the second step are there."""
+    """`train_rank`; the engine of rank 0 is killed when the first response of the second step is there."""
     generate = HostedEngine.generate
 
     def watched(
@@ -255,7 +261,7 @@ def train_and_kill(settings: str, note: str) -> int:
         def hear(completion: Completion) -> None:
             nonlocal heard
             heard += 1
-            if heard == 2 and not Path(note).exists():
+            if heard == 1 and not Path(note).exists():  # the others are long, so they are still being made
                 assert self.pid is not None
                 Path(note).write_text(f"step {completion.request.key.step}")
                 kill_one(self.pid)
