@@ -1,8 +1,10 @@
-"""Megatron's parallel linear layers on a CPU in float32: oneDNN's products instead of MKL's.
+"""Megatron's parallel linear layers on a CPU in float32: the input's gradient by oneDNN instead of MKL.
 
 PyTorch gives float32 products to MKL, which reaches 54 to 64 GFLOP/s on one Zen 4 core where oneDNN reaches 79 to 96
-(hidden 128 to 1024, 2,560 tokens). The weight's gradient stays with MKL (oneDNN is slower at it) and goes straight into
-Megatron's main gradient. Elsewhere, and for weights too small to gain, the layers are Megatron's own.
+(hidden 128 to 1024, 2,560 tokens). The forward stays with MKL all the same: so it rounds as transformers does, to the
+last bit at tensor size 1, and activations of 20,000 (attention sinks) magnify every other rounding to 2e-4 in the
+logits. The weight's gradient stays with MKL, too (oneDNN is slower at it), and goes straight into Megatron's main
+gradient. Elsewhere, and for weights too small to gain, the layers are Megatron's own.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from torch import Tensor
 from prime_megatron.kernels.logprob_chunks import has_main_grad, weight_grad_out
 
 MIN_WEIGHTS = 128 * 128
-"""Smaller weights gain nothing. The tokens have no say: a model must score a text to the same last bit in any batch."""
+"""Smaller weights gain nothing."""
 
 
 def uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``product`` gives x @ weight.T to oneDNN: through the operation that torch.compile emits for it."""
+    """Whether the gradient goes to oneDNN: through the operation that torch.compile emits for a product."""
     return (
         x.device.type == "cpu"
         and x.dtype is torch.float32
@@ -35,9 +37,9 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias: [..., K], [N, K], [N] -> [..., N]; float32 on a CPU, without gradient."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T: [..., K], [N, K] -> [..., N]; float32 on a CPU, without gradient."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
@@ -45,7 +47,7 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.with_bias = bias is not None
-        return product(x, weight, bias)
+        return torch.nn.functional.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -53,7 +55,7 @@ class _Linear(torch.autograd.Function):
         (grad,) = grads
         rows, x_rows = grad.flatten(0, -2), x.flatten(0, -2)
         return (
-            product(grad, weight.t(), None),
+            product(grad, weight.t()),
             _weight_grad(weight, rows, x_rows),
             rows.sum(0) if ctx.with_bias else None,
         )
