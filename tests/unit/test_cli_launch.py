@@ -29,6 +29,13 @@ from prime_megatron.errors import InputError, RunError
 mode, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
 
 
+def after_the_other():
+    # A lost connection is a consequence: it comes after its cause.
+    while not (folder / "ending").exists():
+        time.sleep(0.02)
+    time.sleep(0.5)
+
+
 def body():
     if mode == "environment":
         names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS GROUP_RANK".split()
@@ -41,12 +48,15 @@ def body():
         time.sleep(60)
     if mode == "bug":
         if rank == 1:
+            (folder / "ending").touch()
             raise ValueError("the cause")
-        time.sleep(0.5)
+        after_the_other()
         raise RunError("lost connection")
     if mode == "killed":
         if rank == 1:
+            (folder / "ending").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        after_the_other()
         raise RunError("lost connection")
     if mode == "requeue":
         return 85
