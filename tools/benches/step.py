@@ -7,6 +7,7 @@ transformers that this one has.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -45,7 +46,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         make_environment(arguments.trl_env)
     with tempfile.TemporaryDirectory() as folder:
         task.make_model(Path(folder) / "model")
-        figures: dict[str, Any] = {name: forwards(Path(folder), name) for name in flops.SCHEDULES}
+        with contextlib.redirect_stdout(sys.stderr):  # what a run says of itself is no figure
+            figures: dict[str, Any] = {name: forwards(Path(folder), name) for name in flops.SCHEDULES}
         commands = {side: _ours(side, folder, arguments.rounds) for side in ours.SIDES}
         python = arguments.trl_env / "bin" / "python"
         if python.exists():
