@@ -11,7 +11,11 @@ import torch
 from tests.distributed.spawn import run_ranks
 from tools.parity_work.runs import TIMINGS, differences, judge, read_lines, train_rank
 
-__all__ = ["TIMINGS", "differences", "judge", "read_lines", "run", "train_all", "train_rank"]
+__all__ = ["TIMINGS", "check_same", "differences", "judge", "read_lines", "run", "train_all", "train_rank"]
+
+TOLERANCE = 1e-5
+# A recording was made by another policy than the one that is trained on it, so engine and trainer differ by design.
+SKIP = (*TIMINGS, "engine/")
 
 
 def train_all(runs: str) -> list[int]:
@@ -26,3 +30,9 @@ def run(settings: dict[str, Any], world_size: int = 1, timeout_s: float = 240.0)
     codes = run_ranks(train_rank, world_size, json.dumps(settings), timeout_s=timeout_s)
     assert codes == [0] * world_size
     return read_lines(settings, "metrics.jsonl")
+
+
+def check_same(expected: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> None:
+    """Every metric of two runs on the same recording within 1e-5."""
+    worst = differences(expected, metrics, SKIP)
+    assert max(worst.values()) <= TOLERANCE, sorted(worst.items(), key=lambda item: -item[1])[:5]
