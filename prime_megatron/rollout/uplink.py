@@ -8,20 +8,16 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from prime_megatron.errors import RunError
-from prime_megatron.parallel.shards import ShardSlice, as_slices
 from prime_megatron.rollout.broadcast import TIMEOUT, make_group, send_flat
-from prime_megatron.rollout.live_weights import bit_sum, bit_sums, open_segment
+from prime_megatron.rollout.live_weights import bit_sums, open_segment
+from prime_megatron.rollout.manifest import Layout, Manifest, compare
 from prime_megatron.rollout.process import Dead, EngineProcess
 from prime_megatron.rollout.shared_buffer import SharedBuffer, pack, packed_bytes
 from prime_megatron.rollout.spool import Spool
 from prime_megatron.types import Bucket
-
-Layout = Sequence[Sequence[ShardSlice]]
-"""What each tensor-parallel rank of the engine holds."""
 
 
 class Uplink(Protocol):
@@ -108,17 +104,8 @@ class BucketUplink:
     """
 
     def __init__(self, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
-        self._dtype, self._check_every, self._timeout_s = dtype, check_every, timeout_s
-        self._num_ranks = len(layout)
-        self._pieces: dict[str, list[tuple[int, ShardSlice]]] = {}
-        """Where a Hugging Face tensor goes: engine rank and piece."""
-        for rank, pieces in enumerate(layout):
-            for piece in pieces:
-                self._pieces.setdefault(piece.hf_name, []).append((rank, piece))
-        self._sent: set[str] = set()
-        self._sums: list[dict[str, Tensor]] = []
-        self._num_updates = 0
-        self._proven = False
+        self._manifest = Manifest(layout, dtype, check_every)
+        self._num_ranks, self._timeout_s = len(layout), timeout_s
         self._buffers: list[SharedBuffer] = []
         self._turn = 0
         self._reading = False
@@ -128,58 +115,32 @@ class BucketUplink:
 
     def begin(self) -> None:
         """See `Uplink.begin`."""
-        self._sent, self._sums = set(), [{} for _ in range(self._num_ranks)]
+        self._manifest.begin()
         self._turn, self._reading = 0, False
 
     def send(self, process: EngineProcess, bucket: Bucket) -> None:
-        """See `Uplink.send`. Raises RunError for a tensor that the model has not, or has in another shape."""
-        for name, tensor in zip(bucket.names, bucket.tensors, strict=True):
-            if name not in self._pieces:
-                raise RunError(f"weight sync: the engine's model has no tensor {name}")
-            shape = self._pieces[name][0][1].hf_shape
-            if tuple(tensor.shape) != tuple(shape):
-                raise RunError(f"weight sync: {name} is {list(tensor.shape)}, the engine's model has {list(shape)}")
-            if self._due:
-                self._count(name, tensor)
-        self._sent |= set(bucket.names)
+        """See `Uplink.send`. Raises as `Manifest.take`."""
+        self._manifest.take(bucket)
         if bucket.names:
             self._pass_on(process, bucket)
 
     def finish(self, process: EngineProcess, version: int) -> None:
         """See `Uplink.finish`."""
-        missing = sorted(self._pieces.keys() - self._sent)
-        if missing:
-            raise RunError(
-                f"weight sync of version {version}: {len(missing)} tensors are missing, such as {missing[0]}"
-            )
+        self._manifest.complete(version)
         self._complete(process)
         process.call("commit", timeout_s=self._timeout_s, version=version)
-        if self._due:
-            expected = [{name: int(total) for name, total in sums.items()} for sums in self._sums]
-            compare(expected, process.call("bit_sums", timeout_s=self._timeout_s), version)
-            self._proven = self._check_every > 0
-        self._num_updates += 1
+        if self._manifest.due:
+            compare(self._manifest.sums(), process.call("bit_sums", timeout_s=self._timeout_s), version)
+        self._manifest.end()
 
     def restore(self, process: EngineProcess, version: int) -> bool:
         """See `Uplink.restore`."""
-        self._proven = False
+        self._manifest.forget()
         return False
 
     def close(self) -> None:
         """See `Uplink.close`."""
         self._free()
-
-    @property
-    def _due(self) -> bool:
-        """Whether this update's checksums are compared."""
-        every = self._check_every
-        return every > 0 and (not self._proven or (self._num_updates + 1) % every == 0)
-
-    def _count(self, name: str, tensor: Tensor) -> None:
-        for rank, piece in self._pieces[name]:
-            sums = self._sums[rank]
-            total = bit_sum(tensor[as_slices(piece.hf)].to(self._dtype))
-            sums[piece.param] = total if piece.param not in sums else sums[piece.param] + total
 
     def _pass_on(self, process: EngineProcess, bucket: Bucket) -> None:
         buffer = self._buffer(packed_bytes(bucket.tensors), bucket.tensors[0].device)
@@ -282,16 +243,3 @@ class DiskUplink(BucketUplink):
 
     def _complete(self, process: EngineProcess) -> None:
         process.call("load_folder", timeout_s=self._timeout_s, path=str(self._spool.folder))
-
-
-def compare(expected: Sequence[dict[str, int]], got: Sequence[dict[str, int]], version: int) -> None:
-    """Raise RunError with the first tensor whose bits differ between trainer and engine."""
-    assert len(expected) == len(got), "one set of checksums per tensor-parallel rank"
-    for rank, (ours, theirs) in enumerate(zip(expected, got, strict=True)):
-        names = [name for name in sorted(theirs) if name not in ours or ours[name] != theirs[name]]
-        names += sorted(ours.keys() - theirs.keys())
-        if names:
-            raise RunError(
-                f"weight sync of policy version {version}: {len(names)} tensors of engine rank {rank} differ from "
-                f"the trainer's, the first is {names[0]}"
-            )

@@ -27,6 +27,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 from vllm import LLM, SamplingParams
 
+from prime_megatron.rollout.vllm_transfer import BACKEND
+
 
 class VllmDriver:
     """See `Driver`."""
@@ -50,6 +52,7 @@ class VllmDriver:
             "tensor_parallel_size": settings.tensor,
             "distributed_executor_backend": "uni" if settings.tensor == 1 else "mp",
             "worker_extension_cls": "prime_megatron.rollout.vllm_worker.PrimeWorker",
+            "weight_transfer_config": {"backend": BACKEND},
             "seed": settings.seed % 2**31,
             "logprobs_mode": "processed_logprobs",
             "trust_remote_code": settings.trust_remote_code,
@@ -60,6 +63,7 @@ class VllmDriver:
         self._llm = LLM(**arguments)
         self._engine = self._llm.llm_engine
         self._calls = 0
+        self._updating = False
         # The first step compiles and allocates for seconds; a silence of that length later on means a hang.
         warm = Request((0, 0), SampleKey(0, 0, 0, 0), Sampling(2))
         self.generate([warm], lambda answer: None, lambda: None)
@@ -84,25 +88,27 @@ class VllmDriver:
 
     def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
         """See `Driver.load_bucket`."""
-        self._llm.collective_rpc("prime_load_bucket", args=(list(handles), list(rows)))
+        self._update([{"handle": handle, "rows": list(rows)} for handle in handles])
 
     def load_folder(self, path: str) -> None:
         """See `Driver.load_folder`."""
-        paths = [str(file) for file in sorted(Path(path).glob("*.safetensors"))]
-        self._llm.collective_rpc("prime_load_files", args=(paths,))
+        self._update({"files": [str(file) for file in sorted(Path(path).glob("*.safetensors"))]})
 
     def join(self, group: Group) -> None:
         """See `Driver.join`."""
-        world_size = 1 + self._settings.tensor
-        self._llm.collective_rpc("prime_join", args=(group.address, group.port, group.name, world_size))
+        info = {"address": group.address, "port": group.port, "name": group.name}
+        info["world_size"] = 1 + self._settings.tensor
+        self._llm.collective_rpc("init_weight_transfer_engine", args=(info,))
 
     def receive(self, rows: Sequence[Row]) -> None:
         """See `Driver.receive`."""
-        self._llm.collective_rpc("prime_receive", args=(list(rows),))
+        self._update({"rows": list(rows)})
 
     def commit(self, version: int) -> None:
         """See `Driver.commit`."""
-        self._llm.collective_rpc("prime_finish")
+        if self._updating:
+            self._llm.collective_rpc("finish_weight_update")
+        self._updating = False
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM could not drop its prefix cache: requests are still running")
 
@@ -125,6 +131,13 @@ class VllmDriver:
     def close(self) -> None:
         """See `Driver.close`."""
         self._engine.engine_core.shutdown()
+
+    def _update(self, part: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """A part of an update, for all workers or for each its own."""
+        if not self._updating:
+            self._llm.collective_rpc("start_weight_update")
+        self._updating = True
+        self._llm.collective_rpc("update_weights", args=(part,))
 
     def _sampling(self, request: Request) -> SamplingParams:
         how = request.sampling

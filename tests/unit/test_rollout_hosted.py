@@ -249,7 +249,7 @@ def test_a_buffer_is_written_again_only_when_it_has_been_read(make: Make, tmp_pa
             weight.copy_(WEIGHT * scale)  # a bucket's own memory is free when the next one is asked for
             yield Bucket(["weight"], [weight], 24, 0)
 
-    engine._link._check_every = 0  # the same tensor several times
+    engine._link._manifest._check_every = 0  # the same tensor several times
     engine.update_weights(growing(), 0)
     assert engine.generate(requests(2))[0].logprobs[0] == float(4 * WEIGHT.sum())
     seen = [line for line in (tmp_path / "engine.log").read_text().splitlines() if line.startswith("bucket")]

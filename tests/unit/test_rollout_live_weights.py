@@ -15,8 +15,8 @@ from torch import nn
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.rollout.live_weights import attach, bit_sums, open_segment
+from prime_megatron.rollout.manifest import Manifest, compare
 from prime_megatron.rollout.spool import Spool
-from prime_megatron.rollout.uplink import BucketUplink, compare
 from prime_megatron.types import Bucket
 
 
@@ -107,12 +107,15 @@ def test_checksums_of_fused_tensors_add_up_over_buckets() -> None:
         ShardSlice("qk", 0, ((0, 2), (0, 3)), "q", ((2, 4), (0, 3)), (4, 3)),
         ShardSlice("qk", 0, ((2, 4), (0, 3)), "k", ((0, 2), (0, 3)), (2, 3)),
     ]
-    uplink = BucketUplink([pieces], torch.bfloat16, 1, 1.0)
-    uplink.begin()
-    uplink._count("k", k)
-    uplink._count("q", q)
+    manifest = Manifest([pieces], torch.bfloat16, 1)
+    manifest.begin()
+    manifest.take(Bucket(["k"], [k], k.nbytes, 0))
+    with pytest.raises(RunError, match="version 4: 1 tensors are missing, such as q"):
+        manifest.complete(4)
+    manifest.take(Bucket(["q"], [q], q.nbytes, 0))
+    manifest.complete(4)
     fused = torch.cat([q[2:], k]).bfloat16()
-    assert {name: int(total) for name, total in uplink._sums[0].items()} == bit_sums([("qk", fused)])
+    assert manifest.sums() == [bit_sums([("qk", fused)])]
 
 
 def test_a_difference_is_told_by_rank_and_name() -> None:
