@@ -26,10 +26,12 @@ from prime_megatron.reshard.named import NamedSync
 from prime_megatron.reshard.plan import hold, plan_block
 from prime_megatron.reshard.sync import Transport, WeightSync
 from prime_megatron.roles import DTYPES, policy_folder_of
+from prime_megatron.rollout.beside import BesideEngine
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.embedded import EmbeddedEngine
 from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.hosted import HostedEngine, Limits
+from prime_megatron.rollout.manifest import Manifest
 from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import EngineProcess
 from prime_megatron.rollout.spool import Spool
@@ -59,6 +61,9 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
         )
     rollout = config.rollout
     settings = _settings(config, end_token_ids)
+    if settings.beside:
+        place = _place(rollout.tensor, topology, config.parallel.timeout_s)
+        return BesideEngine(place, settings, _transport(config) == "live", _manifest(config))
     tries = rollout.max_restarts + 1
     place = _place(rollout.tensor, topology, tries * (rollout.start_timeout_s + rollout.generate_timeout_s))
     log_path = Path(config.run.output_dir) / f"engine-{place.replica}.log"
@@ -82,9 +87,10 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
     rollout = config.rollout
     transport: Transport
     if engine.named_targets() is None:
+        everyone = _is_beside(config)  # each of its ranks loads for itself; elsewhere the replica's first sends
         transport = NamedSync(
             sources,
-            [place for place, rank in enumerate(ranks) if rank % rollout.tensor == 0],
+            [place for place, rank in enumerate(ranks) if everyone or rank % rollout.tensor == 0],
             group=group,
             me=me,
             bucket_bytes=rollout.bucket_bytes,
@@ -124,6 +130,7 @@ def describe_engine(config: TrainConfig) -> str:
     if rollout.engine not in ("sglang", "vllm"):
         return f"rollout: {rollout.engine} engine; weights are written in place"
     form = "server" if rollout.engine == "sglang" and rollout.sglang.server else "engine"
+    beside = _is_beside(config)
     where = "GPU" if device.on_gpu() else "CPU"
     largest = f"{rollout.bucket_bytes / 2**20:g} MiB (or the largest tensor)"
     how = {
@@ -135,12 +142,30 @@ def describe_engine(config: TrainConfig) -> str:
         "disk": f"disk: a second whole copy of the weights, one a replica, stays in {config.run.output_dir}, "
         "where the engine loads it from",
     }[_transport(config)]
+    if beside:
+        form = "in the trainer's processes"
+        how = {
+            "live": "live, written in place into the engine's parameters; no buckets, no second copy",
+            "bucket": f"bucket, {largest} a process during an update, reloaded in place; no second copy",
+        }[_transport(config)]
     sizes = f"tensor {rollout.tensor}" + (f", expert {rollout.expert}" if rollout.expert > 1 else "")
     return f"rollout: {rollout.engine} {form} on {where}, {sizes}; weights by {how}"
 
 
+def _is_beside(config: TrainConfig) -> bool:
+    return config.rollout.engine == "vllm" and config.rollout.vllm.beside
+
+
 def _transport(config: TrainConfig) -> str:
     transport = config.rollout.transport
+    if _is_beside(config):
+        # On a GPU vLLM may lay out a layer's experts anew for its kernels: only its own reload knows how.
+        shuffled = device.on_gpu() and read_config(policy_folder_of(config)).experts > 0
+        if transport == "live" and shuffled:
+            raise InputError(
+                "rollout.transport: live does not reach vLLM's mixtures of experts on a GPU; set it to bucket or auto"
+            )
+        return "bucket" if transport == "bucket" or shuffled else "live"
     if transport == "auto":
         return "bucket" if device.on_gpu() else "live"
     if transport == "live" and device.on_gpu():
@@ -175,6 +200,7 @@ def _settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettin
         cpu_cache_bytes=own.cpu_cache_bytes,
         can_sleep=device.on_gpu(),
         server=rollout.engine == "sglang" and rollout.sglang.server,
+        beside=_is_beside(config),
         start_timeout_s=rollout.start_timeout_s,
         extra=own.extra,
     )
@@ -228,6 +254,11 @@ def _uplink(config: TrainConfig) -> Uplink:
     where.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="prime-engine-", dir=where))
     return DiskUplink(*how, Spool(folder, policy_folder_of(config)))
+
+
+def _manifest(config: TrainConfig) -> Manifest:
+    layout = _layout(config, read_config(policy_folder_of(config)))
+    return Manifest(layout, _engine_dtype(config), config.rollout.check_every)
 
 
 def _layout(config: TrainConfig, family: FamilyConfig) -> list[list[ShardSlice]]:

@@ -127,6 +127,12 @@ def _check_engine(config: TrainConfig) -> None:
                 f"rollout.tensor: {rollout.tensor} does not divide launch.processes_per_node {per_node}; "
                 "an engine replica stays within a node"
             )
+        beside = rollout.engine == "vllm" and rollout.vllm.beside
+        if beside and rollout.transport in ("broadcast", "disk"):
+            raise InputError(
+                f"rollout.transport: {rollout.transport} is for an engine in processes of its own, and "
+                "rollout.vllm.beside is true; set it to auto, live or bucket"
+            )
         return
     if rollout.tensor > 1:
         raise InputError(

@@ -50,6 +50,8 @@ class DriverSettings:
     """SGLang: expert-parallel size, within the tensor-parallel ranks."""
     server: bool = False
     """SGLang: behind HTTP on loopback."""
+    beside: bool = False
+    """vLLM: in the calling process, which is a rank of torch.distributed's world (``rollout.beside``)."""
     start_timeout_s: float = 600.0
     extra: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of the engine's own constructor."""

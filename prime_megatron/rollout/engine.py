@@ -23,6 +23,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from prime_megatron.errors import InputError
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.types import Bucket
 
@@ -132,3 +133,14 @@ def end_token_ids(model_path: str, trust_remote_code: bool = False) -> tuple[int
     if end is None:
         return ()
     return (end,) if isinstance(end, int) else tuple(end)
+
+
+def check_lengths(requests: Sequence[Request], max_tokens: int) -> None:
+    """Raises InputError for a request that an engine of ``max_tokens`` cannot hold."""
+    for request in requests:
+        tokens = len(request.prompt_ids) + request.sampling.max_tokens
+        if tokens > max_tokens:
+            raise InputError(
+                f"prompt and response may reach {tokens} tokens, the engine holds {max_tokens}: "
+                "lower data.max_prompt_tokens or rollout.sampling.max_response_tokens"
+            )

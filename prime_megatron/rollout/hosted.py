@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
-from prime_megatron.errors import InputError, RunError
+from prime_megatron.errors import RunError
 from prime_megatron.rollout.driver import DriverSettings, request_to_json
-from prime_megatron.rollout.engine import Completion, Request, WeightsLost
+from prime_megatron.rollout.engine import Completion, Request, WeightsLost, check_lengths
 from prime_megatron.rollout.live_weights import open_segment
 from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import Dead, EngineProcess
@@ -132,7 +132,7 @@ class HostedEngine:
             WeightsLost: as `Engine.generate`; ``on_finished`` does not hear again of what it has heard.
         """
         assert self._version >= 0 and not self._asleep, "generate before the first weight sync, or asleep"
-        self._check(requests)
+        check_lengths(requests, self._settings.max_tokens)
         try:
             rows = self._place.agree(lambda: self._generate(requests, on_finished))
         except WeightsLost:
@@ -197,15 +197,6 @@ class HostedEngine:
     def _link(self) -> Uplink:
         assert self._uplink is not None, "the leader's alone"
         return self._uplink
-
-    def _check(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            tokens = len(request.prompt_ids) + request.sampling.max_tokens
-            if tokens > self._settings.max_tokens:
-                raise InputError(
-                    f"prompt and response may reach {tokens} tokens, the engine holds {self._settings.max_tokens}: "
-                    "lower data.max_prompt_tokens or rollout.sampling.max_response_tokens"
-                )
 
     def _generate(self, requests: Sequence[Request], on_finished: Callable[[Completion], None] | None) -> list[Row]:
         finished = {place: self._kept[request] for place, request in enumerate(requests) if request in self._kept}

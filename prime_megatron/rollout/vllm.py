@@ -1,4 +1,4 @@
-"""vLLM in the engine process (written against 0.32). Imported only when it is chosen, and only there.
+"""vLLM in the engine process, or in the trainer's (written against 0.32). Imported only when it is chosen.
 
 Every response has a seed of its own, so it depends on neither the batch nor the replica. Log-probs are those of the
 distribution drawn from; greedy ones are at temperature 1.
@@ -25,6 +25,7 @@ os.environ.update(
 )
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+from torch import Tensor
 from vllm import LLM, SamplingParams
 
 from prime_megatron.rollout.vllm_transfer import BACKEND
@@ -50,7 +51,7 @@ class VllmDriver:
             "max_num_seqs": settings.max_concurrent,
             "skip_tokenizer_init": True,
             "tensor_parallel_size": settings.tensor,
-            "distributed_executor_backend": "uni" if settings.tensor == 1 else "mp",
+            "distributed_executor_backend": _executor(settings),
             "worker_extension_cls": "prime_megatron.rollout.vllm_worker.PrimeWorker",
             "weight_transfer_config": {"backend": BACKEND},
             "seed": settings.seed % 2**31,
@@ -62,6 +63,9 @@ class VllmDriver:
         }
         self._llm = LLM(**arguments)
         self._engine = self._llm.llm_engine
+        if settings.beside:
+            # It would destroy the trainer's groups, too, when the engine is collected; `close` does the rest.
+            self._engine.engine_core._finalizer.detach()
         self._calls = 0
         self._updating = False
         # The first step compiles and allocates for seconds; a silence of that length later on means a hang.
@@ -73,14 +77,19 @@ class VllmDriver:
     ) -> None:
         """See `Driver.generate`."""
         self._calls += 1
-        for index, request in enumerate(requests):
+        names = [f"{self._calls}-{index}" for index in range(len(requests))]
+        for name, request in zip(names, requests, strict=True):
             prompt = {"prompt_token_ids": list(request.prompt_ids)}
-            self._engine.add_request(f"{self._calls}-{index}", prompt, self._sampling(request))
-        while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
-                if output.finished:
-                    finished(_answer(output))
-            alive()
+            self._engine.add_request(name, prompt, self._sampling(request))
+        try:
+            while self._engine.has_unfinished_requests():
+                for output in self._engine.step():
+                    if output.finished:
+                        finished(_answer(output))
+                alive()
+        except BaseException:
+            self._engine.abort_request(names)
+            raise
 
     def attach(self, paths: Sequence[str]) -> None:
         """See `Driver.attach`."""
@@ -89,6 +98,10 @@ class VllmDriver:
     def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
         """See `Driver.load_bucket`."""
         self._update([{"handle": handle, "rows": list(rows)} for handle in handles])
+
+    def load_tensors(self, named: Sequence[tuple[str, Tensor]]) -> None:
+        """Take whole Hugging Face tensors of this process (``beside``), which nobody may write until `commit`."""
+        self._update({"named": named})
 
     def load_folder(self, path: str) -> None:
         """See `Driver.load_folder`."""
@@ -116,6 +129,11 @@ class VllmDriver:
         """See `Driver.bit_sums`."""
         return self._llm.collective_rpc("prime_bit_sums")
 
+    def parameters(self) -> dict[str, Tensor]:
+        """This process's live parameters (``beside``), detached, by vLLM's names."""
+        (params,) = self._llm.collective_rpc("prime_parameters")
+        return params
+
     def sleep(self, level: int) -> None:
         """See `Driver.sleep`. On a CPU vLLM answers and frees nothing."""
         self._llm.sleep(level)
@@ -130,7 +148,10 @@ class VllmDriver:
 
     def close(self) -> None:
         """See `Driver.close`."""
-        self._engine.engine_core.shutdown()
+        if self._settings.beside:
+            self._engine.model_executor.shutdown()
+        else:
+            self._engine.engine_core.shutdown()
 
     def _update(self, part: dict[str, Any] | list[dict[str, Any]]) -> None:
         """A part of an update, for all workers or for each its own."""
@@ -151,6 +172,13 @@ class VllmDriver:
             detokenize=False,
             stop_token_ids=list(self._settings.end_token_ids),
         )
+
+
+def _executor(settings: DriverSettings) -> str:
+    """Where vLLM's workers run: in ranks that somebody else started, in this process, or in processes below it."""
+    if settings.beside:
+        return "external_launcher"
+    return "uni" if settings.tensor == 1 else "mp"
 
 
 def _answer(output: Any) -> Answer:

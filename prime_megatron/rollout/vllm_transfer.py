@@ -41,12 +41,13 @@ class JoinInfo(WeightTransferInitInfo):
 
 @dataclass
 class PartInfo(WeightTransferUpdateInfo):
-    """A part of an update: tensors in a shared buffer, tensors that the group's rank 0 sends, or files."""
+    """A part of an update: tensors of this process, in a shared buffer, from the group's rank 0, or files."""
 
     rows: Sequence[Row] = ()
     handle: Mapping[str, Any] | None = None
     """Of the shared buffer (``shared_buffer.SharedBuffer.handle``); None: from the group."""
     files: Sequence[str] = ()
+    named: Sequence[tuple[str, Tensor]] = ()
 
 
 class PrimeTransfer(WeightTransferEngine[JoinInfo, PartInfo]):
@@ -72,7 +73,9 @@ class PrimeTransfer(WeightTransferEngine[JoinInfo, PartInfo]):
 
     def receive_weights(self, update_info: PartInfo) -> None:
         """Load a part's tensors; nobody reads its memory afterwards."""
-        if update_info.files:
+        if update_info.named:
+            self._load(update_info.named)
+        elif update_info.files:
             self._load(pair for path in update_info.files for pair in _read(path))
         elif update_info.handle is not None:
             flat = open_buffer(update_info.handle)

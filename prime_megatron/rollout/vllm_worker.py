@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import vllm._custom_ops as ops
+from torch import Tensor
 
 from prime_megatron.rollout.live_weights import attach, bit_sums
 from prime_megatron.rollout.vllm_transfer import BACKEND
@@ -35,3 +36,7 @@ class PrimeWorker:
     def prime_bit_sums(self) -> dict[str, int]:
         """Of this rank's parameters."""
         return bit_sums(self.model_runner.model.named_parameters())
+
+    def prime_parameters(self) -> dict[str, Tensor]:
+        """This rank's parameters themselves, for a caller in the same process."""
+        return {name: param.detach() for name, param in self.model_runner.model.named_parameters()}

@@ -129,6 +129,13 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
         refused(
             "rollout.transport:", 'rollout.transport="disk"', 'rollout.engine="embedded"', reason="written in place"
         ),
+        refused(
+            "rollout.transport:",
+            'rollout.transport="broadcast"',
+            'rollout.engine="vllm"',
+            "rollout.vllm.beside=true",
+            reason="set it to auto, live or bucket",
+        ),
         refused("rollout.filter:", "rollout.filter.lower=0.9", reason="above upper 0.8"),
         refused("prm.loss:", 'prm.loss="dpo"', reason="set prm.update to reverse"),
         refused("prm.loss:", 'prm.loss="bon_acc"', 'prm.update="before"', reason="set prm.update to reverse"),
