@@ -26,7 +26,6 @@ from prime_megatron.reshard.named import NamedSync
 from prime_megatron.reshard.plan import hold, plan_block
 from prime_megatron.reshard.sync import Transport, WeightSync
 from prime_megatron.roles import DTYPES, policy_folder_of
-from prime_megatron.rollout.beside import BesideEngine
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.embedded import EmbeddedEngine
 from prime_megatron.rollout.engine import Engine
@@ -36,6 +35,7 @@ from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import EngineProcess
 from prime_megatron.rollout.spool import Spool
 from prime_megatron.rollout.uplink import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
+from prime_megatron.rollout.vllm_beside import BesideEngine
 
 SPARE_TOKENS = {"sglang": 8, "vllm": 0}
 """Of the model's longest sequence, what an engine keeps for itself."""

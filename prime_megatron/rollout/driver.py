@@ -51,7 +51,7 @@ class DriverSettings:
     server: bool = False
     """SGLang: behind HTTP on loopback."""
     beside: bool = False
-    """vLLM: in the calling process, which is a rank of torch.distributed's world (``rollout.beside``)."""
+    """vLLM: in the calling process, which is a rank of torch.distributed's world (``rollout.vllm_beside``)."""
     start_timeout_s: float = 600.0
     extra: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of the engine's own constructor."""

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from prime_megatron.errors import InputError
-from prime_megatron.rollout.beside import BesideEngine
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.manifest import Manifest
 from prime_megatron.rollout.place import Place
+from prime_megatron.rollout.vllm_beside import BesideEngine
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
