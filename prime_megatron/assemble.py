@@ -17,7 +17,7 @@ from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.colocation import Colocation
 from prime_megatron.config import Granularity, TrainConfig
 from prime_megatron.data.stream import PromptStream
-from prime_megatron.engines import build_engine, build_sync, describe_engine
+from prime_megatron.engines import build_engine, build_sync
 from prime_megatron.errors import InputError
 from prime_megatron.evaluation import Evaluator
 from prime_megatron.faults import NONFINITE_FOLDER, NonFinite
@@ -37,6 +37,7 @@ from prime_megatron.rollout.generate import Generator
 from prime_megatron.rollout.recording import Recorder
 from prime_megatron.step_batch import Batcher
 from prime_megatron.step_plan import plan_step
+from prime_megatron.transport import describe_engine
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers
 from prime_megatron.watchdog import STALL_FOLDER, Watchdog
 

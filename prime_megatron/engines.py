@@ -36,6 +36,7 @@ from prime_megatron.rollout.process import EngineProcess
 from prime_megatron.rollout.spool import Spool
 from prime_megatron.rollout.uplink import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
 from prime_megatron.rollout.vllm_beside import BesideEngine
+from prime_megatron.transport import is_beside, transport_of
 
 SPARE_TOKENS = {"sglang": 8, "vllm": 0}
 """Of the model's longest sequence, what an engine keeps for itself."""
@@ -63,7 +64,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
     settings = _settings(config, end_token_ids)
     if settings.beside:
         place = _place(rollout.tensor, topology, config.parallel.timeout_s)
-        return BesideEngine(place, settings, _transport(config) == "live", _manifest(config))
+        return BesideEngine(place, settings, transport_of(config) == "live", _manifest(config))
     tries = rollout.max_restarts + 1
     place = _place(rollout.tensor, topology, tries * (rollout.start_timeout_s + rollout.generate_timeout_s))
     log_path = Path(config.run.output_dir) / f"engine-{place.replica}.log"
@@ -87,7 +88,7 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
     rollout = config.rollout
     transport: Transport
     if engine.named_targets() is None:
-        everyone = _is_beside(config)  # each of its ranks loads for itself; elsewhere the replica's first sends
+        everyone = is_beside(config)  # each of its ranks loads for itself; elsewhere the replica's first sends
         transport = NamedSync(
             sources,
             [place for place, rank in enumerate(ranks) if everyone or rank % rollout.tensor == 0],
@@ -124,57 +125,6 @@ def _module(policy: Role, engine: Engine, sources: Sequence[Sequence[ShardSlice]
     return pieces
 
 
-def describe_engine(config: TrainConfig) -> str:
-    """One line for the start of a run: who generates, how the weights get there, what that costs in memory."""
-    rollout = config.rollout
-    if rollout.engine not in ("sglang", "vllm"):
-        return f"rollout: {rollout.engine} engine; weights are written in place"
-    form = "server" if rollout.engine == "sglang" and rollout.sglang.server else "engine"
-    beside = _is_beside(config)
-    where = "GPU" if device.on_gpu() else "CPU"
-    largest = f"{rollout.bucket_bytes / 2**20:g} MiB (or the largest tensor)"
-    how = {
-        "live": "live, written in place into the engine's parameters; no buckets, no second copy",
-        "bucket": f"bucket, two buffers of {largest} a replica during an update, opened by the engine in place "
-        f"({'CUDA IPC' if device.on_gpu() else 'shared memory'}); no second copy",
-        "broadcast": f"broadcast over gloo through the host, two buffers of {largest} a replica, one of every engine "
-        "process during an update; no second copy",
-        "disk": f"disk: a second whole copy of the weights, one a replica, stays in {config.run.output_dir}, "
-        "where the engine loads it from",
-    }[_transport(config)]
-    if beside:
-        form = "in the trainer's processes"
-        how = {
-            "live": "live, written in place into the engine's parameters; no buckets, no second copy",
-            "bucket": f"bucket, {largest} a process during an update, reloaded in place; no second copy",
-        }[_transport(config)]
-    sizes = f"tensor {rollout.tensor}" + (f", expert {rollout.expert}" if rollout.expert > 1 else "")
-    return f"rollout: {rollout.engine} {form} on {where}, {sizes}; weights by {how}"
-
-
-def _is_beside(config: TrainConfig) -> bool:
-    return config.rollout.engine == "vllm" and config.rollout.vllm.beside
-
-
-def _transport(config: TrainConfig) -> str:
-    transport = config.rollout.transport
-    if _is_beside(config):
-        # On a GPU vLLM may lay out a layer's experts anew for its kernels: only its own reload knows how.
-        shuffled = device.on_gpu() and read_config(policy_folder_of(config)).experts > 0
-        if transport == "live" and shuffled:
-            raise InputError(
-                "rollout.transport: live does not reach vLLM's mixtures of experts on a GPU; set it to bucket or auto"
-            )
-        return "bucket" if transport == "bucket" or shuffled else "live"
-    if transport == "auto":
-        return "bucket" if device.on_gpu() else "live"
-    if transport == "live" and device.on_gpu():
-        raise InputError(
-            "rollout.transport: live reaches an engine on a CPU only; on GPUs bucket is the shortest way (CUDA IPC)"
-        )
-    return transport
-
-
 def _engine_dtype(config: TrainConfig) -> torch.dtype:
     return DTYPES[config.rollout.dtype or config.models.dtype]
 
@@ -200,7 +150,7 @@ def _settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettin
         cpu_cache_bytes=own.cpu_cache_bytes,
         can_sleep=device.on_gpu(),
         server=rollout.engine == "sglang" and rollout.sglang.server,
-        beside=_is_beside(config),
+        beside=is_beside(config),
         start_timeout_s=rollout.start_timeout_s,
         extra=own.extra,
     )
@@ -240,7 +190,7 @@ def _environment(tensor: int, leader: int) -> dict[str, str]:
 
 def _uplink(config: TrainConfig) -> Uplink:
     rollout = config.rollout
-    transport = _transport(config)
+    transport = transport_of(config)
     if transport == "live":
         return LiveUplink(rollout.tensor, rollout.start_timeout_s)
     layout = _layout(config, read_config(policy_folder_of(config)))

@@ -112,7 +112,8 @@ class RolloutConfig(Section):
     tensors through two shared buffers (CUDA IPC on GPUs); broadcast: over a process group; disk: as a folder, which is
     one whole copy per replica. auto: live on a CPU, bucket on GPUs."""
     bucket_bytes: PositiveInt = 256 * 2**20
-    """Largest bucket of a weight sync; a tensor that is larger goes alone."""
+    """Largest bucket of a weight sync. What travels between the trainer's ranks is cut to fit; a larger tensor that an
+    engine takes whole (bucket, broadcast, disk) goes alone."""
     check_every: NonNegativeInt = 1
     """Compare a checksum of the engine's weights with the trainer's every n syncs; 0: never."""
     logprob_alarm: PositiveFloat | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 
 from prime_megatron.parallel.shards import Region
@@ -48,3 +49,19 @@ def extended(a: Region, b: Region, dim: int) -> Region | None:
     if a[dim][1] != b[dim][0] or a[:dim] != b[:dim] or a[dim + 1 :] != b[dim + 1 :]:
         return None
     return (*a[:dim], (a[dim][0], b[dim][1]), *a[dim + 1 :])
+
+
+def boxes_within(box: Region, limit: int) -> Iterator[Region]:
+    """A box in boxes of at most ``limit`` (1 or more) elements, in the order of its elements: of as many whole rows as
+    fit, or of parts of a row."""
+    if num_elements(box) <= limit:
+        yield box
+        return
+    (start, stop), rest = box[0], box[1:]
+    row = num_elements(rest)
+    step = max(1, limit // row)
+    for first in range(start, stop, step):
+        if step > 1 or row <= limit:
+            yield ((first, min(first + step, stop)), *rest)
+        else:
+            yield from (((first, first + 1), *part) for part in boxes_within(rest, limit))

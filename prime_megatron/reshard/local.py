@@ -39,7 +39,7 @@ class LocalSync:
         plan: of the whole block; the same on all its ranks.
         group: the block, in the plan's order of ranks; None for a block of one.
         me: this rank's position in it.
-        bucket_bytes: memory for what travels, both buckets together (a larger parcel goes alone).
+        bucket_bytes: memory for what travels, both buckets together.
         dtype: what travels: the narrower of the trainer's and the engine's.
     """
 

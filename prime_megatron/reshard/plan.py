@@ -6,12 +6,12 @@ its parameters, an engine rank wants pieces in its own, fused or cut as it likes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.shards import Region, ShardSlice
-from prime_megatron.reshard.boxes import extended, intersect, moved, num_elements, subtract
+from prime_megatron.reshard.boxes import boxes_within, extended, intersect, moved, num_elements, subtract
 
 Held = Mapping[str, Mapping[Region, Mapping[int, ShardSlice]]]
 """For every Hugging Face tensor the boxes that it is held in, and who holds each, lowest rank first."""
@@ -57,6 +57,12 @@ class Parcel:
     def numel(self) -> int:
         return num_elements(self.of)
 
+    def cut(self, limit: int) -> Iterator[Parcel]:
+        """The parcel in parts of at most ``limit`` elements, in the order of its elements."""
+        for box in boxes_within(self.of, limit):
+            places = tuple(replace(place, to=moved(box, self.of, place.to)) for place in self.places)
+            yield replace(self, of=box, places=places)
+
 
 @dataclass(frozen=True)
 class Shipment:
@@ -78,7 +84,7 @@ class Plan:
     """What must travel, by owner, then by receivers."""
 
     def shipments(self, limit: int) -> list[Shipment]:
-        """Parcels packed into sends of at most ``limit`` elements (a larger parcel goes alone)."""
+        """Parcels packed into sends of at most ``limit`` elements; a larger parcel is cut."""
         found: list[Shipment] = []
         pending: list[Parcel] = []
         size = 0
@@ -88,7 +94,7 @@ class Plan:
                 found.append(Shipment(pending[0].owner, pending[0].receivers, tuple(pending), size))
 
         key: tuple[int, tuple[int, ...]] | None = None
-        for parcel in self.parcels:
+        for parcel in (part for whole in self.parcels for part in whole.cut(limit)):
             this = (parcel.owner, parcel.receivers)
             if pending and (this != key or size + parcel.numel > limit):
                 close()

@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prime_megatron.reshard.boxes import extended, intersect, moved, num_elements, subtract
+from prime_megatron.reshard.boxes import boxes_within, extended, intersect, moved, num_elements, subtract
 
 EDGES = st.tuples(st.integers(0, 5), st.integers(1, 4)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 BOXES = st.tuples(EDGES, EDGES)
@@ -40,3 +40,14 @@ def test_extended(a, b, dim) -> None:
 
 def test_moved() -> None:
     assert moved(((3, 5), (1, 2)), ((2, 6), (1, 4)), ((10, 14), (0, 3))) == ((11, 13), (0, 1))
+
+
+@settings(deadline=None)
+@given(box=st.lists(EDGES, min_size=1, max_size=3).map(tuple), limit=st.integers(1, 70))
+def test_a_box_within_a_limit(box, limit) -> None:
+    parts = list(boxes_within(box, limit))
+    assert all(0 < num_elements(part) <= limit for part in parts)
+    in_order = [cell for part in parts for cell in product(*(range(start, stop) for start, stop in part))]
+    assert in_order == list(product(*(range(start, stop) for start, stop in box)))
+    if num_elements(box) <= limit:
+        assert parts == [box]

@@ -37,7 +37,7 @@ def execute(plan: Plan, params: list[dict], targets: list[dict[str, torch.Tensor
         copy_slices(copies, params[rank], targets[rank])
         for copy in copies:
             part(written[rank][copy.target], copy.to).add_(1)
-    for parcel in plan.parcels:
+    for parcel in (parcel for shipment in plan.shipments(11) for parcel in shipment.parcels):
         assert parcel.owner not in parcel.receivers, "a rank must not send to itself"
         assert parcel.receivers == tuple(sorted({rank for place in parcel.places for rank in place.ranks}))
         source = part(params[parcel.owner][parcel.chunk, parcel.source], parcel.of)
@@ -64,12 +64,14 @@ def check_shipments(case: Case, plan: Plan, block: list[int], wants: list[list[S
     needed = [{(p.hf_name, cell) for p in pieces for cell in _cells(p)} for pieces in wants]
     missing = set().union(*(need - have for need, have in zip(needed, held, strict=True)))
     assert len(sent) == len(missing), "what travels is what somebody lacks"
-    for limit in (1, 50, 10**9):
+    assert [p for s in plan.shipments(10**9) for p in s.parcels] == list(plan.parcels)
+    for limit in (7, 50, 10**9):
         shipments = plan.shipments(limit)
-        assert [parcel for s in shipments for parcel in s.parcels] == list(plan.parcels)
+        parts = [p for s in shipments for p in s.parcels]
+        cells = Counter((p.owner, p.chunk, p.source, cell) for p in parts for cell in _part_cells(p.of))
+        assert cells == Counter(sent), "cut or not, every element travels once"
         for s in shipments:
-            assert s.numel == sum(p.numel for p in s.parcels)
-            assert s.numel <= limit or len(s.parcels) == 1
+            assert 0 < s.numel == sum(p.numel for p in s.parcels) <= limit
             assert {(p.owner, p.receivers) for p in s.parcels} == {(s.owner, s.receivers)}
 
 
