@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import select
 import socket
+import threading
 import time
 from typing import Any
 
@@ -15,10 +16,11 @@ CHUNK_BYTES = 1 << 20
 
 
 class Channel:
-    """One end of the line. Not for use by several threads at once."""
+    """One end of the line. Any thread may send, one may receive."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._sending = threading.Lock()
         self._buffer = bytearray()
 
     def send(self, message: dict[str, Any], timeout_s: float | None = None) -> None:
@@ -28,6 +30,8 @@ class Channel:
             EOFError: the other side is gone.
             TimeoutError: it has not read the message within ``timeout_s``; the line is of no use any more.
         """
+        if not self._sending.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            raise TimeoutError("another message is on its way")
         try:
             self._sock.settimeout(timeout_s)
             self._sock.sendall(json.dumps(message).encode() + b"\n")
@@ -37,6 +41,7 @@ class Channel:
             raise EOFError(str(error)) from error
         finally:
             self._sock.settimeout(None)
+            self._sending.release()
 
     def receive(self, timeout_s: float | None = None) -> dict[str, Any] | None:
         """The next message; None after ``timeout_s`` without one. Raises EOFError when the other side is gone."""

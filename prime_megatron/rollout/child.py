@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from prime_megatron.rollout.channel import Channel
@@ -29,14 +27,16 @@ from prime_megatron.rollout.driver import (
     UpdateRefused,
     request_from_json,
 )
-from prime_megatron.rollout.leftovers import kill_group, stat, unlink_shared_memory
+from prime_megatron.rollout.leftovers import kill_group, unlink_shared_memory
+from prime_megatron.rollout.watch import Watch
 
 DRIVERS = {
     "sglang": "prime_megatron.rollout.sglang.SglangDriver",
     "vllm": "prime_megatron.rollout.vllm.VllmDriver",
 }
 """Engine -> its driver."""
-WATCH_EVERY_S = 0.2
+LAST_WORD_S = 1.0
+"""For telling the trainer why the engine ends, where it reads."""
 ALIVE_EVERY_S = 1.0
 """Shortest time between two signs of life."""
 
@@ -109,12 +109,12 @@ def main(arguments: list[str]) -> int:
     sock = socket.socket(fileno=int(arguments[0]))
     sock.set_inheritable(False)  # or the engine's processes would hold the line open after our death
     channel = Channel(sock)
-    _watch(os.getppid(), lambda: set())
+    watch = Watch(os.getppid(), lambda why: _report(channel, why, kind="failed"))
     start = channel.receive()
     assert start is not None
     try:
         driver = _make_driver(start["engine"], DriverSettings.from_json(start["settings"]))
-        _watch(os.getppid(), lambda: set(_descendants(os.getpid())))
+        watch.stands()
         channel.send({"call": start["call"], "ok": None})
         EngineChild(channel, driver).serve()
     except EOFError:
@@ -140,43 +140,8 @@ def _make_driver(engine: str, settings: DriverSettings) -> Driver:
 
 
 def _report(channel: Channel, text: str, kind: str) -> None:
-    with suppress(EOFError):
-        channel.send({"error": " ".join(text.split()), "kind": kind})
-
-
-def _watch(parent: int, watched: Callable[[], set[int]]) -> None:
-    """Kill this process group as soon as the parent or one of the watched processes is gone."""
-    pids = watched()
-
-    def watch() -> None:
-        gone: list[int] = []
-        while os.getppid() == parent and not gone:
-            time.sleep(WATCH_EVERY_S)
-            gone = [pid for pid in pids if not _lives(pid)]
-        print(f"ending: {f'processes {gone} of the engine are' if gone else 'the trainer is'} gone", flush=True)
-        kill_group(os.getpgrp())
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _descendants(root: int) -> list[int]:
-    """Processes below a process, as /proc tells."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (fields := stat(int(entry.name))) is not None:
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
-    found = []
-    pending = [root]
-    while pending:
-        below = children.get(pending.pop(), [])
-        found += below
-        pending += below
-    return found
-
-
-def _lives(pid: int) -> bool:
-    fields = stat(pid)
-    return fields is not None and fields[0] not in "ZX"
+    with suppress(EOFError, TimeoutError):
+        channel.send({"error": " ".join(text.split()), "kind": kind}, LAST_WORD_S)
 
 
 if __name__ == "__main__":

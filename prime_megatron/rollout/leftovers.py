@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
 SHARED_MEMORY = "/dev/shm/"
+UNLINK_TIMEOUT_S = 2.0
+"""Of the search for named memory: the kernel makes its reader wait for a process that is stuck in it."""
+POLL_S = 0.05
 
 
 def kill_group(group: int) -> None:
@@ -16,8 +21,20 @@ def kill_group(group: int) -> None:
     Raises:
         ProcessLookupError: there is no such group.
     """
-    unlink_shared_memory(group)
-    os.killpg(group, signal.SIGKILL)
+    try:
+        unlinking = threading.Thread(target=unlink_shared_memory, args=(group,), daemon=True)
+        unlinking.start()
+        unlinking.join(UNLINK_TIMEOUT_S)
+    finally:
+        os.killpg(group, signal.SIGKILL)
+
+
+def wait_for_end(group: int, timeout_s: float) -> list[int]:
+    """Return when a killed group has ended, its memory free; else, after ``timeout_s``, with those that live on."""
+    deadline = time.monotonic() + timeout_s
+    while (living := members(group)) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    return living
 
 
 def unlink_shared_memory(group: int) -> None:
@@ -44,15 +61,16 @@ def members(group: int) -> list[int]:
 def stat(pid: int) -> list[str] | None:
     """State, parent, group and the rest of /proc/PID/stat; None for a process that is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
+    return text.rpartition(") ")[2].split() or None
 
 
 def _mapped(pid: int) -> set[str]:
     """Named shared memory that a process has mapped."""
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
     except OSError:
         return set()
     fields = [line.split(maxsplit=5) for line in lines]

@@ -44,7 +44,13 @@ class Place:
                 outcome = (kind, str(error))
         if self.group is not None:
             carrier = [outcome]
-            dist.broadcast_object_list(carrier, self.leader, group=self.group)
+            try:
+                dist.broadcast_object_list(carrier, self.leader, group=self.group)
+            except RuntimeError as error:
+                raise RunError(
+                    f"rollout engine {self.replica}: no word from rank {self.leader}, which speaks to it, or from "
+                    f"another of its ranks: {str(error).splitlines()[0]}"
+                ) from None
             outcome = carrier[0]
         kind, value = outcome
         if kind:

@@ -15,11 +15,13 @@ from typing import Any
 from prime_megatron.errors import InputError, RunError
 from prime_megatron.rollout.channel import Channel
 from prime_megatron.rollout.driver import DriverSettings
-from prime_megatron.rollout.leftovers import kill_group
+from prime_megatron.rollout.leftovers import kill_group, wait_for_end
 
 LAUNCHER_PREFIXES = ("TORCHELASTIC", "MASTER_", "LOCAL_", "GROUP_", "ROLE_")
 LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "PYTHONDONTWRITEBYTECODE", "LD_PRELOAD")
 CLOSE_TIMEOUT_S = 10.0
+KILL_TIMEOUT_S = 30.0
+"""Of killed processes to end; one that a device driver holds does not."""
 SEND_TIMEOUT_S = 60.0
 """Of a child that waits for a call; one that has stopped reads nothing."""
 
@@ -44,6 +46,8 @@ class EngineProcess:
     def __init__(self, engine: str, settings: DriverSettings, env: Mapping[str, str], log_path: Path) -> None:
         self._log_path = log_path
         self._calls = 0
+        self._operation = "start"
+        """What is waited for."""
         ours, theirs = socket.socketpair()
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log, theirs:
@@ -73,11 +77,18 @@ class EngineProcess:
     def post(self, operation: str, **arguments: Any) -> None:
         """Have the child do something, without waiting for its answer: one at a time. Raises Dead."""
         self._calls += 1
+        self._operation = operation
         self._send({"call": self._calls, "op": operation, **arguments})
 
     def wait(self, timeout_s: float) -> Any:
         """The answer to what was posted. Raises as ``call``."""
         return self._answer(timeout_s, timeout_s, lambda done: None)
+
+    def check_alive(self) -> None:
+        """Raise Dead, as ``wait`` does, where the process has ended."""
+        if self._popen.poll() is not None:
+            self.wait(CLOSE_TIMEOUT_S)
+            raise Dead(self._how_it_ended())
 
     def call(
         self,
@@ -108,19 +119,28 @@ class EngineProcess:
         self.kill()
 
     def kill(self) -> None:
-        """End the engine's processes at once."""
+        """End the engine's processes at once; returns when their memory is free, or says whose is not."""
         with suppress(ProcessLookupError):
             kill_group(self._popen.pid)
-        self._popen.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(KILL_TIMEOUT_S)
+        living = wait_for_end(self._popen.pid, KILL_TIMEOUT_S)
+        if living:
+            print(
+                f"warning: processes {living} of a rollout engine were killed {KILL_TIMEOUT_S:g} s ago and have not "
+                "ended; they keep what memory they have",
+                file=sys.stderr,
+                flush=True,
+            )
         self._channel.close()
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
             self._channel.send(message, SEND_TIMEOUT_S)
         except TimeoutError:
-            raise Dead(f"it has read nothing for {SEND_TIMEOUT_S:g} s") from None
+            raise Dead(f"it has read nothing for {SEND_TIMEOUT_S:g} s ({self._operation})") from None
         except EOFError:
-            raise Dead(self._how_it_ended()) from None
+            raise Dead(self._last_word()) from None
 
     def _answer(self, timeout_s: float, alive_timeout_s: float, on_done: Callable[[list[Any]], None]) -> Any:
         deadline = time.monotonic() + timeout_s
@@ -131,7 +151,7 @@ class EngineProcess:
             except EOFError:
                 raise Dead(self._how_it_ended()) from None
             if message is None:
-                raise Dead(f"no sign of life for {min(timeout_s, alive_timeout_s):g} s")
+                raise Dead(f"no sign of life for {min(timeout_s, alive_timeout_s):g} s ({self._operation})")
             if message.get("call", self._calls) != self._calls:
                 continue  # of a call that this side left by an exception
             if "error" in message:
@@ -144,6 +164,14 @@ class EngineProcess:
                 return message["ok"]
             if "done" in message:
                 on_done(message["done"])
+
+    def _last_word(self) -> str:
+        """The error that the child told before it ended, if it did."""
+        with suppress(EOFError):
+            while (message := self._channel.receive(0.0)) is not None:
+                if "error" in message:
+                    return str(message["error"])
+        return self._how_it_ended()
 
     def _how_it_ended(self) -> str:
         try:

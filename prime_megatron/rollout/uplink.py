@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from prime_megatron.errors import RunError
-from prime_megatron.rollout.broadcast import TIMEOUT, make_group, send_flat
+from prime_megatron.rollout.broadcast import TIMEOUT, lead_group, send_flat
 from prime_megatron.rollout.live_weights import bit_sums, open_segment
 from prime_megatron.rollout.manifest import Layout, Manifest, compare
 from prime_megatron.rollout.process import Dead, EngineProcess
@@ -188,14 +188,13 @@ class BroadcastUplink(BucketUplink):
     def restore(self, process: EngineProcess, version: int) -> bool:
         """See `Uplink.restore`: with a group of its own for every process."""
         self._num_groups += 1
-        name, world_size = f"weights-{self._num_groups}", 1 + self._num_ranks
-        address = "127.0.0.1"
+        name, address = f"weights-{self._num_groups}", "127.0.0.1"
         # Port 0: the store finds a free one, and keeps it.
         self._store = dist.TCPStore(address, 0, None, is_master=True, timeout=TIMEOUT, wait_for_workers=False)
         group: dict[str, Any] = {"address": address, "port": self._store.port, "name": name}
         process.post("join", group=group)
         try:
-            self._group = make_group(**group, rank=0, world_size=world_size, store=self._store)
+            self._group = lead_group(self._store, name, 1 + self._num_ranks, process.check_alive)
         except RuntimeError as error:
             raise Dead(f"it did not join the broadcast group: {error}") from None
         process.wait(self._timeout_s)
@@ -209,7 +208,7 @@ class BroadcastUplink(BucketUplink):
         process.post("receive", rows=rows)
         self._reading = True
         try:
-            send_flat(self._group, buffer.flat[: packed_bytes(bucket.tensors)])
+            send_flat(self._group, buffer.flat[: packed_bytes(bucket.tensors)], process.check_alive)
         except RuntimeError as error:
             raise Dead(f"the broadcast of weights failed: {error}") from None
 
