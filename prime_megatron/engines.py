@@ -29,7 +29,8 @@ from prime_megatron.roles import DTYPES, policy_folder_of
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.embedded import EmbeddedEngine
 from prime_megatron.rollout.engine import Engine
-from prime_megatron.rollout.hosted import HostedEngine, Limits
+from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.limits import Limits
 from prime_megatron.rollout.manifest import Manifest
 from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import EngineProcess

@@ -17,7 +17,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -26,6 +25,7 @@ from torch import Tensor
 from prime_megatron.errors import RunError
 from prime_megatron.rollout.driver import DriverSettings, request_to_json
 from prime_megatron.rollout.engine import Completion, Request, WeightsLost, check_lengths
+from prime_megatron.rollout.limits import Limits
 from prime_megatron.rollout.live_weights import open_segment
 from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import Dead, EngineProcess
@@ -36,18 +36,6 @@ T = TypeVar("T")
 Row = tuple[list[int], list[float], str]
 """Token ids, log-probs and finish reason of a response."""
 TAGS = frozenset({"weights", "kv_cache"})
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long to wait, how often to try."""
-
-    max_restarts: int
-    """Restarts in a row, without a finished generation between them."""
-    generate_timeout_s: float
-    alive_timeout_s: float
-    """Longest silence of a generating engine."""
-    update_timeout_s: float
 
 
 class HostedEngine:
@@ -74,7 +62,7 @@ class HostedEngine:
     ) -> None:
         self.replica, self.num_replicas = place.replica, place.num_replicas
         self.num_restarts = 0
-        """Of the whole run, on the leader."""
+        """See `Engine.num_restarts`; the leader's."""
         self._place, self._settings, self._limits = place, settings, limits
         self._start_process, self._uplink = start, uplink
         self._version = -1
@@ -84,6 +72,8 @@ class HostedEngine:
         """Responses of a call that a death ended, until it is repeated."""
         self._failures = 0
         self._asleep: frozenset[str] = frozenset()
+        self._level = 1
+        """Of the last sleep."""
         self._process: EngineProcess | None = None
         paths = self._place.agree(self._first_start)
         self._targets = open_segment(paths[place.tensor_rank]) if paths else None
@@ -152,11 +142,10 @@ class HostedEngine:
         assert level in (1, 2), level
         if self._asleep:
             return
-        self._loaded = self._loaded and level == 1
         self._place.agree(lambda: self._surely(lambda process: self._quick(process, "sleep", level=level)))
-        self._asleep = TAGS
+        self._asleep, self._level = TAGS, level
         if level == 2:
-            self._version = -1
+            self._version, self._loaded = -1, False
 
     def wake(self, tags: Collection[str]) -> None:
         """See `Engine.wake`. What is awake already is left alone (SGLang dies of a second wake)."""
@@ -171,7 +160,8 @@ class HostedEngine:
         """See `Engine.healthy`. Collective over the replica."""
 
         def check() -> bool:
-            assert self._process is not None
+            if self._process is None:
+                return False
             try:
                 self._process.call("check", timeout_s=self._limits.alive_timeout_s)
             except Dead:
@@ -268,12 +258,16 @@ class HostedEngine:
     def _restart(self) -> None:
         """Start the process, give it the weights of the last update where they can be had, put it to sleep as far as
         the one before was."""
+        began = time.monotonic()
         self._process = self._start_process()
         self._loaded = self._link.restore(self._process, self._version)
         if self._asleep:
-            self._quick(self._process, "sleep", level=1)
+            # Weights that are there must last; others need no room in host memory.
+            self._quick(self._process, "sleep", level=1 if self._loaded else self._level)
             if self._asleep != TAGS:
                 self._quick(self._process, "wake", tags=sorted(TAGS - self._asleep))
+        if self.num_restarts:
+            print(f"rollout engine {self.replica}: up again after {time.monotonic() - began:.0f} s", file=sys.stderr)
 
     def _mourn(self, death: Dead) -> None:
         if self._process is not None:

@@ -16,7 +16,8 @@ from prime_megatron.parallel.shards import ShardSlice, as_slices
 from prime_megatron.reshard.layouts import fused_pieces
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.engine import Completion, Request, Sampling
-from prime_megatron.rollout.hosted import HostedEngine, Limits
+from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.limits import Limits
 from prime_megatron.rollout.live_weights import open_segment
 from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import EngineProcess

@@ -17,7 +17,8 @@ from prime_megatron.errors import InputError, RunError
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.rollout.driver import DriverSettings, request_from_json, request_to_json, stream_seed
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, WeightsLost
-from prime_megatron.rollout.hosted import HostedEngine, Limits
+from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.limits import Limits
 from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import EngineProcess, child_environment
 from prime_megatron.rollout.sampling import SampleKey

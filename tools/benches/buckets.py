@@ -24,7 +24,8 @@ from prime_megatron import device
 from prime_megatron.reshard.layouts import fused_pieces
 from prime_megatron.reshard.named import NamedSync
 from prime_megatron.rollout.driver import DriverSettings
-from prime_megatron.rollout.hosted import HostedEngine, Limits
+from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.limits import Limits
 from prime_megatron.rollout.place import Place
 from prime_megatron.rollout.process import EngineProcess
 from prime_megatron.rollout.uplink import BucketUplink
