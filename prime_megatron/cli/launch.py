@@ -89,7 +89,7 @@ def start(
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         return in_process()
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(os.getpid())
     if launch.nodes == 1 and sys.platform == "linux":
         # gloo finds its address through the host's name, which need not resolve; one node needs no more than this.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -15,9 +15,11 @@ from types import FrameType
 
 from prime_megatron import exit_codes
 from prime_megatron.errors import InputError, RunError
+from prime_megatron.parentage import end_with_parent
 
 LAUNCHED = "PRIME_MEGATRON_LAUNCHED"
-"""Set by our launcher, which prints the one failure that matters; the workers then keep quiet."""
+"""Set by our launcher, to its process id: it prints the one failure that matters; the workers keep quiet, and end when
+it does."""
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where the elastic agent expects a failing worker's report."""
 
@@ -46,6 +48,8 @@ def run_worker(body: Callable[[], int]) -> int:
     an unexpected traceback. Until the trainer installs its own handlers, SIGTERM (and what `on_signal` names) ends
     the process with the requeue code: nothing is lost before the first step.
     """
+    if LAUNCHED in os.environ:
+        end_with_parent(int(os.environ[LAUNCHED]))  # workers have sessions of their own: nobody else would end them
     on_signal("TERM")
     _quiet_libraries()
     try:

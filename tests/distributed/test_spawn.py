@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -65,6 +67,31 @@ def test_timeout_leaves_nothing(tmp_path) -> None:
     while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("who", ["caller", "fork server"])
+def test_ranks_and_their_children_end_with_the_caller_and_ranks_with_the_fork_server(tmp_path: Path, who: str) -> None:
+    here = Path(__file__).parent
+    script = f"import test_spawn; test_spawn.run_ranks(test_spawn._hang, 2, {str(tmp_path)!r}, timeout_s=100.0)"
+    path = os.pathsep.join([str(here), str(here.parents[1])])
+    caller = subprocess.Popen(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while len(files := [file for file in tmp_path.iterdir() if file.read_text()]) < 2:
+            assert caller.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        ranks, children = zip(*([int(pid) for pid in file.read_text().split()] for file in files), strict=True)
+        os.kill(caller.pid if who == "caller" else psutil.Process(ranks[0]).ppid(), signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        gone = [*ranks, *children] if who == "caller" else ranks
+        while any(_alive(pid) for pid in gone) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(_alive(pid) for pid in gone)
+    finally:
+        caller.kill()
+        caller.wait()
 
 
 def _alive(pid: int) -> bool:

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 import prime_megatron
@@ -72,6 +73,19 @@ def body():
         time.sleep(0.5 * rank)
         (folder / f"saved{rank}").write_text(signal.Signals(stopped[0]).name)
         return 85
+    if mode == "engine":
+        from prime_megatron.rollout.driver import DriverSettings
+        from prime_megatron.rollout.process import EngineProcess
+
+        settings = DriverSettings(
+            model_path="", device="cpu", dtype="float32", tensor=1, max_tokens=8, max_concurrent=8, end_token_ids=(1,),
+            seed=0, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=1, can_sleep=True,
+            extra={"broken": False, "dead": False, "once": ""},
+        )
+        engine = EngineProcess("tests.unit.echo_driver.EchoDriver", settings, {}, folder / f"engine{rank}.log")
+        (folder / f"pids{rank}").write_text(f"{os.getpid()} {engine.pid}")
+        (folder / f"ready{rank}").touch()
+        time.sleep(60)
     if mode == "early":
         on_signal("USR1")
         (folder / f"ready{rank}").touch()
@@ -119,12 +133,32 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, err
 
 
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def wait_for_workers(process: subprocess.Popen, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not all((tmp_path / f"ready{rank}").exists() for rank in range(2)):
         assert process.poll() is None, f"ended early: {finish(process)}"
         assert time.monotonic() < deadline, "the workers did not start"
         time.sleep(0.05)
+
+
+def test_ranks_and_engines_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    process = launcher(tmp_path, "engine")
+    wait_for_workers(process, tmp_path)
+    pids = [int(pid) for rank in range(2) for pid in (tmp_path / f"pids{rank}").read_text().split()]
+    assert len(pids) == 4 and all(lives(pid) for pid in pids)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(lives(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(lives(pid) for pid in pids)
 
 
 def test_every_rank_gets_its_place(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from typing import Any
 
 import torch
 
+from prime_megatron.parentage import end_with_parent
+
 _PRELOAD = ["torch", "transformers", "prime_megatron.mcore.preload"]
 
 
@@ -28,7 +31,7 @@ def run_ranks(fn: Callable[..., Any], world_size: int, *args: Any, timeout_s: fl
 
     fn is a module-level function; a result is made of tensors, numbers, strings, lists, tuples and dicts.
     Raises RuntimeError with the rank and its traceback where a rank fails (the first to fail), TimeoutError
-    after timeout_s. No process outlives the call.
+    after timeout_s. No process outlives the call, or the caller, however that ends.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -87,6 +90,7 @@ def _worker(
     rank: int, world_size: int, store: str, timeout_s: float, send: Connection, fn: Callable[..., Any], args: tuple
 ) -> None:
     os.setsid()  # so that the parent can end this process together with its children
+    _end_with_caller()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
     try:
@@ -110,6 +114,19 @@ def _worker(
         # Peers may still be reading from this rank's store and sockets.
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+
+
+def _end_with_caller() -> None:
+    """End this process and its children when the caller of `run_ranks` is gone, or the fork server."""
+    end_with_parent(os.getppid())  # the fork server, which lives as long as any of its processes
+    caller = multiprocessing.parent_process()
+    assert caller is not None
+
+    def wait_for_caller() -> None:
+        caller.join()
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait_for_caller, daemon=True).start()
 
 
 def _end(process: Any) -> None:
