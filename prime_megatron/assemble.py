@@ -142,7 +142,7 @@ def build_parts(
     colocation = build_colocation(config, engine, sync, roles)
     speaks = _speaks(config, topology)
     generator = Generator(engine, speaks, verifiers, inputs.tokenizer, colocation.publish_again)
-    reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.lap)
+    reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.lap, engine)
     reporter.log.message(describe_engine(config))
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)
@@ -207,6 +207,7 @@ def build_reporter(
     generator: Generator,
     beat: Callable[[str], None],
     memory: Callable[[], dict[str, float]],
+    engine: Engine,
 ) -> Reporter:
     """The run's voice: logs, evaluation, samples. ``beat`` is told of every stage, as the log is."""
     output = Path(config.run.output_dir)
@@ -233,6 +234,7 @@ def build_reporter(
         recorder=Recorder(config.rollout.record if topology.rank == 0 else None),
         prompts=inputs.prompts,
         memory=memory,
+        restarts=lambda: engine.num_restarts,
     )
 
 

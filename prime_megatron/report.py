@@ -55,6 +55,8 @@ class Progress:
     prm_accuracies: list[float] = field(default_factory=list)
     """Of the last PRM_WINDOW steps, each before the step's update."""
     num_tokens: int = 0
+    num_restarts: int = 0
+    """Of engines' processes, over all replicas and attempts."""
 
 
 @dataclass
@@ -73,9 +75,13 @@ class Reporter:
     prompts: PromptStream
     memory: Callable[[], dict[str, float]]
     """Memory at the edges of generation since it was last asked."""
+    restarts: Callable[[], int]
+    """`Engine.num_restarts` of this rank."""
     progress: Progress = field(default_factory=Progress)
     _peak_flops: float = 0.0
     _memory_told: bool = False
+    _restarts_before: int = 0
+    """Of earlier attempts."""
 
     def state(self) -> dict[str, Any]:
         """Progress and clock totals, JSON values."""
@@ -88,6 +94,7 @@ class Reporter:
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         self.progress = Progress(**state["progress"])
+        self._restarts_before = self.progress.num_restarts
         self.clock.restore(state["stage_s"], state["wall_s"])
 
     def go_on_after(self, step: int) -> None:
@@ -122,6 +129,8 @@ class Reporter:
                 self.progress.accuracy_before = evaluated["eval/accuracy"]
             self.progress.accuracy_after = evaluated["eval/accuracy"]
             figures |= evaluated
+        self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
+        figures["engine/restarts"] = self.progress.num_restarts
         figures |= (memory := self.memory())
         times = self.clock.lap()
         if record is not None:
@@ -147,6 +156,7 @@ class Reporter:
             tokens_per_s=self.progress.num_tokens / training_s if training_s > 0 else None,
             stage_seconds=stages,
             wall_s=training_s,
+            engine_restarts=self.progress.num_restarts,
             files=_written(output),
         )
         write_summary(output, summary)

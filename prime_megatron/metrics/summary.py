@@ -36,6 +36,8 @@ class Summary:
     """Seconds of each stage over all steps."""
     wall_s: float
     """Seconds of all steps."""
+    engine_restarts: int = 0
+    """Deaths of engines' processes that the run survived."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """More figures, by name."""
     files: tuple[str, ...] = ()
@@ -66,6 +68,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     table.add_row("PRM accuracy", _percent(summary.prm_accuracy))
     table.add_row("tokens/s", "-" if summary.tokens_per_s is None else f"{summary.tokens_per_s:,.0f}")
     table.add_row("steps", f"{summary.steps} in {summary.wall_s:,.1f} s")
+    if summary.engine_restarts:
+        table.add_row("engine restarts", str(summary.engine_restarts))
     table.add_section()
     for stage, seconds in summary.stage_seconds.items():
         table.add_row(stage, f"{_share(seconds, summary.wall_s)}  {seconds:,.1f} s")

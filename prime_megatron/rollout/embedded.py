@@ -47,7 +47,7 @@ class EmbeddedEngine:
         num_replicas: int = 1,
         trust_remote_code: bool = False,
     ) -> None:
-        self.replica, self.num_replicas = replica, num_replicas
+        self.replica, self.num_replicas, self.num_restarts = replica, num_replicas, 0
         self._device, self._max_concurrent = device, max_concurrent
         self._end = torch.tensor(sorted(end_token_ids), dtype=torch.long, device=device)
         self._version = -1

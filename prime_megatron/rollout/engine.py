@@ -74,6 +74,8 @@ class Engine(Protocol):
 
     replica: int
     num_replicas: int
+    num_restarts: int
+    """Deaths of the replica's process that were made good, on the rank that owns it; 0 elsewhere and without one."""
 
     @property
     def version(self) -> int:

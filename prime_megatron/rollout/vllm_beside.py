@@ -47,7 +47,7 @@ class BesideEngine:
     """
 
     def __init__(self, place: Place, settings: DriverSettings, live: bool, manifest: Manifest) -> None:
-        self.replica, self.num_replicas = place.replica, place.num_replicas
+        self.replica, self.num_replicas, self.num_restarts = place.replica, place.num_replicas, 0
         self._place, self._settings, self._manifest = place, settings, manifest
         self._version = -1
         self._driver = _start(settings, place)
