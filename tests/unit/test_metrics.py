@@ -405,6 +405,9 @@ def test_closing_table_shows_shares_and_files() -> None:
         "rollout 60.0 % 6.0 s", "policy 20.0 % 2.0 s", "(between stages) 20.0 % 2.0 s", "runs/x/metrics.jsonl",
     ):  # fmt: skip
         assert line in lines
+    assert "restarts" not in out.getvalue()
+    print_summary(summary(engine_restarts=2), Console(file=out, width=80))
+    assert "engine restarts 2" in [" ".join(line.replace("│", " ").split()) for line in out.getvalue().splitlines()]
 
 
 def test_model_flops_against_a_count_of_every_matrix_product() -> None:
