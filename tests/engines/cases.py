@@ -252,22 +252,25 @@ def check_training(engine: str, folder: Path, layout: str, **rollout: object) ->
         assert row["memory/asleep_host_bytes"] > 0
 
 
-AMID_S = 0.1
-"""After this time a toy's responses are being made: the longest of them take several times as long."""
-
-
 def train_and_kill(settings: str, note: str) -> int:
-    """`train_rank`; the engine of rank 0 is killed while it makes the responses of the second step."""
+    """`train_rank`; the engine of rank 0 is killed when the first response of the second step is there: the longest
+    take several times as long."""
     generate = HostedEngine.generate
 
     def watched(
         self: HostedEngine, asked: Sequence[Request], on_finished: Callable[[Completion], None] | None = None
     ) -> list[Completion]:
         mine = self.pid is not None and os.environ["RANK"] == "0" and asked[0].key.step == 2
-        if mine and not Path(note).exists():
-            Path(note).write_text("step 2")
-            threading.Timer(AMID_S, kill_one, [self.pid]).start()
-        made = generate(self, asked, on_finished)
+
+        def heard(completion: Completion) -> None:
+            if mine and not Path(note).exists():
+                Path(note).write_text("step 2")
+                assert self.pid is not None
+                kill_one(self.pid)
+            assert on_finished is not None
+            on_finished(completion)
+
+        made = generate(self, asked, None if on_finished is None else heard)
         if mine and self.num_restarts == 1:
             Path(note).write_text("step 2, engine started again")
         return made
