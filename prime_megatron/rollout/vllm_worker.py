@@ -2,7 +2,7 @@
 
 Imported by a worker before it loads the model, which makes our weight-transfer backend known. On a CPU vLLM would
 replace the weights of linear layers by packed copies (oneDNN), which nobody can write; without that it multiplies with
-the plain weights.
+the plain weights. So with experts.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import vllm._custom_ops as ops
 from torch import Tensor
 
 from prime_megatron.rollout.live_weights import attach, bit_sums
+from prime_megatron.rollout.vllm_experts import keep_experts_plain
 from prime_megatron.rollout.vllm_transfer import BACKEND
 
 assert BACKEND, "registered by its import"
 
 if not torch.cuda.is_available():
     ops._supports_onednn = False
+    keep_experts_plain()
 
 
 class PrimeWorker:
