@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from transformers import AutoConfig
 
 from prime_megatron import device
@@ -20,7 +21,7 @@ from prime_megatron.mcore.hf_config import read_config
 from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.reshard.layouts import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces, module_pieces
+from prime_megatron.reshard.layouts import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces, fused_shapes, module_pieces
 from prime_megatron.reshard.local import LocalSync
 from prime_megatron.reshard.named import NamedSync
 from prime_megatron.reshard.plan import hold, plan_block
@@ -88,7 +89,8 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
     group, me = block if len(ranks) > 1 else None, ranks.index(topology.rank)
     rollout = config.rollout
     transport: Transport
-    if engine.named_targets() is None:
+    targets = engine.named_targets()
+    if targets is None:
         everyone = is_beside(config)  # each of its ranks loads for itself; elsewhere the replica's first sends
         transport = NamedSync(
             sources,
@@ -100,6 +102,7 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
         )
     else:
         if rollout.engine in ("sglang", "vllm"):
+            check_shapes(config, policy.family, targets)
             wants = [_layout(config, policy.family)[rank % rollout.tensor] for rank in ranks]
         else:
             wants = [_module(policy, engine, sources)] * len(ranks)
@@ -112,6 +115,21 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
             dtype=min(dtypes, key=lambda dtype: dtype.itemsize),
         )
     return WeightSync(engine, transport, policy.params, rollout.check_every)
+
+
+def check_shapes(config: TrainConfig, family: FamilyConfig, targets: Mapping[str, Tensor]) -> None:
+    """Raise InputError where the engine's live tensors have other shapes than its layout: on a CPU SGLang pads heads
+    and ffn columns that its ranks do not share evenly, and pieces written past the padding would be right bits in
+    wrong places."""
+    rollout = config.rollout
+    shapes = fused_shapes(family, rollout.tensor, experts_module=_experts_module(config), expert_size=rollout.expert)
+    for name, target in targets.items():
+        if tuple(target.shape) != shapes.get(name):
+            raise InputError(
+                f"rollout.transport: live does not fit: {rollout.engine} at rollout.tensor {rollout.tensor} has {name} "
+                f"as {list(target.shape)}, expected {list(shapes.get(name, ()))}; set rollout.transport to bucket, or "
+                "rollout.tensor to another size"
+            )
 
 
 def _module(policy: Role, engine: Engine, sources: Sequence[Sequence[ShardSlice]]) -> list[ShardSlice]:
@@ -214,6 +232,10 @@ def _manifest(config: TrainConfig) -> Manifest:
 
 def _layout(config: TrainConfig, family: FamilyConfig) -> list[list[ShardSlice]]:
     """What each tensor-parallel rank of the engine holds."""
-    module = VLLM_EXPERTS if config.rollout.engine == "vllm" else SGLANG_EXPERTS
+    module = _experts_module(config)
     tensor, expert = config.rollout.tensor, config.rollout.expert
     return [fused_pieces(family, tensor, rank, experts_module=module, expert_size=expert) for rank in range(tensor)]
+
+
+def _experts_module(config: TrainConfig) -> str:
+    return VLLM_EXPERTS if config.rollout.engine == "vllm" else SGLANG_EXPERTS
