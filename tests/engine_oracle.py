@@ -29,6 +29,9 @@ def engine_tensors(
             return cut(array)
         return np.split(array, config.kv_heads)[rank // (ranks // config.kv_heads)]
 
+    mixtral = config.architecture == "MixtralForCausalLM"
+    block = "block_sparse_moe" if mixtral else "mlp"
+    projections = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
     made: dict[str, np.ndarray] = {}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name in tensors:
@@ -37,20 +40,25 @@ def engine_tensors(
     made["model.norm.weight"] = tensors["model.norm.weight"]
     for layer in range(config.layers):
         at = f"model.layers.{layer}."
-        attn, mlp = at + "self_attn.", at + "mlp."
+        attn, mlp = f"{at}self_attn.", f"{at}{block}."
         for kind in ("weight", "bias"):
             if f"{attn}q_proj.{kind}" in tensors:
                 q, k, v = (tensors[f"{attn}{name}_proj.{kind}"] for name in "qkv")
                 made[f"{attn}qkv_proj.{kind}"] = np.concatenate([cut(q), heads(k), heads(v)])
         made[f"{attn}o_proj.weight"] = cut(tensors[f"{attn}o_proj.weight"], axis=1)
-        for name in ("self_attn.q_norm", "self_attn.k_norm", "input_layernorm", "post_attention_layernorm", "mlp.gate"):
+        for name in (
+            "self_attn.q_norm",
+            "self_attn.k_norm",
+            "input_layernorm",
+            "post_attention_layernorm",
+            f"{block}.gate",
+        ):
             if f"{at}{name}.weight" in tensors:
                 made[f"{at}{name}.weight"] = tensors[f"{at}{name}.weight"]
         if config.experts:
             mine = np.split(np.arange(config.experts), expert_size)[rank // inner]
             gate, up, down = (
-                [tensors[f"{mlp}experts.{expert}.{name}_proj.weight"] for expert in mine]
-                for name in ("gate", "up", "down")
+                [tensors[f"{mlp}experts.{expert}.{name}.weight"] for expert in mine] for name in projections
             )
             w13 = [np.concatenate([cut_expert(g), cut_expert(u)]) for g, u in zip(gate, up, strict=True)]
             made[f"{mlp}experts.w13_weight"] = np.stack(w13)

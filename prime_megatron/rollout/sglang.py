@@ -77,6 +77,9 @@ class SglangDriver:
             from prime_megatron.rollout.sglang_engine import EngineBackend
 
             self._backend = EngineBackend(server_arguments(settings))
+        if settings.device == "cpu" and settings.expert > 1:
+            self._command([{"op": "skip_foreign_experts"}] * settings.tensor)
+            self._end()
         # The first step takes long on a busy machine; a silence of that length later on means a hang.
         warm = Request((0, 0), SampleKey(0, 0, 0, 0), Sampling(2))
         self._backend.run(self._warm(warm))

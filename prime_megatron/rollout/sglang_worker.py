@@ -55,6 +55,12 @@ def _receive(model: Any, rows: Sequence[Row]) -> None:
     model.load_weights(receive_tensors(group, rows, device))
 
 
+def _skip_foreign_experts(model: nn.Module) -> None:
+    from prime_megatron.rollout.sglang_experts import skip_foreign_experts  # the driver reads this module's names only
+
+    skip_foreign_experts()
+
+
 _OPERATIONS = {
     "attach": _attach,
     "bit_sums": _bit_sums,
@@ -62,4 +68,5 @@ _OPERATIONS = {
     "load_bucket": _load_bucket,
     "noop": lambda model: None,
     "receive": _receive,
+    "skip_foreign_experts": _skip_foreign_experts,
 }

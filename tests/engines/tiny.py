@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from prime_megatron.mcore.hf_config import read_config
 from prime_megatron.parallel.shards import ShardSlice, as_slices
 from prime_megatron.reshard.layouts import fused_pieces
+from prime_megatron.reshard.slices import part
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.engine import Completion, Request, Sampling
 from prime_megatron.rollout.hosted import HostedEngine
@@ -49,14 +50,14 @@ def make_model(folder: Path, seed: int) -> str:
 
 
 def make_engine(
-    engine: str, model: str, folder: Path, *, tensor: int = 1, transport: str = "live", server: bool = False,
-    max_restarts: int = 2, alive_timeout_s: float = 60.0,
+    engine: str, model: str, folder: Path, *, tensor: int = 1, expert: int = 1, transport: str = "live",
+    server: bool = False, max_restarts: int = 2, alive_timeout_s: float = 60.0,
 ) -> HostedEngine:  # fmt: skip
     """The engine on one rank that leads a replica of ``tensor`` engine ranks."""
     settings = DriverSettings(
         model_path=model, device="cpu", dtype="float32", tensor=tensor, max_tokens=MAX_TOKENS, max_concurrent=64,
         end_token_ids=(END,), seed=7, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=64 << 20,
-        can_sleep=True, server=server, start_timeout_s=500.0,
+        can_sleep=True, expert=expert, server=server, start_timeout_s=500.0,
     )  # fmt: skip
     env = {"OMP_NUM_THREADS": "1", "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank) for rank in range(tensor))}
     return HostedEngine(
@@ -109,7 +110,7 @@ def segment(engine: HostedEngine, rank: int) -> Mapping[str, Tensor]:
 
 def write(targets: Mapping[str, Tensor], pieces: Sequence[ShardSlice], weights: Mapping[str, Tensor]) -> None:
     for piece in pieces:
-        targets[piece.param][as_slices(piece.local)].copy_(weights[piece.hf_name][as_slices(piece.hf)])
+        part(targets[piece.param], piece.local).copy_(weights[piece.hf_name][as_slices(piece.hf)])
 
 
 def buckets(weights: Mapping[str, Tensor], count: int, version: int) -> Iterator[Bucket]:

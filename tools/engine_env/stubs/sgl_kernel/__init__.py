@@ -1,4 +1,4 @@
-"""Import stand-in: sgl_kernel's CPU operators need AMX; without them SGLang falls back to torch for dense models."""
+"""Import stand-in: sgl_kernel's CPU operators need AMX; without them SGLang falls back to torch."""
 
 from _absent import stand_in
 
