@@ -97,6 +97,8 @@ def test_every_layout_into_vllm(family: str, layouts: list[Layout], tensor: int,
 
 
 @pytest.mark.sglang
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_every_layout_into_sglang(tensor: int, tmp_path: Path) -> None:
-    check("sglang", "qwen2", 4, tensor, DENSE, tmp_path)
+@pytest.mark.parametrize(
+    ("family", "layouts", "tensor"), [("qwen2", DENSE, 1), ("qwen2", DENSE, 2), ("qwen3_moe", MOE, 2)]
+)
+def test_every_layout_into_sglang(family: str, layouts: list[Layout], tensor: int, tmp_path: Path) -> None:
+    check("sglang", family, 4, tensor, layouts, tmp_path)
