@@ -127,8 +127,8 @@ def check_shapes(config: TrainConfig, family: FamilyConfig, targets: Mapping[str
         if tuple(target.shape) != shapes.get(name):
             raise InputError(
                 f"rollout.transport: live does not fit: {rollout.engine} at rollout.tensor {rollout.tensor} has {name} "
-                f"as {list(target.shape)}, expected {list(shapes.get(name, ()))}; set rollout.transport to bucket, or "
-                "rollout.tensor to another size"
+                f"as {list(target.shape)}, expected {list(shapes.get(name, ()))}; set rollout.tensor to another size, "
+                "or at size 1 rollout.transport to bucket"
             )
 
 
