@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_megatron.rollout.leftovers import kill_group, members
+from prime_megatron.rollout.leftovers import kill_group, members, wait_for_end
 
 HOLDER = """
 import mmap, os, subprocess, sys, time
@@ -41,7 +41,7 @@ def test_all_processes_end_and_their_shared_memory_alone_is_removed(tmp_path: Pa
         kill_group(process.pid)
         assert process.wait(timeout=60) == -signal.SIGKILL
         assert process.stdout.read() == ""  # its child has closed the pipe too
-        assert members(process.pid) == []
+        assert wait_for_end(process.pid, timeout_s=60.0) == []
         assert [path.exists() for path in (*names, elsewhere)] == [False, False, True, True]
     finally:
         for path in names:
