@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prime_megatron.rollout.recording import read_recording
+from tests.distributed.mcore_models import make_model
 from tests.distributed.spawn import run_ranks
 from tests.e2e import toy
 from tests.e2e.runs import TIMINGS, differences, read_lines, train_rank
@@ -69,3 +70,18 @@ def test_a_run_is_the_same_as_with_vllm_in_a_process_of_its_own(tmp_path: Path) 
     made = [[[s.token_ids for g in by_step[step] for s in g.samples] for step in (1, 2, 3)] for by_step in groups]
     assert made[0] == made[1]
     assert max(differences(*rows, skip=TIMINGS).values()) < 1e-5
+
+
+@pytest.mark.parametrize(("tensor", "transport"), [(2, "auto"), (1, "bucket")])
+def test_a_run_with_experts_on_two_ranks(tensor: int, transport: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 96, "moe_intermediate_size": 64, "head_dim": 32, "vocab_size": 65}
+    make_model(tmp_path / "model", "qwen3_moe", **sizes)
+    toy.make_tokenizer().save_pretrained(tmp_path / "model")
+    prompts = toy.make_prompts(tmp_path / "prompts.jsonl")
+    rollout = {"tensor": tensor, "transport": transport}
+    run = settings(str(tmp_path / "model"), prompts, tmp_path / "run", rollout, expert=2)
+    assert run_ranks(train_rank, 2, json.dumps(run), timeout_s=280.0) == [0, 0]
+    rows = read_lines(run, "metrics.jsonl")[1:]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(row["engine/tokens"] > 0 and row["engine/logprob_gap_max"] < cases.PARITY for row in rows)
+    assert max(row["policy/grad_norm"] for row in rows) > 0.1, "weights change between the syncs"
