@@ -118,17 +118,18 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
 
 
 def check_shapes(config: TrainConfig, family: FamilyConfig, targets: Mapping[str, Tensor]) -> None:
-    """Raise InputError where the engine's live tensors have other shapes than its layout: on a CPU SGLang pads heads
-    and ffn columns that its ranks do not share evenly, and pieces written past the padding would be right bits in
-    wrong places."""
+    """Raise InputError where the engine's live tensors have other names or shapes than its layout: on a CPU SGLang pads
+    heads and ffn columns that its ranks do not share evenly, and pieces written past the padding would be right bits
+    in wrong places."""
     rollout = config.rollout
     shapes = fused_shapes(family, rollout.tensor, experts_module=_experts_module(config), expert_size=rollout.expert)
-    for name, target in targets.items():
-        if tuple(target.shape) != shapes.get(name):
+    held = {name: tuple(target.shape) for name, target in targets.items()}
+    for name in sorted(held.keys() | shapes.keys()):
+        if held.get(name) != shapes.get(name):
             raise InputError(
                 f"rollout.transport: live does not fit: {rollout.engine} at rollout.tensor {rollout.tensor} has {name} "
-                f"as {list(target.shape)}, expected {list(shapes.get(name, ()))}; set rollout.tensor to another size, "
-                "or at size 1 rollout.transport to bucket"
+                f"as {list(held.get(name, ()))}, expected {list(shapes.get(name, ()))}; set rollout.tensor to another "
+                "size, or at size 1 rollout.transport to bucket"
             )
 
 

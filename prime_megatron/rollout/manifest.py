@@ -44,10 +44,6 @@ class Manifest:
         every = self._check_every
         return every > 0 and (not self._proven or (self._num_updates + 1) % every == 0)
 
-    def names(self, rank: int) -> set[str]:
-        """Parameters of an engine rank."""
-        return {piece.param for pieces in self._pieces.values() for at, piece in pieces if at == rank}
-
     def forget(self) -> None:
         """Another engine process: nothing is proven of it."""
         self._proven = False

@@ -42,7 +42,7 @@ class BesideEngine:
         live: whether weights are written in place (else by buckets).
         manifest: what an update must bring.
     Raises:
-        InputError: vLLM is not installed, or keeps its weights in another form than the trainer's layout of it.
+        InputError: vLLM is not installed.
         RunError: it does not start.
     """
 
@@ -51,7 +51,7 @@ class BesideEngine:
         self._place, self._settings, self._manifest = place, settings, manifest
         self._version = -1
         self._driver = _start(settings, place)
-        self._targets = self._own_parameters() if live else None
+        self._targets = self._driver.parameters() if live else None
 
     @property
     def version(self) -> int:
@@ -124,17 +124,6 @@ class BesideEngine:
             self._driver.close()
             _leave_groups()
         self._driver, self._targets = None, {}
-
-    def _own_parameters(self) -> dict[str, Tensor]:
-        params = self._driver.parameters()
-        names = self._manifest.names(self._place.tensor_rank)
-        differing = sorted(params.keys() ^ names)
-        if differing:
-            raise InputError(
-                f"rollout.vllm.beside: vLLM's weights of this model are not those of its layout ({differing[0]} is in "
-                "one of them only); set rollout.transport to bucket"
-            )
-        return params
 
     def _reload(self, buckets: Iterable[Bucket], version: int) -> None:
         manifest = self._manifest

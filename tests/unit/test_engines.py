@@ -41,3 +41,10 @@ def test_a_live_tensor_that_the_layout_does_not_know_is_refused() -> None:
     live["model.layers.0.mlp.experts.w13_bias"] = torch.empty(4, 16)
     with pytest.raises(InputError, match="w13_bias"):
         check_shapes(config("sglang", 1, 1), MOE, live)
+
+
+def test_a_live_tensor_that_the_engine_has_not_is_refused() -> None:
+    live = {name: torch.empty(shape) for name, shape in fused_shapes(MOE, 1).items()}
+    del live["model.norm.weight"]
+    with pytest.raises(InputError, match=r"has model\.norm\.weight as \[\], expected \[\d+\]"):
+        check_shapes(config("sglang", 1, 1), MOE, live)
