@@ -6,7 +6,9 @@ plain value of an exact built-in type, or as a handle that equals nothing.
 
 import ast
 import builtins
+import importlib
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -85,8 +87,11 @@ def run_tests(spec: dict[str, Any]) -> None:
     namespace: dict[str, Any] = {"__name__": "test"}
     try:
         tree = ast.parse(spec["test"])
-        for name in _free_names(tree):
+        functions, modules = _free_names(tree)
+        for name in functions:
             namespace[name] = remote.function(name)
+        for name in modules:
+            namespace[name] = importlib.import_module(name)
         for alias, name in spec["aliases"].items():
             namespace[alias] = remote.function(name)
         _run(compile(tree, "test.py", "exec", dont_inherit=True), namespace)
@@ -101,8 +106,13 @@ def run_tests(spec: dict[str, Any]) -> None:
     os._exit(0)
 
 
-def _free_names(tree: ast.Module) -> set[str]:
-    used, made = set(), set(dir(builtins))
+def _free_names(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """(the program's functions, modules): what the tests use and do not make.
+
+    A module of the standard library is one that an attribute is taken of; programs import it for such tests. A
+    program's function that has a built-in's name is called in tests that call nothing else of the program's.
+    """
+    used, made, dotted, called = set(), set(), set(), []
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else made).add(node.id)
@@ -114,4 +124,10 @@ def _free_names(tree: ast.Module) -> set[str]:
             made.add((node.asname or node.name).partition(".")[0])
         elif isinstance(node, ast.ExceptHandler) and node.name:
             made.add(node.name)
-    return used - made
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            dotted.add(node.value.id)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            called.append(node.func.id)
+    modules = (used - made) & dotted & sys.stdlib_module_names
+    functions = used - made - modules - set(dir(builtins))
+    return functions or set(called[:1]) - made, modules
