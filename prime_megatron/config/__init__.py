@@ -14,6 +14,7 @@ from prime_megatron.config.algorithm import (
     RewardNorm,
     UpdateOrder,
 )
+from prime_megatron.config.code import CodeConfig
 from prime_megatron.config.model import ModelsConfig, OptimizerConfig, PackingConfig, ParallelConfig, TrainedModel
 from prime_megatron.config.rollout import (
     DataConfig,
@@ -26,8 +27,8 @@ from prime_megatron.config.rollout import (
 from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig, SftConfig, TrainConfig
 
 __all__ = [
-    "AdvantageAlgorithm", "CheckpointConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig", "Granularity",
-    "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "OptimizerConfig",
+    "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig",
+    "Granularity", "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "OptimizerConfig",
     "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind", "PrmReference", "RewardNorm",
     "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

@@ -102,7 +102,8 @@ def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> I
     try:
         agree_on(lambda: check_output_dir(output, resume=resume, overwrite=overwrite))
         workers = max(1, config.verify.workers // config.launch.processes_per_node)
-        with build_verifiers(VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)) as verifiers:
+        options = VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s, code=config.verify.code)
+        with build_verifiers(options) as verifiers:
             inputs = read_inputs(config, verifiers)
             roles = build_roles(config, topology, plan_step(config))
             agree_on(lambda: prepare_output_dir(output, resume=resume, overwrite=overwrite))
@@ -223,6 +224,8 @@ def build_reporter(
     )
     if inputs.num_held_out_skipped:
         log.warn(f"data.eval: {inputs.num_held_out_skipped} prompts over data.max_prompt_tokens are skipped")
+    for line in inputs.left_out:
+        log.warn(line)
     return Reporter(
         config=config,
         topology=topology,

@@ -3,20 +3,57 @@
 import collections
 import logging
 import threading
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from prime_megatron.errors import RunError
-from prime_megatron.verify.answer import CORRECT, ERROR, TIMEOUT, Verdict
+from prime_megatron.verify.answer import ERROR, Verdict
 from prime_megatron.verify.process import WorkerDied, WorkerProcess, WorkerTimeout
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class WorkerKind:
+    """What the workers of a pool are.
+
+    name: for messages. start: makes a process. timeout_s: wall-clock seconds for one request. read: a reply as a
+    verdict and the number of tests behind it. overrun: the verdict of a request that takes longer; None: that is the
+    worker's fault, and as if it had died.
+    """
+
+    name: str
+    start: Callable[[], WorkerProcess]
+    timeout_s: float
+    read: Callable[[Mapping[str, Any]], tuple[Verdict, int]]
+    overrun: Verdict | None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a pool did: answers, tests behind them, seconds that answers waited for a worker, seconds of workers."""
+
+    num_answers: int = 0
+    num_tests: int = 0
+    queue_wait_s: float = 0.0
+    busy_s: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.num_answers + other.num_answers,
+            self.num_tests + other.num_tests,
+            self.queue_wait_s + other.queue_wait_s,
+            self.busy_s + other.busy_s,
+        )
+
+
+@dataclass(frozen=True)
 class Job:
-    answer: str
-    ground_truth: str
+    request: Mapping[str, str]
+    submitted_s: float
     future: "Future[Verdict]" = field(default_factory=Future)
 
 
@@ -28,20 +65,18 @@ class Lane:
 
 
 class WorkerPool:
-    """Grades (answer, ground truth) pairs with math-verify in separate processes.
+    """Grades requests in separate processes.
 
     Each thread here owns at most one process. Threads and processes start when there is work for them and not before.
     Per job: waiting in the queue and starting a process do not count against timeout_s. A process that overruns is
     killed and its job gets "timeout"; one that dies costs its job one retry, then "error"; other jobs notice nothing.
 
-    num_workers: processes at most. timeout_s: wall-clock seconds for one answer. memory_bytes: address space of one
-    process. start_timeout_s: seconds for one process to load math-verify.
+    kind: what a worker is. num_workers: processes at most. start_timeout_s: seconds for one process to get ready.
     """
 
-    def __init__(self, num_workers: int, timeout_s: float, memory_bytes: int, start_timeout_s: float = 120.0) -> None:
+    def __init__(self, kind: WorkerKind, num_workers: int, start_timeout_s: float = 120.0) -> None:
+        self._kind = kind
         self._num_workers = num_workers
-        self._timeout_s = timeout_s
-        self._memory_bytes = memory_bytes
         self._start_timeout_s = start_timeout_s
         self._lock = threading.Condition()
         self._jobs: collections.deque[Job] = collections.deque()
@@ -49,13 +84,14 @@ class WorkerPool:
         self._processes: dict[int, WorkerProcess] = {}  # by pid, for close()
         self._num_idle = 0
         self._closed = False
+        self._usage = Usage()
 
-    def submit(self, answer: str, ground_truth: str) -> "Future[Verdict]":
-        """Queues one pair. The future raises RunError when math-verify cannot be started at all."""
-        job = Job(answer, ground_truth)
+    def submit(self, request: Mapping[str, str]) -> "Future[Verdict]":
+        """Queues one request. The future raises RunError when no worker can be started at all."""
+        job = Job(request, time.monotonic())
         with self._lock:
             if self._closed:
-                raise RunError("the math verifier is closed")
+                raise RunError(f"{self._kind.name} is closed")
             self._jobs.append(job)
             if self._num_idle < len(self._jobs) and len(self._threads) < self._num_workers:
                 # Daemon: an interpreter that exits must not wait for answers nobody will read.
@@ -64,6 +100,12 @@ class WorkerPool:
                 thread.start()
             self._lock.notify()
         return job.future
+
+    def take_usage(self) -> Usage:
+        """What was done since the last call."""
+        with self._lock:
+            usage, self._usage = self._usage, Usage()
+            return usage
 
     def pids(self) -> list[int]:
         """The processes alive now."""
@@ -106,25 +148,34 @@ class WorkerPool:
             return None if self._closed else self._jobs.popleft()
 
     def _grade(self, lane: Lane, job: Job) -> Verdict:
-        request = {"answer": job.answer, "ground_truth": job.ground_truth}
-        cause = ""
+        waited_s, cause = time.monotonic() - job.submitted_s, ""
         for _ in range(2):
             process = lane.process or self._start(lane)
+            start_s = time.monotonic()
             try:
-                reply = process.ask(request, self._timeout_s)
+                reply = process.ask(job.request, self._kind.timeout_s)
             except WorkerTimeout:
                 self._discard(lane)
-                return Verdict(0.0, TIMEOUT, f"not decided within {self._timeout_s:g} s")
+                if self._kind.overrun is not None:
+                    self._count(Usage(1, 1, waited_s, time.monotonic() - start_s))
+                    return self._kind.overrun
+                cause = f"no reply within {self._kind.timeout_s:g} s"
             except WorkerDied as death:
                 self._discard(lane)
                 self._raise_if_closed()
                 cause = str(death)
-                logger.warning("a math verifier process ended while it graded an answer (%s)", cause)
-                continue
-            if reply["last"]:
-                self._discard(lane)
-            return Verdict(1.0 if reply["verdict"] == CORRECT else 0.0, reply["verdict"], reply["reason"])
+            else:
+                verdict, num_tests = self._kind.read(reply)
+                self._count(Usage(1, num_tests, waited_s, time.monotonic() - start_s))
+                if reply["last"]:
+                    self._discard(lane)
+                return verdict
+            logger.warning("a process of %s ended while it graded an answer (%s)", self._kind.name, cause)
         return Verdict(0.0, ERROR, f"the verifier process ended twice on this answer ({cause})")
+
+    def _count(self, usage: Usage) -> None:
+        with self._lock:
+            self._usage += usage
 
     def _start(self, lane: Lane) -> WorkerProcess:
         death: WorkerDied | None = None
@@ -132,7 +183,7 @@ class WorkerPool:
             with self._lock:
                 # Under the lock: close() either sees this process or keeps it from starting.
                 self._raise_if_closed()
-                process = lane.process = WorkerProcess(self._memory_bytes)
+                process = lane.process = self._kind.start()
                 self._processes[process.pid] = process
             try:
                 process.wait_ready(self._start_timeout_s)
@@ -141,11 +192,11 @@ class WorkerPool:
                 self._discard(lane)
                 death = failure
         self._raise_if_closed()
-        raise RunError(f"the math verifier cannot start: {death}")
+        raise RunError(f"{self._kind.name} cannot start: {death}")
 
     def _raise_if_closed(self) -> None:
         if self._closed:
-            raise RunError("the math verifier was closed before this answer was decided")
+            raise RunError(f"{self._kind.name} was closed before this answer was decided")
 
     def _discard(self, lane: Lane) -> None:
         """Ends the lane's process, if it has one."""

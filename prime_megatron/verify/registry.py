@@ -9,10 +9,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
 from prime_megatron.verify.answer import ERROR, Answer, Verdict, Verifier
+from prime_megatron.verify.code.check import refusal
+from prime_megatron.verify.code.verifier import CodeVerifier, truth_problem
 from prime_megatron.verify.exact import RuleVerifier, exact_match
 from prime_megatron.verify.math import MathVerifier
+from prime_megatron.verify.pool import Usage
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +26,13 @@ class VerifyOptions:
     """num_workers: math-verify processes at most, in this process's registry.
     timeout_s: wall-clock seconds for one answer in such a process.
     memory_bytes: address space of one such process.
+    code: how programs are run and scored, in num_workers processes of their own.
     """
 
     num_workers: int = 2
     timeout_s: float = 5.0
     memory_bytes: int = 2 * 2**30
+    code: CodeConfig = field(default_factory=CodeConfig)
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
@@ -60,6 +66,15 @@ class Verifiers:
         close = difflib.get_close_matches(ability, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise InputError(f"unknown ability {ability!r} (known: {', '.join(known)}){hint}")
+
+    def truth_problem(self, ability: str, ground_truth: str) -> str | None:
+        """Why answers cannot be scored against this ground truth; None: they can. Raises InputError as `require`."""
+        return truth_problem(ground_truth) if isinstance(self.require(ability), CodeVerifier) else None
+
+    def take_usage(self) -> Usage:
+        """What the pools of math and code did since the last call."""
+        pools = [v.pool for v in self.by_ability.values() if isinstance(v, (CodeVerifier, MathVerifier))]
+        return sum((pool.take_usage() for pool in pools), Usage())
 
     def submit(self, answer: Answer) -> "Future[Verdict]":
         """Starts to score one answer, so that verification overlaps generation.
@@ -107,9 +122,9 @@ class Verifiers:
 
 
 def build_verifiers(options: VerifyOptions | None = None, tasks: Mapping[str, Verifier] | None = None) -> Verifiers:
-    """The built-in abilities (math, exact; code is known but not available yet) and a task's own.
+    """The built-in abilities (math, exact, and code where the machine can hold programs) and a task's own.
 
-    options: limits of the math verifier. tasks: verifiers of further abilities; RuleVerifier makes one from a
+    options: limits of the math and code verifiers. tasks: verifiers of further abilities; RuleVerifier makes one from a
     function. Raises InputError when a task takes a name that is taken.
     """
     options = options or VerifyOptions()
@@ -117,7 +132,10 @@ def build_verifiers(options: VerifyOptions | None = None, tasks: Mapping[str, Ve
         "exact": RuleVerifier(exact_match),
         "math": MathVerifier(options.num_workers, options.timeout_s, options.memory_bytes),
     }
-    unavailable = {"code": "code execution is not available yet in this version; remove the rows that need it"}
+    refused = refusal(options.code)
+    unavailable = {} if refused is None else {"code": refused}
+    if refused is None:
+        by_ability["code"] = CodeVerifier(options.num_workers, options.code)
     for ability, verifier in (tasks or {}).items():
         if ability in by_ability or ability in unavailable:
             raise InputError(f"a task registers ability {ability!r}, which is built in; give it another name")

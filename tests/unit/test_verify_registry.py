@@ -3,8 +3,10 @@ from concurrent.futures import Future
 
 import pytest
 
+from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
 from prime_megatron.verify import Answer, RuleVerifier, Verdict, VerifyOptions, build_verifiers
+from prime_megatron.verify.code import check
 
 
 def test_scores_in_order_and_counts() -> None:
@@ -50,9 +52,13 @@ def test_an_unknown_ability_is_named(ability: str, message: str) -> None:
         assert verifiers.counts() == {}
 
 
-def test_code_says_that_it_is_not_available() -> None:
-    with build_verifiers() as verifiers, pytest.raises(InputError, match="'code': code execution is not available yet"):
+def test_code_is_refused_by_name_where_the_kernel_cannot_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "look", lambda: check.Kernel(landlock=0, seccomp=True))
+    with build_verifiers() as verifiers, pytest.raises(InputError, match=r"'code': this kernel lacks Landlock"):
         verifiers.require("code")
+    named = VerifyOptions(code=CodeConfig(jail="none"))
+    with build_verifiers(named) as verifiers:
+        assert verifiers.require("code") is not None
 
 
 def test_a_task_brings_its_own_rule(caplog: pytest.LogCaptureFixture) -> None:

@@ -181,7 +181,7 @@ def _judge(reply: bytes, nonce: str, expected: list[Any], status: int) -> Outcom
     except ValueError as problem:
         return Outcome(WRONG, f"not a JSON value: {problem}")
     if kind == "raised":
-        name, message = (given if isinstance(given, list) and len(given) == 2 else ["", ""])
+        name, message = given if isinstance(given, list) and len(given) == 2 else ["", ""]
         return Outcome(MEMORY_LIMIT if name == "MemoryError" else EXCEPTION, f"{name}: {message}"[:200])
     if any(same_result(given, value) for value in expected):
         return Outcome(PASSED, "")

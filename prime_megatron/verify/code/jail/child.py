@@ -37,7 +37,7 @@ _exit, _write, _read, _run = os._exit, os.write, os.read, builtins.exec
 _compile, _hook, _flush = compile, sys.__excepthook__, io.TextIOWrapper.flush
 _BaseException, _SystemExit, _exc_info = BaseException, SystemExit, sys.exc_info
 _getattr, _str, _type, _callable, _isinstance, _int = getattr, str, type, callable, isinstance, int
-_memoryview = memoryview
+_memoryview, _enumerate = memoryview, enumerate
 _write_value, _read_value = values.write, values.read
 _finish_threads, _finish_atexit = threading._shutdown, atexit._run_exitfuncs
 
@@ -52,7 +52,7 @@ def prelude() -> dict[str, Any]:
 
 def open_streams() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
     """sys.stdin, stdout and stderr anew, over descriptors 0 to 2, UTF-8 as Python's own; returns the last two."""
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
     out = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     err = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = out  # type: ignore[misc]
@@ -127,14 +127,12 @@ class Server:
             _run(_compile(code, "solution.py", "exec", dont_inherit=True), namespace)
         except _BaseException:
             problem = self._raised()
-        number = 0
-        for request in _lines():
+        for number, request in _enumerate(_lines()):
             try:
                 reply = problem or self._call(namespace, request)
             except _BaseException:
                 reply = self._raised()
             _write_whole(REPLIES, f"{self._nonce} {number} {reply}\n".encode())
-            number += 1
         _exit(0)
 
     def _call(self, namespace: dict[str, Any], request: str) -> str:

@@ -90,16 +90,16 @@ def _one_of(argument: int, values: tuple[int, ...]) -> bytes:
 
 
 def _conditions() -> dict[str, bytes]:
+    limits_are_only_read = (
+        _low(2) + _op(_EQUAL, 0, if_false=3) + _high(2) + _op(_EQUAL, 0, if_false=1) + _PERMIT + _DENY
+    )
     return {
         "ioctl": _one_of(1, IOCTLS),
         "fcntl": _one_of(1, FCNTLS),
         "prctl": _one_of(0, PRCTLS),
         "clone": _low(0) + _op(_AND, THREAD | NAMESPACES) + _op(_EQUAL, THREAD, if_false=1) + _PERMIT + _DENY,
-        # Reading its own limits; a null third argument changes nothing.
-        "prlimit64": (
-            _low(0) + _op(_EQUAL, 0, if_false=5) + _low(2) + _op(_EQUAL, 0, if_false=3)
-            + _high(2) + _op(_EQUAL, 0, if_false=1) + _PERMIT + _DENY
-        ),  # fmt: skip
+        # Of itself (process 0), and a null third argument changes nothing.
+        "prlimit64": _low(0) + _op(_EQUAL, 0, if_false=5) + limits_are_only_read,
     }
 
 

@@ -1,4 +1,4 @@
-"""Starts a process of the jail as a file: `start.py worker ...` or `start.py zygote ...`, without the packages' inits."""
+"""Starts a process of the jail, `start.py worker|zygote ...`, without running our packages' __init__ files."""
 
 import sys
 from pathlib import Path

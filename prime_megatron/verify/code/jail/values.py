@@ -94,7 +94,7 @@ _FROM_LIST: dict[str, Callable[[list[Any]], Any]] = {
     "set": set,
     "frozenset": frozenset,
     "deque": collections.deque,
-    "dict": lambda pairs: {key: value for key, value in _map(_pair, pairs)},
+    "dict": lambda pairs: dict(_map(_pair, pairs)),
     "complex": lambda parts: complex(*parts),
     "range": lambda parts: range(*parts),
 }

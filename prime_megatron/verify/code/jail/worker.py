@@ -8,7 +8,6 @@ import collections
 import json
 import os
 import signal
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any

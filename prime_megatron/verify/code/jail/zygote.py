@@ -173,7 +173,9 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()
     sys.argv = ["solution.py"]
-    sys.path[:] = [path for path in sys.path if path in sysconfig.get_paths().values() or path.startswith(sys.base_prefix)]
+    sys.path[:] = [
+        path for path in sys.path if path in sysconfig.get_paths().values() or path.startswith(sys.base_prefix)
+    ]
     sys.dont_write_bytecode = True
     try:
         jail = make_jail(arguments[2], arguments[3], int(arguments[4]), int(arguments[5]))
