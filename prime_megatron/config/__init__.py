@@ -28,7 +28,8 @@ from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig,
 
 __all__ = [
     "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig",
-    "Granularity", "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "OptimizerConfig",
-    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind", "PrmReference", "RewardNorm",
-    "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+    "Granularity", "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig",
+    "OptimizerConfig", "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind",
+    "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainedModel",
+    "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

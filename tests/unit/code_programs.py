@@ -1,7 +1,8 @@
+# ruff: noqa: E501 - programs are data, a line each
 """Programs with their right reward: honest, broken and hostile ones. Every bomb here is bounded.
 
-A program sees OUTSIDE (a file that it must not change or read), PARENT (the process that checks it) and LISTENER (a port
-that somebody listens on) as text that is replaced before it runs.
+A program sees OUTSIDE (a file that it must not change or read), PARENT (the process that checks it) and LISTENER (a
+port that somebody listens on) as text that is replaced before it runs.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from dataclasses import dataclass
 SQUARES = json.dumps({"inputs": ["3\n", "4\n"], "outputs": ["9\n", "16\n"]})
 CALLS = json.dumps({"inputs": [[3], [4]], "outputs": [9, 16], "fn_name": "square"})
 ASSERTS = json.dumps({"test_list": ["assert square(3) == 9", "assert square(4) == 16"]})
+ONE = json.dumps({"inputs": ["3\n"], "outputs": ["9\n"]})
+ONE_CALL = json.dumps({"inputs": [[3]], "outputs": [9], "fn_name": "square"})
 HELD = json.dumps({"inputs": [""], "outputs": ["held"]})
 """For programs that print "held" when what they try fails."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """code, the ground truth that it is run against, its reward and its verdict."""
+    """code, the ground truth that it is run against, its reward and its verdict (a|b where the machine's speed decides)."""
 
     name: str
     code: str
@@ -89,16 +92,16 @@ BROKEN = (
     Program("NaN", "def square(n):\n    return float('nan')", 0.0, "wrong", CALLS),
     Program("no such function", "def cube(n):\n    return n", 0.0, "exception", CALLS),
     Program("not a function", "square = 9", 0.0, "exception", CALLS),
-    Program("loop", "while True: pass", 0.0, "time_limit"),
-    Program("loop in C", "sum(range(10**12))", 0.0, "time_limit"),
-    Program("sleep", "import time\ntime.sleep(100)", 0.0, "time_limit"),
-    Program("a thread that never ends", "import threading, time\nprint(int(input()) ** 2, flush=True)\nthreading.Thread(target=time.sleep, args=(99,)).start()", 0.0, "time_limit"),
-    Program("a call that never ends", "def square(n):\n    while True: pass", 0.0, "time_limit", CALLS),
+    Program("loop", "while True: pass", 0.0, "time_limit", ONE),
+    Program("loop in C", "sum(range(10**12))", 0.0, "time_limit", ONE),
+    Program("sleep", "import time\ntime.sleep(100)", 0.0, "time_limit", ONE),
+    Program("a thread that never ends", "import threading, time\nprint(int(input()) ** 2, flush=True)\nthreading.Thread(target=time.sleep, args=(99,)).start()", 0.0, "time_limit", ONE),
+    Program("a call that never ends", "def square(n):\n    while True: pass", 0.0, "time_limit", ONE_CALL),
     Program("recursion", "def f(): return f()\nf()", 0.0, "exception"),
-    Program("recursion in C", "import sys\nsys.setrecursionlimit(10**9)\na = []\nfor _ in range(10**6): a = [a]\nprint(repr(a)[0])", 0.0, "crashed"),
+    Program("recursion in C", "import sys\nsys.setrecursionlimit(10**9)\na = []\nfor _ in range(10**6): a = [a]\nprint(repr(a)[0])", 0.0, "crashed|time_limit", ONE),
     Program("memory", "x = bytearray(8 << 30)", 0.0, "memory_limit"),
-    Program("memory, slowly", "x = []\nwhile True: x.append(bytearray(1 << 20))", 0.0, "memory_limit"),
-    Program("a huge result", "def square(n):\n    return 'x' * (1 << 28)", 0.0, "output_limit", CALLS),
+    Program("memory, slowly", "x = []\nwhile True: x.append(bytearray(1 << 20))", 0.0, "memory_limit|time_limit", ONE),
+    Program("a huge result", "def square(n):\n    return 'x' * (3 << 20)", 0.0, "output_limit", CALLS),
     Program("a result within itself", "def square(n):\n    a = []\n    a.append(a)\n    return a", 0.0, "exception", CALLS),
     Program("flood of stdout", "while True: print('x' * 10000)", 0.0, "output_limit"),
     Program("flood of stderr", "import sys\nwhile True: print('x' * 10000, file=sys.stderr)", 0.0, "output_limit"),
@@ -109,7 +112,7 @@ BROKEN = (
     Program("unary operators", "-" * 2_000_000 + "1", 0.0, "any"),
     Program("a huge integer", "print(" + "9" * 100_000 + ")", 0.0, "exception"),
     Program("powers", "x = 9**9**9**9", 0.0, "any"),
-    Program("a regex bomb", "import re\nre.match('(a+)+$', 'a' * 64 + 'b')", 0.0, "time_limit"),
+    Program("a regex bomb", "import re\nre.match('(a+)+$', 'a' * 64 + 'b')", 0.0, "time_limit", ONE),
     Program("a string of ten gigabytes", "x = 'a' * 10**10", 0.0, "memory_limit"),
 )  # fmt: skip
 
@@ -148,14 +151,15 @@ HOSTILE = (
     Program("forged verdict", "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'passed')\n    except OSError: pass\nos._exit(0)", 0.0, "wrong", ASSERTS),
     Program("a bomb for the reader", "import gc, os\nfor o in gc.get_objects():\n    if type(o).__name__ == 'Server':\n        os.write(4, (o._nonce + ' 0 value {\"deque\": {\"range\": [0, 1000000000000, 1]}}\\n').encode())\ndef square(n): return 0", 0.0, "wrong", CALLS),
     Program("nested reply", "import gc, os\nfor o in gc.get_objects():\n    if type(o).__name__ == 'Server':\n        os.write(4, (o._nonce + ' 0 value ' + '[' * 50000 + '\\n').encode())\ndef square(n): return 0", 0.0, "wrong", CALLS),
-    Program("expected values in memory", "import gc, sys\ndef square(n):\n    seen = [o for o in gc.get_objects() if isinstance(o, dict) and 'outputs' in o]\n    f = sys._getframe()\n    while f:\n        for v in f.f_locals.values():\n            if v == 9: seen.append(v)\n        f = f.f_back\n    return 9 if seen else 0", 0.0, "wrong", CALLS),
+    Program("expected values in memory", "import gc\ndef f(n):\n    for o in gc.get_objects():\n        if type(o) in (list, tuple, dict):\n            for v in (o.values() if type(o) is dict else o):\n                if type(v) is int and v % 1000000 in (321987, 789123): return v\n    return 0", 0.0, "wrong", json.dumps({"inputs": [[3], [4]], "outputs": [987654321987, 123456789123], "fn_name": "f"})),
+    Program("expected values of asserts", "import gc, sys\ndef f(n):\n    frame, found = sys._getframe(), 0\n    while frame:\n        for v in list(frame.f_locals.values()) + list(frame.f_code.co_consts):\n            if type(v) is int and v % 1000000 == 321987 and v > 10**9: found = v\n        frame = frame.f_back\n    return found", 0.0, "wrong", json.dumps({"test_list": ["assert f(3) == 987654321987"]})),
     Program("tests by argv and files", "import sys, os\nfound = [a for a in sys.argv if 'outputs' in a] + [f for f in os.listdir('.')]\nprint(9 if found else 0)", 0.0, "wrong"),
-    Program("ignored signals", "import signal\nfor s in (signal.SIGTERM, signal.SIGXCPU, signal.SIGALRM, signal.SIGINT, signal.SIGHUP):\n    signal.signal(s, signal.SIG_IGN)\nwhile True: pass", 0.0, "time_limit"),
+    Program("ignored signals", "import signal\nfor s in (signal.SIGTERM, signal.SIGXCPU, signal.SIGALRM, signal.SIGINT, signal.SIGHUP):\n    signal.signal(s, signal.SIG_IGN)\nwhile True: pass", 0.0, "time_limit", ONE),
     Program("kills itself", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", 0.0, "crashed"),
     Program("aborts", "import os\nos.abort()", 0.0, "crashed"),
     Program("segmentation fault", "import ctypes\nctypes.string_at(0)", 0.0, "crashed"),
     Program("many files", "i = 0\nwhile True:\n    open(str(i), 'w').close()\n    i += 1\n    if i > 3000: import time; time.sleep(9)", 0.0, "output_limit"),
-    Program("many threads", "import threading, time\nthreading.stack_size(32768)\nfor _ in range(200): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()", 0.0, "exception"),
+    Program("many threads", "import threading, time\nthreading.stack_size(32768)\nfor _ in range(200): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()", 0.0, "any"),
     tries("fork", "for _ in range(24):\n    if os.fork() == 0: os._exit(0)"),
     tries("vfork by number", "call(58 if os.uname().machine == 'x86_64' else 9999)"),
     tries("clone without a thread", "call(56 if os.uname().machine == 'x86_64' else 220, 17, 0, 0, 0, 0)"),

@@ -95,7 +95,7 @@ class Bench:
             limit = max(self.output_bytes, 2 * len(test.expected))
             out, err = Sink(our_out, limit), Sink(our_err, limit, tail=True)
             stdin = memoryview(test.stdin.encode("utf-8", errors="surrogatepass"))
-            passed, status = self._watch([child], [Feed(our_in, stdin)], [out, err], lambda: False, until_s)
+            passed, status = self._watch([child], [Feed(our_in, stdin)], [out, err], until_s)
         if passed is not None:
             return self._over(passed)
         if status != 0:
@@ -114,8 +114,8 @@ class Bench:
             pipes.close(their_requests, their_replies)
             pipes.release(our_requests, our_replies)
             sink = Sink(our_replies, _LEAST_OUTPUT_BYTES + _OUTPUT_PER_EXPECTED * _size(test.expected))
-            feed = Feed(our_requests, memoryview(request.encode() + b"\n"), keep_open=True)
-            passed, status = self._watch([child], [feed], [sink], lambda: b"\n" in sink.data[-1:], until_s)
+            feed = Feed(our_requests, memoryview(request.encode() + b"\n"))
+            passed, status = self._watch([child], [feed], [sink], until_s)
         if passed is not None:
             return self._over(passed)
         return _judge(bytes(sink.data), nonce, test.expected, status)
@@ -139,7 +139,7 @@ class Bench:
             pipes.close(program_in, program_out, tester_in, tester_out, their_verdict)
             pipes.release(our_verdict)
             sink = Sink(our_verdict, 4096)
-            passed, _ = self._watch(children, [], [sink], lambda: False, until_s)
+            passed, _ = self._watch(children, [], [sink], until_s)
         if passed is not None:
             return self._over(passed)
         verdict, _, reason = sink.data.decode("utf-8", errors="replace").partition(" ")
@@ -148,13 +148,13 @@ class Bench:
         return Outcome(WRONG, reason or "the tests ended early")
 
     def _watch(
-        self, children: list[Child], feeds: list[Feed], sinks: list[Sink], enough: Any, until_s: float
+        self, children: list[Child], feeds: list[Feed], sinks: list[Sink], until_s: float
     ) -> tuple[str | None, int]:
         """(limit that was passed, wait status of the first child); the children are gone afterwards."""
         deadline_s = min(time.monotonic() + self.timeout_s, until_s)
         watch = Watch(feeds, sinks, self.scratch)
         try:
-            passed = watch.until(children[0].pidfd, enough, deadline_s)
+            passed = watch.until(children[0].pidfd, deadline_s)
         finally:
             watch.close()
             statuses = [self.zygote.reap(child) for child in children]

@@ -3,7 +3,6 @@
 import os
 import select
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 TIME, OUTPUT, SCRATCH = "time", "output", "scratch"
@@ -22,7 +21,6 @@ class Feed:
 
     target: int
     data: memoryview
-    keep_open: bool = False
 
 
 @dataclass
@@ -59,15 +57,15 @@ class Watch:
             os.set_blocking(sink.source, False)
             self._poll.register(sink.source, select.POLLIN)
 
-    def until(self, ended: int, enough: Callable[[], bool], deadline_s: float) -> str | None:
-        """Serves the pipes until the child (its pidfd) has ended and they are dry, or `enough` holds.
+    def until(self, ended: int, deadline_s: float) -> str | None:
+        """Serves the pipes until the child (its pidfd) has ended and they are dry.
 
         None, or the limit that was passed: TIME (`deadline_s` on the monotonic clock), OUTPUT or SCRATCH.
         """
         self._poll.register(ended, select.POLLIN)
         gone = False
         next_look_s = time.monotonic() + _LOOK_S
-        while not enough() and not (gone and not self._sinks):
+        while not gone or self._sinks:
             now_s = time.monotonic()
             if now_s >= deadline_s:
                 return None if gone else TIME
@@ -95,8 +93,7 @@ class Watch:
             feed.data = feed.data[:0]
         if not feed.data:
             self._poll.unregister(feed.target)
-            if not feed.keep_open:
-                os.close(self._feeds.pop(feed.target).target)
+            os.close(self._feeds.pop(feed.target).target)
 
     def _drain(self, sink: Sink) -> bool:
         try:
