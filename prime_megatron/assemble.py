@@ -16,6 +16,7 @@ from prime_megatron.algo.reduction import Reduction
 from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.colocation import Colocation
 from prime_megatron.config import Granularity, TrainConfig
+from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.engines import build_engine, build_sync
 from prime_megatron.errors import InputError
@@ -144,6 +145,7 @@ def build_parts(
     generator = Generator(engine, speaks, verifiers, inputs.tokenizer, colocation.publish_again)
     reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.lap, engine)
     reporter.log.message(describe_engine(config))
+    reporter.log.message(describe_reward_path(config))
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)
     stateful = {

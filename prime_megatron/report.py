@@ -115,7 +115,7 @@ class Reporter:
         """Evaluate when due, log the step (record None: the state before the first one). Collective."""
         figures: dict[str, float] = {}
         if record is not None:
-            figures |= step_figures(record, self._reduce, self.config.prm.beta)
+            figures |= step_figures(record, self._reduce, self.config)
             figures |= {"data/epoch": self.prompts.epoch, "data/skipped_prompts": self.prompts.skipped}
             self.progress.num_tokens += int(figures["step/tokens"])
             if "prm/accuracy" in figures:

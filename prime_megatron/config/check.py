@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLoss, UpdateOrder
 from prime_megatron.config.layout import Backend, check_parallel
+from prime_megatron.config.reward_path import check_reward_path
 from prime_megatron.config.run import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
 
@@ -37,6 +38,7 @@ def check_train_config(
     _check_rollout(config, world_size)
     _check_prm(config)
     _check_advantage(config)
+    check_reward_path(config, backend)
     _check_policy(config)
     _check_batch(config)
     return tuple(line for warn in _WARNINGS for line in warn(config, data_size))

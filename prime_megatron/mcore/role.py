@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from prime_megatron.algo.token_loss import TokenLoss
 from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.device import current_device
-from prime_megatron.kernels.token_loss import TokenLoss
 from prime_megatron.mcore.context import LocalTokens, localize
 from prime_megatron.mcore.families import FamilyConfig
 from prime_megatron.mcore.head import Head, learn_next, predict_next

@@ -6,10 +6,10 @@ from head_cases import DEVICE, IMPLS, Case, define, error, grads, in_float64, ma
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prime_megatron.algo.losses import NllLoss, PolicyLoss, PrmLoss
 from prime_megatron.kernels import logprob_cpu
 from prime_megatron.kernels.logprob import fused_logprob_loss
 from prime_megatron.kernels.logprob_chunks import plan_chunks
-from prime_megatron.kernels.losses import NllLoss, PolicyLoss, PrmLoss
 
 TOLERANCE = 1e-5
 

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from spawn import run_ranks
 
+from prime_megatron.algo.losses import PolicyLoss, PrmLoss
 from prime_megatron.kernels.logprob import fused_logprob_loss, token_logprobs
-from prime_megatron.kernels.losses import PolicyLoss, PrmLoss
 from prime_megatron.kernels.vocab_parallel import Shard
 
 TOKENS, WIDTH, ROWS = 10, 16, 600

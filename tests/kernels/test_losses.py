@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prime_megatron.algo.losses import NllLoss, PolicyLoss, PrmLoss, kl_penalty
 from prime_megatron.kernels.logprob import fused_logprob_loss
-from prime_megatron.kernels.losses import NllLoss, PolicyLoss, PrmLoss, kl_penalty
 
 NUM_TOKENS = 12
 EDGES = (0, 5, 5, 9, 12)  # with an empty sequence

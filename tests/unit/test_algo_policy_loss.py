@@ -6,9 +6,9 @@ import torch
 from algo_oracle import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prime_megatron.algo.policy_loss import policy_loss
 
 from prime_megatron.algo.kl import kl_estimate
-from prime_megatron.algo.policy_loss import policy_loss
 from prime_megatron.algo.value_loss import value_loss
 from prime_megatron.config import KlEstimator, KlPlace, PolicyAlgorithm
 

@@ -6,10 +6,10 @@ import torch
 from algo_oracle import Case, cases, make_case, on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prime_megatron.algo.policy_loss import policy_loss
 
 from prime_megatron.algo.advantage import compute_advantages
 from prime_megatron.algo.metric_table import finish
-from prime_megatron.algo.policy_loss import policy_loss
 from prime_megatron.algo.process_reward import process_rewards, sequence_log_ratio
 from prime_megatron.algo.reduction import LOCAL, Reduction
 from prime_megatron.algo.statistics import (

@@ -25,7 +25,7 @@ ALLOWED = {
     "algo": {"types", "config", "errors"},
     "data": {"types", "config", "errors"},
     "verify": {"types", "config", "errors"},
-    "kernels": {"device", "errors"},
+    "kernels": {"algo", "types", "device", "errors"},
     "parallel": {"types", "config", "device", "errors"},
     "metrics": {"types", "config", "errors"},
     "rollout": {"verify", "algo.filtering", "parallel"} | BASE,
