@@ -3,6 +3,7 @@
 import ctypes
 import os
 import time
+from typing import Literal
 
 import torch
 
@@ -17,7 +18,7 @@ def current_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
 
 
-def backend_name() -> str:
+def backend_name() -> Literal["gloo", "nccl"]:
     """torch.distributed backend for tensors on `current_device()`."""
     return "nccl" if on_gpu() else "gloo"
 

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from prime_megatron import exit_codes
 from prime_megatron.algo.prm_loss import sibling_terms
 from prime_megatron.algo.process_reward import sequence_log_ratio
-from prime_megatron.assemble import Parts, open_parts
 from prime_megatron.config import TrainConfig, UpdateOrder
-from prime_megatron.errors import StopRequested
-from prime_megatron.losses import critic_loss, policy_loss, prm_loss
+from prime_megatron.errors import ExitCode, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
+from prime_megatron.run.assemble import Parts, open_parts
 from prime_megatron.step.advantages import step_advantages
-from prime_megatron.step_batch import StepBatch
-from prime_megatron.step_metrics import StepRecord
-from prime_megatron.step_plan import OldLogprobs, plan_step
+from prime_megatron.step.batch import StepBatch
+from prime_megatron.step.losses import critic_loss, policy_loss, prm_loss
+from prime_megatron.step.metrics import StepRecord
+from prime_megatron.step.plan import OldLogprobs, plan_step
 from prime_megatron.types import Advantages, MiniBatch, Scores
 
 
@@ -58,10 +57,10 @@ class PrimeTrainer:
             parts.checkpoints.close()
         if self.version < steps:
             parts.reporter.log.message(f"stopped after step {self.version}: {parts.stop.reason}")
-            return exit_codes.REQUEUE
+            return ExitCode.REQUEUE
         parts.save_models()
         parts.reporter.finish()
-        return exit_codes.DONE
+        return ExitCode.DONE
 
     def finish_step(self, index: int) -> None:
         """Step, report, save; a step that is stopped in its rollout leaves no trace."""

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 
+from prime_megatron.convert.target import OnBytes, Plan
 from prime_megatron.errors import InputError
-from prime_megatron.mcore.convert import OnBytes, Plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

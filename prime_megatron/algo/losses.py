@@ -104,6 +104,7 @@ class PolicyLoss:
         loss_T = -torch.minimum(self.advantages_T * ratio_T, self.advantages_T * clipped_T)
         loss_T = loss_T - self.entropy_coef * entropy_T
         if self.kl_coef != 0:
+            assert self.ref_logprobs_T is not None
             loss_T = loss_T + self.kl_coef * kl_estimate(logprobs_T - self.ref_logprobs_T, self.kl_estimator)
         return (self.weights_T * loss_T).sum()
 

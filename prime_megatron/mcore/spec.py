@@ -12,10 +12,10 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 
-from prime_megatron.mcore.attention import PackedAttention, varlen_backend
-from prime_megatron.mcore.linear import ColumnLinear, RowLinear
-from prime_megatron.mcore.norm import RMSNorm
-from prime_megatron.mcore.swiglu import SwiGLU
+from prime_megatron.mcore.cpu.attention import PackedAttention, varlen_backend
+from prime_megatron.mcore.cpu.linear import ColumnLinear, RowLinear
+from prime_megatron.mcore.cpu.norm import RMSNorm
+from prime_megatron.mcore.cpu.swiglu import SwiGLU
 
 
 def has_transformer_engine() -> bool:

@@ -1,1 +1,1 @@
-"""One step, between the trainer and the formulas: what it runs, on which batch, with which losses; what it tells."""
+"""What one step is made of: its plan, its batch, its advantages, its losses, its metrics."""

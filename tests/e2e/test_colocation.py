@@ -7,10 +7,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from prime_megatron.colocation import Colocation
-from tests.distributed.spawn import run_ranks
-from tests.e2e import resume_runs, toy
-from tests.e2e.runs import TIMINGS, differences, read_lines, train_all
+from prime_megatron.run.colocation import Colocation
+from tests.support import resume_runs, toy
+from tests.support.ranks import run_ranks
+from tests.support.runs import TIMINGS, differences, read_lines, train_all
 
 
 def test_offload_changes_no_number_and_is_saved(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.shards import as_slices
 from prime_megatron.rollout.engine import Completion, Request, WeightsLost
-from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.process.engine import HostedEngine
 from prime_megatron.rollout.recording import read_recording
 from prime_megatron.types import Bucket
-from tests.distributed.spawn import run_ranks
-from tests.e2e import toy
-from tests.e2e.runs import read_lines, train_rank
 from tests.engines.tiny import END, buckets, largest_gap, layout, make_model, publish, requests, segment, workers
+from tests.support import toy
+from tests.support.ranks import run_ranks
+from tests.support.runs import read_lines, train_rank
 
 PARITY = 1e-4
 

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.reshard.sync import WeightSync
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.live_weights import open_segment
-from tests.distributed.mcore_models import restart
-from tests.engine_oracle import engine_tensors
+from prime_megatron.rollout.process.engine import HostedEngine
+from prime_megatron.weights.segment import open_segment
+from prime_megatron.weights.sync import WeightSync
 from tests.engines.tiny import END, largest_gap, requests
-from tools.parity_work.toy import merge
+from tests.support.engine_oracle import engine_tensors
+from tests.support.models import restart
+from tests.support.toy import merge
 
 if TYPE_CHECKING:
     from prime_megatron.config import TrainConfig
@@ -89,7 +89,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, topology: Topology, out: Path) -> None:
         from prime_megatron.mcore.role import Role
-        from prime_megatron.roles import DTYPES, policy_folder_of
+        from prime_megatron.run.models import DTYPES, policy_folder_of
 
         folder = policy_folder_of(config)
         dtype = DTYPES[config.models.dtype]
@@ -119,7 +119,7 @@ class Host:
     """This rank's engine, and the memory that its parameters of this rank lie in."""
 
     def __init__(self, config: TrainConfig, topology: Topology) -> None:
-        from prime_megatron.engines import build_engine
+        from prime_megatron.run.engines import build_engine
 
         engine = build_engine(config, topology, (END,))
         assert isinstance(engine, HostedEngine)
@@ -131,7 +131,7 @@ class Host:
 
     def switch(self, config: TrainConfig, topology: Topology, policy: Role) -> WeightSync:
         """The path of a policy's weights into the engine, by the config's way."""
-        from prime_megatron import engines
+        from prime_megatron.run import engines
 
         way = config.rollout.transport
         if self.engine._process is not None:

@@ -13,16 +13,16 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from prime_megatron.mcore.hf_config import read_config
-from prime_megatron.reshard.layouts import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.live_weights import open_segment
-from prime_megatron.rollout.uplink import BucketUplink
-from tests.e2e import toy
-from tests.e2e.runs import run
-from tests.engine_oracle import engine_tensors
+from prime_megatron.families.engine_layout import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces
+from prime_megatron.families.read import read_config
+from prime_megatron.rollout.process.engine import HostedEngine
+from prime_megatron.weights.segment import open_segment
+from prime_megatron.weights.transports import BucketUplink
 from tests.engines.cases import PARITY
 from tests.engines.tiny import END, VOCAB, buckets, largest_gap, make_engine, requests, write
+from tests.support import toy
+from tests.support.engine_oracle import engine_tensors
+from tests.support.runs import run
 
 APART = 1.0
 """Nats by which the other model's log-probs differ at least somewhere."""

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.process.engine import HostedEngine
 from tests.engines import cases
 from tests.engines.tiny import make_engine, publish, requests, switch
 
@@ -145,7 +145,7 @@ def test_the_server_answers_on_loopback_to_the_key_alone(server: HostedEngine) -
     """The key stands in no process list; without it nothing but the questions whether it lives is answered."""
     assert server.pid is not None
     process = next(p for p in psutil.Process(server.pid).children() if "sglang_server" in " ".join(p.cmdline()))
-    assert process.cmdline()[1:] == ["-m", "prime_megatron.rollout.sglang_server"]
+    assert process.cmdline()[1:] == ["-m", "prime_megatron.rollout.sglang.server"]
     listening = [c.laddr for c in process.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
     (port,) = {address.port for address in listening if answers(address.port, "ready", None) == 200}
     assert {address.ip for address in listening if address.port == port} == {"127.0.0.1"}

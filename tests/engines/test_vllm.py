@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.process.engine import HostedEngine
 from tests.engines import cases
 from tests.engines.tiny import make_engine, publish, requests, switch
 

@@ -11,21 +11,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.families.engine_layout import fused_pieces
+from prime_megatron.families.read import read_config
 from prime_megatron.parallel.shards import ShardSlice, as_slices
-from prime_megatron.reshard.layouts import fused_pieces
-from prime_megatron.reshard.slices import part
-from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.engine import Completion, Request, Sampling
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.limits import Limits
-from prime_megatron.rollout.live_weights import open_segment
-from prime_megatron.rollout.place import Place
-from prime_megatron.rollout.process import EngineProcess
+from prime_megatron.rollout.process.driver import DriverSettings
+from prime_megatron.rollout.process.engine import HostedEngine
+from prime_megatron.rollout.process.limits import Limits
+from prime_megatron.rollout.process.process import EngineProcess
+from prime_megatron.rollout.process.replica import Place
 from prime_megatron.rollout.sampling import SampleKey
-from prime_megatron.rollout.spool import Spool
-from prime_megatron.rollout.uplink import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
 from prime_megatron.types import Bucket
+from prime_megatron.weights.folder import Spool
+from prime_megatron.weights.segment import open_segment
+from prime_megatron.weights.slices import part
+from prime_megatron.weights.transports import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
 
 VOCAB = 130  # not a multiple of what the engines pad to
 END = 1

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from algo_oracle import close, make_case
 from prime_megatron.algo.policy_loss import policy_loss
 
 from prime_megatron.algo.prm_loss import prm_loss, sibling_terms
 from prime_megatron.config import KlEstimator, KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLoss, UpdateOrder
 from prime_megatron.kernels import losses as fused
+from tests.support.algo_oracle import close, make_case
 
 
 @pytest.mark.parametrize("loss", list(PrmLoss))

@@ -3,12 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from algo_oracle import Case, cases, close, make_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.algo.prm_loss import loss_coefficients, prm_loss, sequence_losses, sibling_terms
 from prime_megatron.config import PrmAlgorithm, PrmLoss, UpdateOrder
+from tests.support.algo_oracle import Case, cases, close, make_case
 
 
 def _config(loss: PrmLoss, beta: float = 0.05, n: int = 4) -> PrmAlgorithm:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prime_megatron.colocation import Colocation
 from prime_megatron.metrics.memory import memory_table, role_bytes
+from prime_megatron.run.colocation import Colocation
 
 
 @dataclass

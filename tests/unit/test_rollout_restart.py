@@ -17,21 +17,22 @@ from typing import Any
 import pytest
 import torch
 
-from prime_megatron.colocation import Colocation
-from prime_megatron.rollout.channel import Channel
-from prime_megatron.rollout.child import EngineChild
-from prime_megatron.rollout.driver import Answer, DriverSettings
+from prime_megatron.errors import EngineDied
 from prime_megatron.rollout.engine import Completion, Request, Sampling, WeightsLost
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.limits import Limits
-from prime_megatron.rollout.place import Place
-from prime_megatron.rollout.process import Dead, EngineProcess
+from prime_megatron.rollout.process.channel import Channel
+from prime_megatron.rollout.process.child import EngineChild
+from prime_megatron.rollout.process.driver import Answer, DriverSettings
+from prime_megatron.rollout.process.engine import HostedEngine
+from prime_megatron.rollout.process.limits import Limits
+from prime_megatron.rollout.process.process import EngineProcess
+from prime_megatron.rollout.process.replica import Place
 from prime_megatron.rollout.sampling import SampleKey
-from prime_megatron.rollout.shared_buffer import Row, open_buffer, unpack
-from prime_megatron.rollout.uplink import BroadcastUplink, Uplink
+from prime_megatron.run.colocation import Colocation
 from prime_megatron.types import Bucket
-from tests.unit.echo_driver import EchoDriver
-from tests.unit.test_rollout_hosted import WEIGHT, bucket, disk, live
+from prime_megatron.weights.buffer import Row, open_buffer, unpack
+from prime_megatron.weights.transports import BroadcastUplink, Uplink
+from tests.support.echo_driver import EchoDriver
+from tests.unit.test_rollout_process import WEIGHT, bucket, disk, live
 
 TRANSPORTS: dict[str, Callable[[Path], Uplink]] = {
     "live": lambda folder: live(),
@@ -161,7 +162,7 @@ class ThreadProcess(EngineProcess):
 
     def check_alive(self) -> None:
         if not self.lives():
-            raise Dead("its thread ended")
+            raise EngineDied("its thread ended")
 
     def post(self, operation: str, **arguments: Any) -> None:
         super().post(operation, **arguments)

@@ -16,21 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reshard_work.shapes import SHAPES
-
-from benches import common
-from benches.reshard import Setup
 from prime_megatron import device
-from prime_megatron.reshard.layouts import fused_pieces
-from prime_megatron.reshard.named import NamedSync
-from prime_megatron.rollout.driver import DriverSettings
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.limits import Limits
-from prime_megatron.rollout.place import Place
-from prime_megatron.rollout.process import EngineProcess
-from prime_megatron.rollout.uplink import BucketUplink
+from prime_megatron.families.engine_layout import fused_pieces
+from prime_megatron.rollout.process.driver import DriverSettings
+from prime_megatron.rollout.process.engine import HostedEngine
+from prime_megatron.rollout.process.limits import Limits
+from prime_megatron.rollout.process.process import EngineProcess
+from prime_megatron.rollout.process.replica import Place
+from prime_megatron.weights.by_bucket import NamedSync
+from prime_megatron.weights.transports import BucketUplink
+from tools.benches import common
+from tools.benches.reshard import Setup
+from tools.benches.reshard_work.shapes import SHAPES
 
-DRIVER = "tools.reshard_work.holder.HolderDriver"
+DRIVER = "tools.benches.reshard_work.holder.HolderDriver"
 TIMEOUT_S = 120.0
 
 

@@ -18,18 +18,18 @@ from math import prod
 from typing import Any, NoReturn
 
 import torch
-from reshard_work import chain
-from reshard_work.shapes import SHAPES, Shape, megatron_pieces
 from torch import Tensor
 
-from benches import common
+from prime_megatron.families.engine_layout import fused_pieces, fused_shapes
 from prime_megatron.parallel.shards import ShardSlice
-from prime_megatron.reshard.layouts import fused_pieces, fused_shapes
-from prime_megatron.reshard.local import LocalSync
-from prime_megatron.reshard.plan import hold, plan_block
-from prime_megatron.reshard.sync import WeightSync
-from prime_megatron.reshard.table import plan_table
 from prime_megatron.types import Bucket
+from prime_megatron.weights.in_place import LocalSync
+from prime_megatron.weights.plan import hold, plan_block
+from prime_megatron.weights.sync import WeightSync
+from tools.benches import common
+from tools.benches.reshard_table import plan_table
+from tools.benches.reshard_work import chain
+from tools.benches.reshard_work.shapes import SHAPES, Shape, megatron_pieces
 
 BUCKET_BYTES = 64 * 2**20
 
