@@ -51,7 +51,7 @@ class PrimeTrainer:
             while self.version < steps and not parts.stop.agreed():
                 self.finish_step(self.version + 1)
             parts.watchdog.saving()
-            parts.colocation.train()
+            parts.colocation.sleep_engine()
             if self.version < steps or self.config.checkpoint.save_final:
                 parts.checkpoints.save_last(self.version)
             parts.checkpoints.close()
@@ -82,7 +82,7 @@ class PrimeTrainer:
         parts, clock = self.parts, self.parts.clock
         with clock("rollout"):
             collected = parts.collector.collect(index)
-            parts.colocation.train()
+            parts.colocation.sleep_engine()
             batch = parts.batcher(collected.groups)
         with clock("score"):
             scores = self.score(batch)

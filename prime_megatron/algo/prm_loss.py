@@ -15,7 +15,7 @@ C_i is the mean Q of the siblings of the opposite outcome, from detached scores 
 which leaves -log sigmoid(s_i * beta * Q_i), cross-entropy on the hard label. w_i is the derivative of F^n, the
 density of the best of n. F counts the sequence itself. The recipe's bon losses are sums over a micro-batch; here all
 losses are the same mean, so that micro-batching and layout cannot change them. All are one formula,
-`losses.PrmLoss`: w_i * BCEWithLogits(beta * (Q_i - C_i), target), the target o_i for ce and o_i > 0 for the others.
+`losses.PrmLossKind`: w_i * BCEWithLogits(beta * (Q_i - C_i), target), the target o_i for ce and o_i > 0 for the others.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.segments import Siblings
-from prime_megatron.config.algorithm import PrmAlgorithm, PrmLoss
+from prime_megatron.config.algorithm import PrmAlgorithm, PrmLossKind
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def sibling_terms(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, config: PrmAl
 
     q_N: Q of the whole batch, [N], not scaled by beta. Siblings share a rank, so this needs no communication.
     """
-    if config.loss is PrmLoss.ce:
+    if config.loss is PrmLossKind.ce:
         return None
     with torch.no_grad():
         siblings = Siblings.of(group_N)
@@ -55,10 +55,10 @@ def sibling_terms(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, config: PrmAl
         opposite_NK = torch.where(own_outcome_N1 > 0.0, outcome_NK < own_outcome_N1, outcome_NK > own_outcome_N1)
         opposite_NK = opposite_NK & present_N1K
         opposite_N = torch.where(opposite_NK, q_NK, 0.0).sum(1) / opposite_NK.sum(1).clamp(min=1)
-        if config.loss is PrmLoss.dpo:
+        if config.loss is PrmLossKind.dpo:
             weight_N = torch.ones_like(opposite_N)
         else:
-            below_NK = q_NK <= own_q_N1 if config.loss is PrmLoss.bon_rm else outcome_NK <= own_outcome_N1
+            below_NK = q_NK <= own_q_N1 if config.loss is PrmLossKind.bon_rm else outcome_NK <= own_outcome_N1
             share_N = (below_NK & present_N1K).sum(1) / siblings.size_N
             weight_N = config.bon_n * share_N ** (config.bon_n - 1)
         return SiblingTerms(opposite_N.to(q_N.dtype), weight_N.to(q_N.dtype))

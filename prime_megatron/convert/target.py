@@ -23,7 +23,7 @@ OnBytes = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """What a conversion would do."""
 
     architecture: str
@@ -87,12 +87,12 @@ def make_plan(
     num_bytes: int,
     files: tuple[str, ...],
     target: Path,
-) -> Plan:
+) -> ConversionPlan:
     """The plan of a conversion into ``target``, whose disk is asked for its free bytes."""
     parent = target.parent
     while not parent.exists():
         parent = parent.parent
-    return Plan(
+    return ConversionPlan(
         architecture=architecture,
         num_tensors=len(shapes),
         num_params=sum(prod(shape) for shape in shapes.values()),

@@ -12,8 +12,8 @@ from torch import Tensor
 from prime_megatron.convert.read import HfRows, MegatronRows, missing_keys
 from prime_megatron.convert.target import (
     COMPANIONS,
+    ConversionPlan,
     OnBytes,
-    Plan,
     common_dtype,
     make_plan,
     rows_per_block,
@@ -70,7 +70,7 @@ class MegatronToHf:
         ]
         self.files = file_names(split_files(self.specs, MAX_FILE_BYTES))
 
-    def plan(self) -> Plan:
+    def plan(self) -> ConversionPlan:
         """The numbers."""
         num_bytes = sum(spec.nbytes for spec in self.specs)
         shapes = {spec.name: spec.shape for spec in self.specs}

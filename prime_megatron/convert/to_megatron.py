@@ -32,8 +32,8 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from prime_megatron.convert.read import HfRows, MegatronRows
 from prime_megatron.convert.target import (
     COMPANIONS,
+    ConversionPlan,
     OnBytes,
-    Plan,
     common_dtype,
     make_plan,
     rows_per_block,
@@ -72,7 +72,7 @@ class HfToMegatron:
                 for entry in self.map.entries
             }
 
-    def plan(self) -> Plan:
+    def plan(self) -> ConversionPlan:
         """The numbers."""
         num_bytes = sum(prod(shape) * self.dtypes[key].itemsize for key, shape in self.map.shapes.items())
         return make_plan(

@@ -66,7 +66,7 @@ class FamilyConfig:
         }[name]
 
 
-class Layout(Enum):
+class Split(Enum):
     """How the Megatron parameter is made of Hugging Face tensors, and split over tensor-parallel ranks."""
 
     REPLICATED = "the same on every rank"
@@ -90,7 +90,7 @@ class Rule:
     """One Megatron parameter (name with {layer} and {expert}, local to its chunk and rank) and its sources."""
 
     param: str
-    layout: Layout
+    layout: Split
     sources: tuple[HfTensor, ...]
 
 

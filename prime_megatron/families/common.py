@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prime_megatron.errors import InputError
-from prime_megatron.families.base import FamilyConfig, HfTensor, Layout, RopeScaling, Rule
+from prime_megatron.families.base import FamilyConfig, HfTensor, RopeScaling, Rule, Split
 
 _LAYER = "model.layers.{layer}."
 _DECODER = "decoder.layers.{layer}."
@@ -108,9 +108,9 @@ def outer_rules(config: FamilyConfig) -> tuple[Rule, ...]:
     embedding = HfTensor("model.embed_tokens.weight", ("vocab", "hidden"))
     head = embedding if config.tied else HfTensor("lm_head.weight", ("vocab", "hidden"))
     return (
-        Rule("embedding.word_embeddings.weight", Layout.VOCAB, (embedding,)),
-        Rule("decoder.final_layernorm.weight", Layout.REPLICATED, (HfTensor("model.norm.weight", ("hidden",)),)),
-        Rule("output_layer.weight", Layout.VOCAB, (head,)),
+        Rule("embedding.word_embeddings.weight", Split.VOCAB, (embedding,)),
+        Rule("decoder.final_layernorm.weight", Split.REPLICATED, (HfTensor("model.norm.weight", ("hidden",)),)),
+        Rule("output_layer.weight", Split.VOCAB, (head,)),
     )
 
 
@@ -127,23 +127,23 @@ def attention_rules(config: FamilyConfig) -> tuple[Rule, ...]:
     norm = (HfTensor(_LAYER + "input_layernorm.weight", ("hidden",)),)
     proj = (HfTensor(_LAYER + "self_attn.o_proj.weight", ("hidden", "q")),)
     rules = [
-        Rule(_DECODER + "input_layernorm.weight", Layout.REPLICATED, norm),
-        Rule(_DECODER + "self_attention.linear_qkv.weight", Layout.QKV, qkv("weight")),
-        Rule(_DECODER + "self_attention.linear_proj.weight", Layout.ROW, proj),
+        Rule(_DECODER + "input_layernorm.weight", Split.REPLICATED, norm),
+        Rule(_DECODER + "self_attention.linear_qkv.weight", Split.QKV, qkv("weight")),
+        Rule(_DECODER + "self_attention.linear_proj.weight", Split.ROW, proj),
     ]
     if config.qkv_bias:
-        rules.append(Rule(_DECODER + "self_attention.linear_qkv.bias", Layout.QKV, qkv("bias")))
+        rules.append(Rule(_DECODER + "self_attention.linear_qkv.bias", Split.QKV, qkv("bias")))
     if config.qk_norm:
         for name in ("q", "k"):
             source = (HfTensor(f"{_LAYER}self_attn.{name}_norm.weight", ("head_dim",)),)
-            rules.append(Rule(f"{_DECODER}self_attention.{name}_layernorm.weight", Layout.REPLICATED, source))
+            rules.append(Rule(f"{_DECODER}self_attention.{name}_layernorm.weight", Split.REPLICATED, source))
     return tuple(rules)
 
 
 def mlp_norm_rule() -> Rule:
     """The norm before the MLP."""
     source = (HfTensor(_LAYER + "post_attention_layernorm.weight", ("hidden",)),)
-    return Rule(_DECODER + "pre_mlp_layernorm.weight", Layout.REPLICATED, source)
+    return Rule(_DECODER + "pre_mlp_layernorm.weight", Split.REPLICATED, source)
 
 
 def dense_rules(config: FamilyConfig) -> tuple[Rule, ...]:
@@ -154,8 +154,8 @@ def dense_rules(config: FamilyConfig) -> tuple[Rule, ...]:
         *outer_rules(config),
         *attention_rules(config),
         mlp_norm_rule(),
-        Rule(_DECODER + "mlp.linear_fc1.weight", Layout.GATE_UP, gate_up),
-        Rule(_DECODER + "mlp.linear_fc2.weight", Layout.ROW, down),
+        Rule(_DECODER + "mlp.linear_fc1.weight", Split.GATE_UP, gate_up),
+        Rule(_DECODER + "mlp.linear_fc2.weight", Split.ROW, down),
     )
 
 
@@ -169,7 +169,7 @@ def expert_rules(config: FamilyConfig, block: str, gate: str, up: str, down: str
         *outer_rules(config),
         *attention_rules(config),
         mlp_norm_rule(),
-        Rule(_DECODER + "mlp.router.weight", Layout.REPLICATED, router),
-        Rule(local + "linear_fc1.weight", Layout.GATE_UP, gate_up),
-        Rule(local + "linear_fc2.weight", Layout.ROW, (HfTensor(f"{experts}{down}.weight", ("hidden", "expert_ffn")),)),
+        Rule(_DECODER + "mlp.router.weight", Split.REPLICATED, router),
+        Rule(local + "linear_fc1.weight", Split.GATE_UP, gate_up),
+        Rule(local + "linear_fc2.weight", Split.ROW, (HfTensor(f"{experts}{down}.weight", ("hidden", "expert_ffn")),)),
     )

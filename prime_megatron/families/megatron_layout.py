@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.errors import InputError
 from prime_megatron.families import FAMILIES
-from prime_megatron.families.base import FamilyConfig, HfTensor, Layout, Rule
+from prime_megatron.families.base import FamilyConfig, HfTensor, Rule, Split
 from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.shards import Region, ShardSlice
 from prime_megatron.parallel.topology import Coordinates, ParallelSizes
 
-VALUE_HEAD = Rule("value_head.weight", Layout.REPLICATED, (HfTensor("score.weight", ("one", "hidden")),))
+VALUE_HEAD = Rule("value_head.weight", Split.REPLICATED, (HfTensor("score.weight", ("one", "hidden")),))
 """The critic's output, under the name transformers gives the head of a sequence classifier with one label."""
 
 
@@ -95,7 +95,7 @@ def shard_map(
             if not _present(rule, config, sizes, first, last):
                 continue
             for param, sources in _instances(rule, config, sizes, at, layers):
-                name = _engine_name(param, bool(config.experts)) if transformer_engine else param
+                name = _te_name(param, bool(config.experts)) if transformer_engine else param
                 slices.extend(_slices(rule, sources, name, chunk, config, sizes, at))
     return slices
 
@@ -155,7 +155,7 @@ def _slices(
         local_rows = (piece.local, piece.local + piece.length)
         hf_rest: Region = tuple((0, size) for size in shape[1:])
         local_rest = hf_rest
-        if rule.layout is Layout.ROW:
+        if rule.layout is Split.ROW:
             width = _input_width(source, config, ranks) // ranks
             start, stop = rank * width, min((rank + 1) * width, shape[1])
             if start >= stop:
@@ -170,17 +170,17 @@ def _input_width(source: HfTensor, config: FamilyConfig, ranks: int) -> int:
     return width // config.kv_heads * padded_groups(config, ranks) if source.dims[1] == "q" else width
 
 
-def _pieces(layout: Layout, sources: list[HfTensor], config: FamilyConfig, ranks: int, rank: int) -> list[_Piece]:
+def _pieces(layout: Split, sources: list[HfTensor], config: FamilyConfig, ranks: int, rank: int) -> list[_Piece]:
     """Row ranges of the sources on this tensor-parallel rank, in the order of the local parameter."""
     rows = [config.size(source.dims[0]) for source in sources]
-    if layout in (Layout.REPLICATED, Layout.ROW):
+    if layout in (Split.REPLICATED, Split.ROW):
         return [_Piece(0, 0, 0, rows[0])]
-    if layout is Layout.COLUMN:
+    if layout is Split.COLUMN:
         return _clip([_Piece(0, 0, 0, rows[0])], rank * (rows[0] // ranks), (rank + 1) * (rows[0] // ranks))
-    if layout is Layout.VOCAB:
+    if layout is Split.VOCAB:
         per_rank = padded_vocab(rows[0], ranks) // ranks
         return _clip([_Piece(0, 0, 0, rows[0])], rank * per_rank, (rank + 1) * per_rank)
-    if layout is Layout.GATE_UP:
+    if layout is Split.GATE_UP:
         per_rank = rows[0] // ranks
         return [_Piece(source, rank * per_rank, source * per_rank, per_rank) for source in (0, 1)]
     whole = _interleaved(config)
@@ -211,7 +211,7 @@ def _clip(pieces: list[_Piece], start: int, stop: int) -> list[_Piece]:
     return clipped
 
 
-def _engine_name(param: str, moe: bool) -> str:
+def _te_name(param: str, moe: bool) -> str:
     """The name under Transformer Engine: norms live in the linear layer after them, experts in one module."""
     param = param.replace("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight")
     if not moe:

@@ -126,11 +126,11 @@ def build_model(
     Raises InputError where the model does not split over the sizes.
     """
     check_layout(family, parallel, topology.sizes)
-    engine = has_transformer_engine()
-    config = transformer_config(family, parallel, topology.sizes, dtype, engine=engine)
+    te = has_transformer_engine()
+    config = transformer_config(family, parallel, topology.sizes, dtype, te=te)
     config.finalize_model_grads_func = None
     chunks = [
-        _chunk(config, family, topology, parallel.pipeline_layers, chunk, engine=engine, value_head=value_head)
+        _chunk(config, family, topology, parallel.pipeline_layers, chunk, te=te, value_head=value_head)
         for chunk in range(topology.sizes.virtual_pipeline)
     ]
     if not wrap_ddp:
@@ -168,14 +168,14 @@ def _chunk(
     stage_layers: tuple[int, ...] | None,
     chunk: int,
     *,
-    engine: bool,
+    te: bool,
     value_head: bool,
 ) -> HiddenStatesModel:
     first = topology.is_first_stage and chunk == 0
     last = topology.is_last_stage and chunk == topology.sizes.virtual_pipeline - 1
     virtual = chunk if topology.sizes.virtual_pipeline > 1 else None
-    spec: Any = layer_spec(config, engine=engine)
-    if not engine:
+    spec: Any = layer_spec(config, te=te)
+    if not te:
         num_layers = get_num_layers_to_build(config, vp_stage=virtual)
         spec = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
     model = HiddenStatesModel(

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def transformer_config(
-    config: FamilyConfig, parallel: ParallelConfig, sizes: ParallelSizes, dtype: torch.dtype, *, engine: bool
+    config: FamilyConfig, parallel: ParallelConfig, sizes: ParallelSizes, dtype: torch.dtype, *, te: bool
 ) -> TransformerConfig:
     """What megatron-core needs to build and run the model, on CPU and GPU alike.
 
-    engine: the layers are Transformer Engine's. Fusions that need apex or compile on first use stay off.
+    te: the layers are Transformer Engine's. Fusions that need apex or compile on first use stay off.
     """
     from megatron.core.transformer import TransformerConfig
 
@@ -51,11 +51,11 @@ def transformer_config(
         "variable_seq_lengths": True,
         # The only dispatcher for variable lengths; megatron asks for it in dense models, too.
         "moe_token_dispatcher_type": "alltoall",
-        "deterministic_mode": not engine,
+        "deterministic_mode": not te,
         "masked_softmax_fusion": False,
         "bias_activation_fusion": False,
         # Despite its name: the MLP takes its activation from the layer spec (spec.layer_spec).
-        "use_te_activation_func": not engine and not config.experts,
+        "use_te_activation_func": not te and not config.experts,
         "bias_dropout_fusion": False,
         "apply_rope_fusion": False,
         "gradient_accumulation_fusion": False,
@@ -70,7 +70,7 @@ def transformer_config(
     kwargs.update(_parallel(config, parallel, sizes))
     kwargs.update(_recompute(parallel))
     if config.experts:
-        kwargs.update(_moe(config, engine))
+        kwargs.update(_moe(config, te))
     return TransformerConfig(**kwargs)
 
 
@@ -117,7 +117,7 @@ def _recompute(parallel: ParallelConfig) -> dict[str, Any]:
     return {}
 
 
-def _moe(config: FamilyConfig, engine: bool) -> dict[str, Any]:
+def _moe(config: FamilyConfig, te: bool) -> dict[str, Any]:
     """Dropless routing; softmax before the choice when the chosen weights are not renormalised."""
     return {
         "num_moe_experts": config.experts,
@@ -126,6 +126,6 @@ def _moe(config: FamilyConfig, engine: bool) -> dict[str, Any]:
         "moe_router_pre_softmax": not config.normalize_expert_weights,
         "moe_router_load_balancing_type": "none",
         "moe_aux_loss_coeff": 0.0,
-        "moe_grouped_gemm": engine,
+        "moe_grouped_gemm": te,
         "moe_router_dtype": "fp32",
     }

@@ -141,9 +141,10 @@ def build_parts(
     engine = build_engine(config, topology, inputs.tokenizer.eos_token_ids)
     sync = build_sync(config, topology, roles.policy, engine)
     colocation = build_colocation(config, engine, sync, roles)
-    speaks = _speaks(config, topology)
-    generator = Generator(engine, speaks, verifiers, inputs.tokenizer, colocation.publish_again)
-    reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.lap, engine)
+    generator = Generator(
+        engine, _leads_replica(config, topology), verifiers, inputs.tokenizer, colocation.publish_again
+    )
+    reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.take_readings, engine)
     reporter.log.message(describe_engine(config))
     reporter.log.message(describe_reward_path(config))
     collector = _collector(config, inputs.prompts, generator, stop)
@@ -196,7 +197,7 @@ def build_nonfinite(config: TrainConfig, topology: Topology, warn: Callable[[str
     return NonFinite(
         Path(config.run.output_dir) / NONFINITE_FOLDER,
         config.run.max_nonfinite,
-        topology.rank == min(dist.get_process_group_ranks(topology.model)),
+        topology.leads_model,
         topology.rank,
         warn,
     )
@@ -240,7 +241,7 @@ def build_reporter(
     )
 
 
-def _speaks(config: TrainConfig, topology: Topology) -> bool:
+def _leads_replica(config: TrainConfig, topology: Topology) -> bool:
     """One rank of each engine replica reports its answers."""
     return topology.rank % config.rollout.tensor == 0
 

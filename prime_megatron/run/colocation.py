@@ -65,7 +65,7 @@ class Colocation:
         self.version = -1
         # Every sleep is followed by a sync, so a GPU's copy can be forgotten; a CPU's is the engine's only one.
         self.level = 2 if device.on_gpu() else 1
-        self._edges: dict[str, float] = {}
+        self._readings: dict[str, float] = {}
 
     def publish(self, version: int) -> None:
         """Wake the engine with the policy's current weights as this version."""
@@ -85,7 +85,7 @@ class Colocation:
         self.engine.wake({KV_CACHE})
         self._note("cache_awake")
 
-    def train(self) -> None:
+    def sleep_engine(self) -> None:
         """Generation is over: the engine sleeps and training has the memory."""
         self._note("generated")
         self.engine.sleep(self.level)
@@ -95,7 +95,7 @@ class Colocation:
 
     def publish_again(self) -> None:
         """The same weights once more: an engine was started anew. The others give their memory back meanwhile."""
-        self.train()
+        self.sleep_engine()
         self.publish(self.version)
 
     @contextmanager
@@ -103,19 +103,20 @@ class Colocation:
         """The models on the device while they are saved (when that is due), the engine with its weights afterwards."""
         moved = due and self.policy is not None
         if moved:
-            self.train()
+            self.sleep_engine()
         yield
         if moved:
             self.publish(self.version)
 
-    def lap(self) -> dict[str, float]:
-        """The edges since the last lap: memory/<edge>_device_bytes (of all processes on this rank's device, GPU only),
-        memory/<edge>_host_bytes (resident, of this process) and memory/<edge>/ of every model (``role_bytes``)."""
-        edges, self._edges = self._edges, {}
-        return edges
+    def take_readings(self) -> dict[str, float]:
+        """What was read at the edges between phases since the last call: memory/<edge>_device_bytes (of all processes
+        on this rank's device, GPU only), memory/<edge>_host_bytes (resident, of this process) and memory/<edge>/ of
+        every model (``role_bytes``)."""
+        readings, self._readings = self._readings, {}
+        return readings
 
     def _note(self, edge: str) -> None:
-        self._edges[f"memory/{edge}_host_bytes"] = float(device.host_memory_bytes())
+        self._readings[f"memory/{edge}_host_bytes"] = float(device.host_memory_bytes())
         if device.on_gpu():
-            self._edges[f"memory/{edge}_device_bytes"] = float(device.memory_used_bytes())
-        self._edges |= {f"memory/{edge}/{key}": float(count) for key, count in role_bytes(self.models).items()}
+            self._readings[f"memory/{edge}_device_bytes"] = float(device.memory_used_bytes())
+        self._readings |= {f"memory/{edge}/{key}": float(count) for key, count in role_bytes(self.models).items()}

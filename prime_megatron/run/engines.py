@@ -1,4 +1,4 @@
-"""From a config to this rank's engine and to the way of the policy's weights into it."""
+"""From a config to this rank's engine and to what brings the policy's weights into it."""
 
 from __future__ import annotations
 
@@ -31,20 +31,26 @@ from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.embedded.engine import EmbeddedEngine
 from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.process.driver import DriverSettings
-from prime_megatron.rollout.process.engine import HostedEngine
+from prime_megatron.rollout.process.engine import ProcessEngine
 from prime_megatron.rollout.process.limits import Limits
 from prime_megatron.rollout.process.process import EngineProcess
-from prime_megatron.rollout.process.replica import Place
-from prime_megatron.rollout.vllm.in_process import BesideEngine
+from prime_megatron.rollout.process.replica import Member
+from prime_megatron.rollout.vllm.in_process import InProcessEngine
 from prime_megatron.run.models import DTYPES, policy_folder_of
-from prime_megatron.run.transport import is_beside, transport_of
-from prime_megatron.weights.by_bucket import NamedSync
-from prime_megatron.weights.folder import Spool
-from prime_megatron.weights.in_place import LocalSync
+from prime_megatron.run.transport import is_in_process, transport_of
+from prime_megatron.weights.by_bucket import BucketReshard
+from prime_megatron.weights.folder import WeightFolder
+from prime_megatron.weights.in_place import InPlaceReshard
 from prime_megatron.weights.manifest import Manifest
 from prime_megatron.weights.plan import hold, plan_block
-from prime_megatron.weights.sync import Transport, WeightSync
-from prime_megatron.weights.transports import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
+from prime_megatron.weights.sync import Reshard, WeightSync
+from prime_megatron.weights.transports import (
+    BroadcastTransport,
+    BucketTransport,
+    DiskTransport,
+    LiveTransport,
+    Transport,
+)
 
 SPARE_TOKENS = {"sglang": 8, "vllm": 0}
 """Of the model's longest sequence, what an engine keeps for itself."""
@@ -70,37 +76,37 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
         )
     rollout = config.rollout
     settings = _settings(config, end_token_ids)
-    if settings.beside:
-        place = _place(rollout.tensor, topology, config.parallel.timeout_s)
-        return BesideEngine(place, settings, transport_of(config) == "live", _manifest(config))
+    if settings.in_process:
+        member = _member(rollout.tensor, topology, config.parallel.timeout_s)
+        return InProcessEngine(member, settings, transport_of(config) == "live", _manifest(config))
     tries = rollout.max_restarts + 1
-    place = _place(rollout.tensor, topology, tries * (rollout.start_timeout_s + rollout.generate_timeout_s))
-    log_path = Path(config.run.output_dir) / f"engine-{place.replica}.log"
+    member = _member(rollout.tensor, topology, tries * (rollout.start_timeout_s + rollout.generate_timeout_s))
+    log_path = Path(config.run.output_dir) / f"engine-{member.replica}.log"
     env = _environment(rollout.tensor, topology.rank)
-    return HostedEngine(
-        place,
+    return ProcessEngine(
+        member,
         settings,
         Limits(rollout.max_restarts, rollout.generate_timeout_s, rollout.alive_timeout_s, rollout.start_timeout_s),
         lambda: EngineProcess(rollout.engine, settings, env, log_path),
-        _uplink(config) if place.tensor_rank == 0 else None,
+        _transport(config) if member.tensor_rank == 0 else None,
     )
 
 
 def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: Engine) -> WeightSync:
-    """The path of the policy's weights into this rank's engine."""
+    """What brings the policy's weights into this rank's engine."""
     # Experts are spread over data-parallel ranks too, so only the whole world holds a whole mixture of experts.
     block = dist.group.WORLD if topology.sizes.expert * topology.sizes.expert_tensor > 1 else topology.model
     ranks = dist.get_process_group_ranks(block)
     sources = [policy.pieces(rank) for rank in ranks]
     group, me = block if len(ranks) > 1 else None, ranks.index(topology.rank)
     rollout = config.rollout
-    transport: Transport
+    reshard: Reshard
     targets = engine.named_targets()
     if targets is None:
-        everyone = is_beside(config)  # each of its ranks loads for itself; elsewhere the replica's first sends
-        transport = NamedSync(
+        everyone = is_in_process(config)  # each of its ranks loads for itself; elsewhere the replica's first sends
+        reshard = BucketReshard(
             sources,
-            [place for place, rank in enumerate(ranks) if everyone or rank % rollout.tensor == 0],
+            [position for position, rank in enumerate(ranks) if everyone or rank % rollout.tensor == 0],
             group=group,
             me=me,
             bucket_bytes=rollout.bucket_bytes,
@@ -113,14 +119,14 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
         else:
             wants = [_module(policy, engine, sources)] * len(ranks)
         dtypes = (DTYPES[config.models.dtype], _engine_dtype(config))
-        transport = LocalSync(
+        reshard = InPlaceReshard(
             plan_block(hold(sources), wants),
             group=group,
             me=me,
             bucket_bytes=rollout.bucket_bytes,
             dtype=min(dtypes, key=lambda dtype: dtype.itemsize),
         )
-    return WeightSync(engine, transport, policy.params, rollout.check_every)
+    return WeightSync(engine, reshard, policy.params, rollout.check_every)
 
 
 def check_shapes(config: TrainConfig, family: FamilyConfig, targets: Mapping[str, Tensor]) -> None:
@@ -176,13 +182,13 @@ def _settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettin
         cpu_cache_bytes=own.cpu_cache_bytes,
         can_sleep=device.on_gpu(),
         server=rollout.engine == "sglang" and rollout.sglang.server,
-        beside=is_beside(config),
+        in_process=is_in_process(config),
         start_timeout_s=rollout.start_timeout_s,
         extra=own.extra,
     )
 
 
-def _place(tensor: int, topology: Topology, timeout_s: float) -> Place:
+def _member(tensor: int, topology: Topology, timeout_s: float) -> Member:
     """Replicas are neighbouring ranks; making their groups is collective over the world.
 
     timeout_s: longest that a rank waits for its leader, who may have to start the engine again.
@@ -195,7 +201,7 @@ def _place(tensor: int, topology: Topology, timeout_s: float) -> Place:
             group = dist.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout_s))
             if first <= rank < first + tensor:
                 mine = group
-    return Place(rank // tensor, world // tensor, rank % tensor, rank - rank % tensor, mine)
+    return Member(rank // tensor, world // tensor, rank % tensor, rank - rank % tensor, mine)
 
 
 def _environment(tensor: int, leader: int) -> dict[str, str]:
@@ -214,22 +220,22 @@ def _environment(tensor: int, leader: int) -> dict[str, str]:
     )
 
 
-def _uplink(config: TrainConfig) -> Uplink:
+def _transport(config: TrainConfig) -> Transport:
     rollout = config.rollout
     transport = transport_of(config)
     if transport == "live":
-        return LiveUplink(rollout.tensor, rollout.start_timeout_s)
+        return LiveTransport(rollout.tensor, rollout.start_timeout_s)
     layout = _layout(config, read_config(policy_folder_of(config)))
     how = (layout, _engine_dtype(config), rollout.check_every, rollout.start_timeout_s)
     if transport == "bucket":
-        return BucketUplink(*how)
+        return BucketTransport(*how)
     if transport == "broadcast":
-        return BroadcastUplink(*how)
+        return BroadcastTransport(*how)
     # The run's own folder is one that the engine can read.
     where = Path(config.run.output_dir)
     where.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="prime-engine-", dir=where))
-    return DiskUplink(*how, Spool(folder, policy_folder_of(config)))
+    return DiskTransport(*how, WeightFolder(folder, policy_folder_of(config)))
 
 
 def _manifest(config: TrainConfig) -> Manifest:

@@ -23,15 +23,15 @@ class NonFinite:
     Args:
         folder: where batches are dumped.
         max_in_a_row: run.max_nonfinite.
-        speaks: whether this rank dumps its part of the batch: one rank of each model-parallel block.
+        dumps: whether this rank dumps its part of the batch: one rank of each model-parallel block.
         rank: names the file.
         warn: told of every skipped update.
     """
 
-    def __init__(self, folder: Path, max_in_a_row: int, speaks: bool, rank: int, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, max_in_a_row: int, dumps: bool, rank: int, warn: Callable[[str], None]) -> None:
         self.folder = folder
         self.max_in_a_row = max_in_a_row
-        self.speaks = speaks
+        self.dumps = dumps
         self.rank = rank
         self.warn = warn
         self.in_a_row: dict[str, int] = {"prm": 0, "policy": 0, "critic": 0}
@@ -74,7 +74,7 @@ class NonFinite:
             )
 
     def _dump(self, step: int, role: str, record: StepRecord) -> None:
-        if not self.speaks:
+        if not self.dumps:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         parts = {"": record.batch.rollout, "scores.": record.scores, "advantages.": record.advantages}

@@ -170,9 +170,7 @@ class Reporter:
         self.recorder.write(index, record.collected.groups)
         if not self.samples.wants(index):
             return
-        # One rank of every model-parallel block speaks for its batch.
-        speaks = self.topology.rank == min(torch.distributed.get_process_group_ranks(self.topology.model))
-        mine = sample_rows(record.batch.rollout, record.advantages) if speaks else []
+        mine = sample_rows(record.batch.rollout, record.advantages) if self.topology.leads_model else []
         self.samples.write(index, [row for rows in gather_all(mine) for row in rows])
 
     def _alarm(self, index: int, figures: dict[str, float]) -> None:

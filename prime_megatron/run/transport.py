@@ -9,9 +9,9 @@ from prime_megatron.families.read import read_config
 from prime_megatron.run.models import policy_folder_of
 
 
-def is_beside(config: TrainConfig) -> bool:
+def is_in_process(config: TrainConfig) -> bool:
     """Whether vLLM runs in the trainer's own processes."""
-    return config.rollout.engine == "vllm" and config.rollout.vllm.beside
+    return config.rollout.engine == "vllm" and config.rollout.vllm.in_process
 
 
 def transport_of(config: TrainConfig) -> str:
@@ -21,7 +21,7 @@ def transport_of(config: TrainConfig) -> str:
         InputError: a way that does not reach the engine on this device.
     """
     transport = config.rollout.transport
-    if is_beside(config):
+    if is_in_process(config):
         # On a GPU vLLM may lay out a layer's experts anew for its kernels: only its own reload knows how.
         shuffled = device.on_gpu() and read_config(policy_folder_of(config)).experts > 0
         if transport == "live" and shuffled:
@@ -44,7 +44,7 @@ def describe_engine(config: TrainConfig) -> str:
     if rollout.engine not in ("sglang", "vllm"):
         return f"rollout: {rollout.engine} engine; weights are written in place"
     form = "server" if rollout.engine == "sglang" and rollout.sglang.server else "engine"
-    form = "in the trainer's processes" if is_beside(config) else form
+    form = "in the trainer's processes" if is_in_process(config) else form
     where = "GPU" if device.on_gpu() else "CPU"
     sizes = f"tensor {rollout.tensor}" + (f", expert {rollout.expert}" if rollout.expert > 1 else "")
     return f"rollout: {rollout.engine} {form} on {where}, {sizes}; weights by {_way(config)}"
@@ -66,6 +66,6 @@ def _way(config: TrainConfig) -> str:
         "disk": f"disk: a second whole copy of the weights, one a replica, stays in {config.run.output_dir}, "
         "where the engine loads it from",
     }
-    if is_beside(config):
+    if is_in_process(config):
         ways["bucket"] = f"bucket, {largest} a process during an update, reloaded in place by vLLM; no second copy"
     return ways[transport_of(config)]

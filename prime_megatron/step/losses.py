@@ -12,7 +12,7 @@ from prime_megatron.algo import losses as formulas
 from prime_megatron.algo.kl import importance_weights
 from prime_megatron.algo.prm_loss import SiblingTerms
 from prime_megatron.algo.value_loss import value_loss
-from prime_megatron.config import KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLoss
+from prime_megatron.config import KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLossKind
 from prime_megatron.mcore.critic import MakeValueLoss, ValueLoss
 from prime_megatron.mcore.role import MakeLoss
 from prime_megatron.step.plan import OldLogprobs
@@ -68,7 +68,7 @@ def prm_loss(
     ``siblings``: what dpo and bon need of the whole batch; None for ce. Those losses are cross-entropy with a hard
     label on the margin to the siblings of the opposite outcome: -log sigmoid(s * x) with s = +-1.
     """
-    hard = config.loss is not PrmLoss.ce
+    hard = config.loss is not PrmLossKind.ce
     targets_N = (batch.outcome_N > 0.0).float() if hard else batch.outcome_N
     weights_N = torch.ones_like(targets_N) if siblings is None else siblings.weight_N
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup, ProcessGroupGloo, TCPStore
 
-from prime_megatron.weights.buffer import Row, rows_bytes, unpack
+from prime_megatron.weights.buffer import TensorRow, rows_bytes, unpack
 
 TIMEOUT = timedelta(seconds=300)
 """Longest wait for the other side to join or to send."""
@@ -48,7 +48,7 @@ def lead_group(store: TCPStore, name: str, world_size: int, check: Callable[[], 
     return made.result()
 
 
-def receive_tensors(group: ProcessGroup, rows: Sequence[Row], device: torch.device) -> list[tuple[str, Tensor]]:
+def receive_tensors(group: ProcessGroup, rows: Sequence[TensorRow], device: torch.device) -> list[tuple[str, Tensor]]:
     """The tensors that rank 0 sends packed (``shared_buffer.pack``)."""
     flat = torch.empty(rows_bytes(rows), dtype=torch.uint8)
     group.broadcast(flat, 0).wait()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Row = tuple[str, str, Sequence[int]]
+TensorRow = tuple[str, str, Sequence[int]]
 """A tensor's name, dtype and shape."""
 _ALIGN_BYTES = 16
 
@@ -80,7 +80,7 @@ def packed_bytes(tensors: Sequence[Tensor]) -> int:
 
 
 @torch.no_grad()
-def pack(flat: Tensor, names: Sequence[str], tensors: Sequence[Tensor]) -> list[Row]:
+def pack(flat: Tensor, names: Sequence[str], tensors: Sequence[Tensor]) -> list[TensorRow]:
     """Copy tensors into a buffer one behind the other, each aligned; returns what ``unpack`` needs to find them."""
     offset = 0
     for tensor in tensors:
@@ -93,7 +93,7 @@ def pack(flat: Tensor, names: Sequence[str], tensors: Sequence[Tensor]) -> list[
     ]
 
 
-def unpack(flat: Tensor, rows: Sequence[Row]) -> list[tuple[str, Tensor]]:
+def unpack(flat: Tensor, rows: Sequence[TensorRow]) -> list[tuple[str, Tensor]]:
     """Views of the tensors in a packed buffer, with their names."""
     named = []
     offset = 0
@@ -105,7 +105,7 @@ def unpack(flat: Tensor, rows: Sequence[Row]) -> list[tuple[str, Tensor]]:
     return named
 
 
-def rows_bytes(rows: Sequence[Row]) -> int:
+def rows_bytes(rows: Sequence[TensorRow]) -> int:
     """Length of the packed tensors."""
     return sum(_room(torch.Size(shape).numel() * getattr(torch, dtype).itemsize) for _, dtype, shape in rows)
 

@@ -14,7 +14,7 @@ from prime_megatron.families.engine_layout import whole_tensors
 from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.types import Bucket
-from prime_megatron.weights.in_place import LocalSync
+from prime_megatron.weights.in_place import InPlaceReshard
 from prime_megatron.weights.plan import hold, plan_block
 from prime_megatron.weights.slices import Params
 
@@ -33,11 +33,11 @@ class _Part:
     """One bucket: its tensors and how they are filled."""
 
     tensors: tuple[ShardSlice, ...]
-    fill: LocalSync
+    fill: InPlaceReshard
     numel: int
 
 
-class NamedSync:
+class BucketReshard:
     """Whole tensors on the ranks that need them, a bucket at a time.
 
     A receiving rank holds one bucket at a time, and as much again for what travels.
@@ -70,7 +70,7 @@ class NamedSync:
         for tensors in _cut(every, bucket_bytes // dtype.itemsize):
             wants = [tensors if rank in receivers else () for rank in range(len(sources))]
             plan = plan_block(held, wants)
-            fill = LocalSync(plan, group=group, me=me, bucket_bytes=bucket_bytes, dtype=dtype)
+            fill = InPlaceReshard(plan, group=group, me=me, bucket_bytes=bucket_bytes, dtype=dtype)
             self.parts.append(_Part(tensors, fill, sum(prod(tensor.shape) for tensor in tensors)))
 
     def send(self, engine: NamedEngine, params: Params, version: int) -> None:

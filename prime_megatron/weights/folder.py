@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from prime_megatron.types import Bucket
 
 
-class Spool:
+class WeightFolder:
     """Files of one update in a folder.
 
     Args:

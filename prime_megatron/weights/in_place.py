@@ -18,7 +18,7 @@ from torch import Tensor
 from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.types import Bucket
 from prime_megatron.weights.check import fingerprint, same_bits
-from prime_megatron.weights.plan import Plan, Shipment
+from prime_megatron.weights.plan import Message, ReshardPlan
 from prime_megatron.weights.slices import Params, copy_slices, pairs, part
 
 
@@ -32,7 +32,7 @@ class LiveEngine(Protocol):
     def wake(self, tags: Collection[str]) -> None: ...
 
 
-class LocalSync:
+class InPlaceReshard:
     """A plan and its execution on one rank of the block.
 
     Args:
@@ -44,17 +44,17 @@ class LocalSync:
     """
 
     def __init__(
-        self, plan: Plan, *, group: dist.ProcessGroup | None, me: int, bucket_bytes: int, dtype: torch.dtype
+        self, plan: ReshardPlan, *, group: dist.ProcessGroup | None, me: int, bucket_bytes: int, dtype: torch.dtype
     ) -> None:
-        assert group is not None or not plan.parcels, "parts of the model are on other ranks"
+        assert group is not None or not plan.transfers, "parts of the model are on other ranks"
         self.group = group
         self.plan = plan
         self.dtype = dtype
         self.me = me
         self.local = plan.local[me]
-        shipments = plan.shipments(max(1, bucket_bytes // dtype.itemsize // 2))
+        messages = plan.messages(max(1, bucket_bytes // dtype.itemsize // 2))
         self.size = len(plan.local)
-        self.shipments = [s for s in shipments if self._is_broadcast(s) or me in (s.owner, *s.receivers)]
+        self.messages = [s for s in messages if self._is_broadcast(s) or me in (s.owner, *s.receivers)]
 
     def send(self, engine: LiveEngine, params: Params, version: int) -> None:
         """Write the current parameters into the engine's tensors and tell it so. Collective over the block."""
@@ -67,19 +67,19 @@ class LocalSync:
     def run(self, params: Params, targets: Mapping[str, Tensor]) -> None:
         """Write the current parameters into the targets; values are cast where dtypes differ. Collective."""
         copy_slices(self.local, params, targets)
-        if not self.shipments:
+        if not self.messages:
             return
         device = next(iter(params.values())).device
-        size = max(shipment.numel for shipment in self.shipments)
-        buffers = [torch.empty(size, dtype=self.dtype, device=device) for _ in self.shipments[:2]]
-        travelling: deque[tuple[list[dist.Work], Shipment, Tensor]] = deque()
-        for index, shipment in enumerate(self.shipments):
+        size = max(message.numel for message in self.messages)
+        buffers = [torch.empty(size, dtype=self.dtype, device=device) for _ in self.messages[:2]]
+        travelling: deque[tuple[list[dist.Work], Message, Tensor]] = deque()
+        for index, message in enumerate(self.messages):
             if len(travelling) == len(buffers):
                 self._arrive(*travelling.popleft(), targets)
-            flat = buffers[index % len(buffers)][: shipment.numel]
-            if shipment.owner == self.me:
-                _pack(flat, shipment, params)
-            travelling.append((self._start(flat, shipment), shipment, flat))
+            flat = buffers[index % len(buffers)][: message.numel]
+            if message.owner == self.me:
+                _pack(flat, message, params)
+            travelling.append((self._start(flat, message), message, flat))
         for entry in travelling:
             self._arrive(*entry, targets)
 
@@ -97,10 +97,10 @@ class LocalSync:
         """Names of this rank's targets that differ. Collective over the block."""
         names = [copy.target for copy in self.local]
         flags = [same_bits(of, to) for to, of in pairs(self.local, params, targets)]
-        if self.plan.parcels:
+        if self.plan.transfers:
             sent = self._fingerprints(params)
-            for index, parcel in enumerate(self.plan.parcels):
-                for place in parcel.places:
+            for index, transfer in enumerate(self.plan.transfers):
+                for place in transfer.destinations:
                     if self.me in place.ranks:
                         names.append(place.target)
                         flags.append(fingerprint(part(targets[place.target], place.to), self.dtype) == sent[index])
@@ -110,48 +110,48 @@ class LocalSync:
         return sorted({name for name, equal in zip(names, same, strict=True) if not equal})
 
     def _fingerprints(self, params: Params) -> Tensor:
-        """Of every parcel, from its owner, int64 [parcels]."""
+        """Of every transfer, from its owner, int64 [transfers]."""
         device = next(iter(params.values())).device
-        sums = torch.zeros(len(self.plan.parcels), dtype=torch.int64, device=device)
-        for index, parcel in enumerate(self.plan.parcels):
-            if parcel.owner == self.me:
-                sums[index] = fingerprint(part(params[parcel.chunk, parcel.source], parcel.of), self.dtype)
+        sums = torch.zeros(len(self.plan.transfers), dtype=torch.int64, device=device)
+        for index, transfer in enumerate(self.plan.transfers):
+            if transfer.owner == self.me:
+                sums[index] = fingerprint(part(params[transfer.chunk, transfer.source], transfer.of), self.dtype)
         assert self.group is not None
         dist.all_reduce(sums, group=self.group)
         return sums
 
-    def _is_broadcast(self, shipment: Shipment) -> bool:
+    def _is_broadcast(self, message: Message) -> bool:
         """Sending costs the owner once per receiver, a broadcast costs every rank of the block once."""
-        return len(shipment.receivers) > 1 and 4 * (len(shipment.receivers) + 1) > 3 * self.size
+        return len(message.receivers) > 1 and 4 * (len(message.receivers) + 1) > 3 * self.size
 
-    def _start(self, flat: Tensor, shipment: Shipment) -> list[dist.Work]:
+    def _start(self, flat: Tensor, message: Message) -> list[dist.Work]:
         assert self.group is not None
-        owner = dist.get_global_rank(self.group, shipment.owner)
-        if self._is_broadcast(shipment):
+        owner = dist.get_global_rank(self.group, message.owner)
+        if self._is_broadcast(message):
             return [dist.broadcast(flat, owner, group=self.group, async_op=True)]
-        if shipment.owner != self.me:
+        if message.owner != self.me:
             return [dist.irecv(flat, owner, group=self.group)]
-        receivers = [dist.get_global_rank(self.group, rank) for rank in shipment.receivers]
+        receivers = [dist.get_global_rank(self.group, rank) for rank in message.receivers]
         return [dist.isend(flat, rank, group=self.group) for rank in receivers]
 
-    def _arrive(self, works: list[dist.Work], shipment: Shipment, flat: Tensor, targets: Mapping[str, Tensor]) -> None:
-        """Wait for a bucket and put its parcels in their places on this rank."""
+    def _arrive(self, works: list[dist.Work], message: Message, flat: Tensor, targets: Mapping[str, Tensor]) -> None:
+        """Wait for a bucket and put its transfers where they belong on this rank."""
         for work in works:
             work.wait()
-        if self.me not in shipment.receivers:
+        if self.me not in message.receivers:
             return
         offset = 0
-        for parcel in shipment.parcels:
-            for place in parcel.places:
+        for transfer in message.transfers:
+            for place in transfer.destinations:
                 if self.me in place.ranks:
                     to = part(targets[place.target], place.to)
-                    to.copy_(flat[offset : offset + parcel.numel].view(to.shape))
-            offset += parcel.numel
+                    to.copy_(flat[offset : offset + transfer.numel].view(to.shape))
+            offset += transfer.numel
 
 
-def _pack(flat: Tensor, shipment: Shipment, params: Params) -> None:
+def _pack(flat: Tensor, message: Message, params: Params) -> None:
     offset = 0
-    for parcel in shipment.parcels:
-        piece = part(params[parcel.chunk, parcel.source], parcel.of)
-        flat[offset : offset + parcel.numel].view(piece.shape).copy_(piece)
-        offset += parcel.numel
+    for transfer in message.transfers:
+        piece = part(params[transfer.chunk, transfer.source], transfer.of)
+        flat[offset : offset + transfer.numel].view(piece.shape).copy_(piece)
+        offset += transfer.numel

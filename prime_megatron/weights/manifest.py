@@ -12,7 +12,7 @@ from prime_megatron.parallel.shards import ShardSlice, as_slices
 from prime_megatron.types import Bucket
 from prime_megatron.weights.segment import bit_sum
 
-Layout = Sequence[Sequence[ShardSlice]]
+EngineLayout = Sequence[Sequence[ShardSlice]]
 """What each tensor-parallel rank of the engine holds."""
 
 
@@ -25,7 +25,7 @@ class Manifest:
         check_every: checksums are due every n updates, and at the first one of an engine process; 0: never.
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype, check_every: int) -> None:
+    def __init__(self, layout: EngineLayout, dtype: torch.dtype, check_every: int) -> None:
         self.num_ranks = len(layout)
         self._dtype, self._check_every = dtype, check_every
         self._pieces: dict[str, list[tuple[int, ShardSlice]]] = {}

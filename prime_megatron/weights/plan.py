@@ -33,8 +33,8 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where receivers put a parcel."""
+class Destination:
+    """Where receivers put a transfer."""
 
     ranks: tuple[int, ...]
     target: str
@@ -42,14 +42,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """The owner's param[chunk, source][of], to every place that needs exactly this part; shipped once."""
+class Transfer:
+    """The owner's param[chunk, source][of], to every destination that needs exactly this part; shipped once."""
 
     owner: int
     chunk: int
     source: str
     of: Region
-    places: tuple[Place, ...]
+    destinations: tuple[Destination, ...]
     receivers: tuple[int, ...]
     """Ranks that need it, in order; the owner is never one."""
 
@@ -57,51 +57,53 @@ class Parcel:
     def numel(self) -> int:
         return num_elements(self.of)
 
-    def cut(self, limit: int) -> Iterator[Parcel]:
-        """The parcel in parts of at most ``limit`` elements, in the order of its elements."""
+    def cut(self, limit: int) -> Iterator[Transfer]:
+        """The transfer in parts of at most ``limit`` elements, in the order of its elements."""
         for box in boxes_within(self.of, limit):
-            places = tuple(replace(place, to=moved(box, self.of, place.to)) for place in self.places)
-            yield replace(self, of=box, places=places)
+            destinations = tuple(
+                replace(destination, to=moved(box, self.of, destination.to)) for destination in self.destinations
+            )
+            yield replace(self, of=box, destinations=destinations)
 
 
 @dataclass(frozen=True)
-class Shipment:
-    """Parcels that one owner sends at once, back to back, all to the same ranks."""
+class Message:
+    """Transfers that one owner sends at once, back to back, all to the same ranks."""
 
     owner: int
     receivers: tuple[int, ...]
-    parcels: tuple[Parcel, ...]
+    transfers: tuple[Transfer, ...]
     numel: int
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReshardPlan:
     """How one block of ranks, which together hold the model, fills the engine tensors its ranks can reach."""
 
     local: tuple[tuple[Copy, ...], ...]
     """Per rank: what it copies from itself, in the order of its targets."""
-    parcels: tuple[Parcel, ...]
+    transfers: tuple[Transfer, ...]
     """What must travel, by owner, then by receivers."""
 
-    def shipments(self, limit: int) -> list[Shipment]:
-        """Parcels packed into sends of at most ``limit`` elements; a larger parcel is cut."""
-        found: list[Shipment] = []
-        pending: list[Parcel] = []
+    def messages(self, limit: int) -> list[Message]:
+        """Transfers packed into sends of at most ``limit`` elements; a larger transfer is cut."""
+        found: list[Message] = []
+        pending: list[Transfer] = []
         size = 0
 
         def close() -> None:
             if pending:
-                found.append(Shipment(pending[0].owner, pending[0].receivers, tuple(pending), size))
+                found.append(Message(pending[0].owner, pending[0].receivers, tuple(pending), size))
 
         key: tuple[int, tuple[int, ...]] | None = None
-        for parcel in (part for whole in self.parcels for part in whole.cut(limit)):
-            this = (parcel.owner, parcel.receivers)
-            if pending and (this != key or size + parcel.numel > limit):
+        for transfer in (part for whole in self.transfers for part in whole.cut(limit)):
+            this = (transfer.owner, transfer.receivers)
+            if pending and (this != key or size + transfer.numel > limit):
                 close()
                 pending, size = [], 0
             key = this
-            pending.append(parcel)
-            size += parcel.numel
+            pending.append(transfer)
+            size += transfer.numel
         close()
         return found
 
@@ -115,7 +117,7 @@ def hold(sources: Sequence[Sequence[ShardSlice]]) -> Held:
     return held
 
 
-def plan_block(held: Held, wants: Sequence[Sequence[ShardSlice]]) -> Plan:
+def plan_block(held: Held, wants: Sequence[Sequence[ShardSlice]]) -> ReshardPlan:
     """Cover every wanted piece exactly once.
 
     A part that the receiver holds itself is taken from there. Any other part has one owner for all who need it, the
@@ -128,7 +130,7 @@ def plan_block(held: Held, wants: Sequence[Sequence[ShardSlice]]) -> Plan:
         RunError: a wanted piece that no rank holds, named.
     """
     local: list[list[Copy]] = [[] for _ in wants]
-    cargo: dict[tuple[int, int, str, Region], _Cargo] = {}
+    needed: dict[tuple[int, int, str, Region], _Needed] = {}
     covers: dict[tuple[str, Region], _Cover] = {}
     for pieces, ranks in _alike(wants):
         for target in pieces:
@@ -146,12 +148,12 @@ def plan_block(held: Held, wants: Sequence[Sequence[ShardSlice]]) -> Plan:
                 if lacking:
                     owner, piece = next(iter(holders.items()))
                     at = (owner, piece.chunk, piece.param, piece.local)
-                    if at not in cargo:
-                        cargo[at] = _Cargo(owner, piece)
-                    cargo[at].add(box, lacking, target)
-    parcels = [parcel for entry in cargo.values() for parcel in entry.parcels()]
-    parcels.sort(key=lambda parcel: (parcel.owner, parcel.receivers))
-    return Plan(tuple(tuple(merge(copies)) for copies in local), tuple(parcels))
+                    if at not in needed:
+                        needed[at] = _Needed(owner, piece)
+                    needed[at].add(box, lacking, target)
+    transfers = [transfer for entry in needed.values() for transfer in entry.transfers()]
+    transfers.sort(key=lambda transfer: (transfer.owner, transfer.receivers))
+    return ReshardPlan(tuple(tuple(merge(copies)) for copies in local), tuple(transfers))
 
 
 _Cover = list[tuple[Region, Mapping[int, ShardSlice]]]
@@ -192,7 +194,7 @@ _Needs = tuple[tuple[tuple[int, ...], ShardSlice], ...]
 
 
 @dataclass
-class _Cargo:
+class _Needed:
     """What others need of one source piece: disjoint boxes, each with everyone who needs all of it."""
 
     owner: int
@@ -220,12 +222,14 @@ class _Cargo:
             self.boxes[common] = (*needs, need)
         self.boxes |= dict.fromkeys(missing, (need,))
 
-    def parcels(self) -> Iterable[Parcel]:
+    def transfers(self) -> Iterable[Transfer]:
         for box, needs in self.boxes.items():
-            places = tuple(Place(ranks, target.param, moved(box, target.hf, target.local)) for ranks, target in needs)
+            destinations = tuple(
+                Destination(ranks, target.param, moved(box, target.hf, target.local)) for ranks, target in needs
+            )
             everyone = {rank for ranks, _ in needs for rank in ranks}
             of = moved(box, self.piece.hf, self.piece.local)
-            yield Parcel(self.owner, self.piece.chunk, self.piece.param, of, places, tuple(sorted(everyone)))
+            yield Transfer(self.owner, self.piece.chunk, self.piece.param, of, destinations, tuple(sorted(everyone)))
 
 
 def merge(copies: Iterable[Copy]) -> list[Copy]:

@@ -9,8 +9,8 @@ from prime_megatron.errors import RunError
 from prime_megatron.weights.slices import Params
 
 
-class Transport(Protocol):
-    """How weights travel to one kind of engine: local.LocalSync, named.NamedSync."""
+class Reshard(Protocol):
+    """From training shards to what the engine takes: in_place.InPlaceReshard, by_bucket.BucketReshard."""
 
     def send(self, engine: Any, params: Params, version: int) -> None:
         """Give the engine the current parameters as policy version ``version``. Collective over the block."""
@@ -26,14 +26,14 @@ class WeightSync:
 
     Args:
         engine: where the weights go.
-        transport: the way of this rank.
+        reshard: this rank's part of it.
         params: this rank's current training parameters.
         check_every: compare the engine's weights with the trainer's every n syncs; 0: never.
     """
 
-    def __init__(self, engine: Any, transport: Transport, params: Callable[[], Params], check_every: int) -> None:
+    def __init__(self, engine: Any, reshard: Reshard, params: Callable[[], Params], check_every: int) -> None:
         self.engine = engine
-        self.transport = transport
+        self.reshard = reshard
         self.params = params
         self.check_every = check_every
         self.num_syncs = 0
@@ -54,10 +54,10 @@ class WeightSync:
                 is named.
         """
         params = self.params()
-        self.transport.send(self.engine, params, version)
+        self.reshard.send(self.engine, params, version)
         self.num_syncs += 1
         if self.check_every and self.num_syncs % self.check_every == 0:
-            wrong = self.transport.differing(self.engine, params)
+            wrong = self.reshard.differing(self.engine, params)
             if wrong:
                 raise RunError(
                     f"weight sync of policy version {version}: {len(wrong)} engine tensors differ from the trainer's, "

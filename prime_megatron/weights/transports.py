@@ -14,8 +14,8 @@ from prime_megatron.errors import EngineDied, RunError
 from prime_megatron.types import Bucket
 from prime_megatron.weights.broadcast import TIMEOUT, lead_group, send_flat
 from prime_megatron.weights.buffer import SharedBuffer, pack, packed_bytes
-from prime_megatron.weights.folder import Spool
-from prime_megatron.weights.manifest import Layout, Manifest, compare
+from prime_megatron.weights.folder import WeightFolder
+from prime_megatron.weights.manifest import EngineLayout, Manifest, compare
 from prime_megatron.weights.segment import bit_sums, open_segment
 
 
@@ -35,7 +35,7 @@ class EngineProcess(Protocol):
         ...
 
 
-class Uplink(Protocol):
+class Transport(Protocol):
     """One transport, used by the replica's leader alone (but for ``close``)."""
 
     @property
@@ -64,7 +64,7 @@ class Uplink(Protocol):
         ...
 
 
-class LiveUplink:
+class LiveTransport:
     """Nameless files that the trainer owns and the engine lives in. They outlive the engine: nothing is sent twice."""
 
     def __init__(self, tensor: int, timeout_s: float) -> None:
@@ -85,7 +85,7 @@ class LiveUplink:
         raise RunError("weight sync: the engine's weights are written in place, not sent")
 
     def finish(self, process: EngineProcess, version: int) -> None:
-        """See `Uplink.finish`. Once per process: that the engine reads the memory that the trainer writes."""
+        """See `Transport.finish`. Once per process: that the engine reads the memory that the trainer writes."""
         process.call("commit", timeout_s=self._timeout_s, version=version)
         if not self._proven:
             expected = [bit_sums(open_segment(path).items()) for path in self.paths]
@@ -93,7 +93,7 @@ class LiveUplink:
             self._proven = True
 
     def restore(self, process: EngineProcess, version: int) -> bool:
-        """See `Uplink.restore`."""
+        """See `Transport.restore`."""
         self._proven = False
         process.call("attach", timeout_s=self._timeout_s, paths=self.paths)
         if version >= 0:
@@ -101,13 +101,13 @@ class LiveUplink:
         return version >= 0
 
     def close(self) -> None:
-        """See `Uplink.close`."""
+        """See `Transport.close`."""
         for file in self._files:
             os.close(file)
         self._files = []
 
 
-class BucketUplink:
+class BucketTransport:
     """Buckets in two shared buffers by turns: the engine reads one while the trainer fills the other.
 
     Nothing is kept: the trainer must send again what a restarted engine lacks.
@@ -118,7 +118,7 @@ class BucketUplink:
         check_every: compare checksums every n updates, and once for every process; 0: never.
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
+    def __init__(self, layout: EngineLayout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
         self._manifest = Manifest(layout, dtype, check_every)
         self._num_ranks, self._timeout_s = len(layout), timeout_s
         self._buffers: list[SharedBuffer] = []
@@ -129,18 +129,18 @@ class BucketUplink:
     paths: Sequence[str] = ()
 
     def begin(self) -> None:
-        """See `Uplink.begin`."""
+        """See `Transport.begin`."""
         self._manifest.begin()
         self._turn, self._reading = 0, False
 
     def send(self, process: EngineProcess, bucket: Bucket) -> None:
-        """See `Uplink.send`. Raises as `Manifest.take`."""
+        """See `Transport.send`. Raises as `Manifest.take`."""
         self._manifest.take(bucket)
         if bucket.names:
             self._pass_on(process, bucket)
 
     def finish(self, process: EngineProcess, version: int) -> None:
-        """See `Uplink.finish`."""
+        """See `Transport.finish`."""
         self._manifest.complete(version)
         self._complete(process)
         process.call("commit", timeout_s=self._timeout_s, version=version)
@@ -149,12 +149,12 @@ class BucketUplink:
         self._manifest.end()
 
     def restore(self, process: EngineProcess, version: int) -> bool:
-        """See `Uplink.restore`."""
+        """See `Transport.restore`."""
         self._manifest.forget()
         return False
 
     def close(self) -> None:
-        """See `Uplink.close`."""
+        """See `Transport.close`."""
         self._free()
 
     def _pass_on(self, process: EngineProcess, bucket: Bucket) -> None:
@@ -191,17 +191,17 @@ class BucketUplink:
         self._buffers = []
 
 
-class BroadcastUplink(BucketUplink):
+class BroadcastTransport(BucketTransport):
     """The buckets over a gloo group of this rank and the engine's."""
 
-    def __init__(self, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
+    def __init__(self, layout: EngineLayout, dtype: torch.dtype, check_every: int, timeout_s: float) -> None:
         super().__init__(layout, dtype, check_every, timeout_s)
         self._num_groups = 0
         self._group: ProcessGroup | None = None
         self._store: dist.TCPStore | None = None
 
     def restore(self, process: EngineProcess, version: int) -> bool:
-        """See `Uplink.restore`: with a group of its own for every process."""
+        """See `Transport.restore`: with a group of its own for every process."""
         self._num_groups += 1
         name, address = f"weights-{self._num_groups}", "127.0.0.1"
         # Port 0: the store finds a free one, and keeps it.
@@ -228,20 +228,22 @@ class BroadcastUplink(BucketUplink):
             raise EngineDied(f"the broadcast of weights failed: {error}") from None
 
 
-class DiskUplink(BucketUplink):
+class DiskTransport(BucketTransport):
     """The buckets as a Hugging Face folder that the engine loads at the end, and again after a restart."""
 
-    def __init__(self, layout: Layout, dtype: torch.dtype, check_every: int, timeout_s: float, spool: Spool) -> None:
+    def __init__(
+        self, layout: EngineLayout, dtype: torch.dtype, check_every: int, timeout_s: float, spool: WeightFolder
+    ) -> None:
         super().__init__(layout, dtype, check_every, timeout_s)
         self._spool = spool
 
     def begin(self) -> None:
-        """See `Uplink.begin`."""
+        """See `Transport.begin`."""
         super().begin()
         self._spool.begin()
 
     def restore(self, process: EngineProcess, version: int) -> bool:
-        """See `Uplink.restore`."""
+        """See `Transport.restore`."""
         super().restore(process, version)
         if version >= 0:
             self._complete(process)
@@ -249,7 +251,7 @@ class DiskUplink(BucketUplink):
         return version >= 0
 
     def close(self) -> None:
-        """See `Uplink.close`."""
+        """See `Transport.close`."""
         self._spool.close()
 
     def _pass_on(self, process: EngineProcess, bucket: Bucket) -> None:

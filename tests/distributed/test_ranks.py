@@ -72,9 +72,10 @@ def test_timeout_leaves_nothing(tmp_path) -> None:
 
 @pytest.mark.parametrize("who", ["caller", "fork server"])
 def test_ranks_and_their_children_end_with_the_caller_and_ranks_with_the_fork_server(tmp_path: Path, who: str) -> None:
-    here = Path(__file__).parent
-    script = f"import test_spawn; test_spawn.run_ranks(test_spawn._hang, 2, {str(tmp_path)!r}, timeout_s=100.0)"
-    path = os.pathsep.join([str(here), str(here.parents[1])])
+    script = (
+        f"from tests.distributed import test_ranks as t; t.run_ranks(t._hang, 2, {str(tmp_path)!r}, timeout_s=100.0)"
+    )
+    path = str(Path(__file__).parents[2])
     caller = subprocess.Popen(
         [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.DEVNULL
     )

@@ -93,15 +93,15 @@ def test_the_order_around_generation() -> None:
     trains = ["sleep", "prm back", "policy back"]
     colocation.publish(4)
     assert seen == publishes
-    colocation.train()
+    colocation.sleep_engine()
     assert seen == publishes + trains
-    edges = colocation.lap()
+    edges = colocation.take_readings()
     assert [key.split("/")[1] for key in edges] == [
         f"{edge}_host_bytes"
         for edge in ("updated", "trained", "weights_awake", "synced", "cache_awake", "generated", "asleep")
     ]
     assert all(value > 0 for value in edges.values())
-    assert colocation.lap() == {}
+    assert colocation.take_readings() == {}
     seen.clear()
     with colocation.saving(due=False):
         assert seen == []

@@ -101,7 +101,7 @@ def _stopped(engine: Any) -> str:
             raise StopRequested("enough")
 
     try:
-        engine.generate(requests(6, max_tokens=30), stop if engine._place.tensor_rank == 0 else None)
+        engine.generate(requests(6, max_tokens=30), stop if engine._member.tensor_rank == 0 else None)
     except StopRequested as error:
         return str(error)
     return "not stopped"

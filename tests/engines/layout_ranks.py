@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.rollout.process.engine import HostedEngine
+from prime_megatron.rollout.process.engine import ProcessEngine
 from prime_megatron.weights.segment import open_segment
 from prime_megatron.weights.sync import WeightSync
 from tests.engines.tiny import END, largest_gap, requests
@@ -122,11 +122,11 @@ class Host:
         from prime_megatron.run.engines import build_engine
 
         engine = build_engine(config, topology, (END,))
-        assert isinstance(engine, HostedEngine)
+        assert isinstance(engine, ProcessEngine)
         self.engine = engine
         self.memory: Mapping[str, Tensor] = engine.named_targets() or {}
         self.name, self.tensor, self.rank = config.rollout.engine, config.rollout.tensor, topology.rank
-        self.uplinks = {"live": engine._uplink}
+        self.uplinks = {"live": engine._transport}
         self.version = -1
 
     def switch(self, config: TrainConfig, topology: Topology, policy: Role) -> WeightSync:
@@ -135,17 +135,17 @@ class Host:
 
         way = config.rollout.transport
         if self.engine._process is not None:
-            uplink = self.uplinks.get(way) or engines._uplink(config)
-            uplink.restore(self.engine._process, -1)
-            self.uplinks[way] = self.engine._uplink = uplink
+            transport = self.uplinks.get(way) or engines._transport(config)
+            transport.restore(self.engine._process, -1)
+            self.uplinks[way] = self.engine._transport = transport
         self.engine._targets = self.memory if way == "live" else None
         return engines.build_sync(config, topology, policy, self.engine)
 
     def close(self) -> None:
         self.engine.close()
-        for uplink in self.uplinks.values():
-            if uplink is not None:
-                uplink.close()
+        for transport in self.uplinks.values():
+            if transport is not None:
+                transport.close()
 
     def differing(self, policy: Role, exported: Tensors) -> list[str]:
         """Of this rank's part of the engine's memory, bit by bit; on the leader also by the engine's own account."""

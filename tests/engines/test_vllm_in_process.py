@@ -26,7 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def settings(model: str, prompts: str, output: Path, rollout: dict[str, Any], **parallel: Any) -> dict[str, Any]:
     hosted = {"engine": "vllm", "start_timeout_s": 300.0, "sampling": {"max_response_tokens": 40}}
-    vllm = {"cpu_cache_bytes": 64 << 20, "beside": True}
+    vllm = {"cpu_cache_bytes": 64 << 20, "in_process": True}
     return toy.settings(
         model, prompts, output, parallel={"timeout_s": 200.0, **parallel}, rollout={**hosted, "vllm": vllm, **rollout}
     )
@@ -55,7 +55,7 @@ def test_a_run_is_the_same_as_with_vllm_in_a_process_of_its_own(tmp_path: Path) 
     """PP2 with an engine over both ranks: the same responses and metrics, whoever hosts the engine."""
     model, prompts = toy.make_model(tmp_path / "model", hidden=128), toy.make_prompts(tmp_path / "prompts.jsonl")
     rows, groups = [], []
-    for name, vllm in (("own", {"beside": False}), ("beside", {"beside": True})):
+    for name, vllm in (("own", {"in_process": False}), ("beside", {"in_process": True})):
         rollout = {
             "tensor": 2,
             "record": str(tmp_path / f"{name}.jsonl"),

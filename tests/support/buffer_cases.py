@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from prime_megatron.weights.buffer import (
-    Row,
     SharedBuffer,
+    TensorRow,
     open_buffer,
     pack,
     packed_bytes,
@@ -56,7 +56,7 @@ def check_two_buffers_by_turns(device: torch.device, rounds: int = 4) -> None:
         buffers = [SharedBuffer(size + 100, device) for _ in range(2)]
         for turn in range(rounds):
             values = [tensor + turn for tensor in named.values()]
-            rows: list[Row] = pack(buffers[turn % 2].flat, list(named), values)
+            rows: list[TensorRow] = pack(buffers[turn % 2].flat, list(named), values)
             ours.send((buffers[turn % 2].handle(), rows))
             assert ours.poll(TIMEOUT_S)
             got: list[tuple[str, Any]] = ours.recv()

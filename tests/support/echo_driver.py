@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from prime_megatron.rollout.engine import Request
-from prime_megatron.rollout.process.driver import Answer, DriverSettings, Group, UpdateRefused
+from prime_megatron.rollout.process.driver import BroadcastGroup, DriverSettings, FinishedResponse, UpdateRefused
 from prime_megatron.weights.broadcast import make_group, receive_tensors
-from prime_megatron.weights.buffer import Row, open_buffer, unpack
+from prime_megatron.weights.buffer import TensorRow, open_buffer, unpack
 from prime_megatron.weights.segment import attach, bit_sums
 
 DIE, HANG, FAIL = 101, 102, 103
@@ -34,7 +34,7 @@ class EchoDriver:
             os._exit(3)
 
     def generate(
-        self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
+        self, requests: Sequence[Request], finished: Callable[[FinishedResponse], None], alive: Callable[[], None]
     ) -> None:
         for index in reversed(range(len(requests))):
             ids = requests[index].prompt_ids
@@ -46,13 +46,13 @@ class EchoDriver:
                     raise ValueError("told to fail")
                 time.sleep(600)
             total = float(self.model.weight.sum())
-            finished(Answer(index, ids, [total] * len(ids), "stop"))
+            finished(FinishedResponse(index, ids, [total] * len(ids), "stop"))
             alive()
 
     def attach(self, paths: Sequence[str]) -> None:
         attach(self.model, paths[0])
 
-    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[TensorRow]) -> None:
         time.sleep(0.1)  # the trainer fills the other buffer meanwhile, and must leave this one alone
         flat = open_buffer(handles[0])
         self.model.load_state_dict(dict(unpack(flat, rows)))
@@ -64,10 +64,10 @@ class EchoDriver:
         for file in Path(path).glob("*.safetensors"):
             self.model.load_state_dict(load_file(file))
 
-    def join(self, group: Group) -> None:
+    def join(self, group: BroadcastGroup) -> None:
         self.group = make_group(group.address, group.port, group.name, rank=1, world_size=2)
 
-    def receive(self, rows: Sequence[Row]) -> None:
+    def receive(self, rows: Sequence[TensorRow]) -> None:
         self.model.load_state_dict(dict(receive_tensors(self.group, rows, torch.device("cpu"))))
 
     def commit(self, version: int) -> None: ...

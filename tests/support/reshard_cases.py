@@ -1,4 +1,4 @@
-"""Numbered weights, and their places in the trainer and in the engine, written out in numpy."""
+"""Numbered weights, and their destinations in the trainer and in the engine, written out in numpy."""
 
 from __future__ import annotations
 

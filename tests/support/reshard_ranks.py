@@ -86,7 +86,7 @@ def every_layout(folder: str, out: str, jobs: str) -> list[str]:
 
 def _live(folder: str, out: str, parallel: dict[str, Any], ranks: int) -> list[str]:
     from prime_megatron.families.engine_layout import fused_pieces, fused_shapes
-    from prime_megatron.weights.in_place import LocalSync
+    from prime_megatron.weights.in_place import InPlaceReshard
     from prime_megatron.weights.plan import hold, plan_block
     from prime_megatron.weights.sync import WeightSync
 
@@ -95,7 +95,7 @@ def _live(folder: str, out: str, parallel: dict[str, Any], ranks: int) -> list[s
     shards = [fused_pieces(family, ranks, shard) for shard in range(ranks)]
     plan = plan_block(hold(trainer.sources), [shards[rank % ranks] for rank in trainer.ranks])
     engine = PlainEngine(fused_shapes(family, ranks), torch.float32)
-    sync = WeightSync(engine, LocalSync(plan, **trainer.common(torch.float32)), trainer.role.params, check_every=1)
+    sync = WeightSync(engine, InPlaceReshard(plan, **trainer.common(torch.float32)), trainer.role.params, check_every=1)
     for version in (0, 1):
         sync.publish(version)
     assert engine.version == 1
@@ -123,7 +123,7 @@ def _embedded(folder: str, out: str, parallel: dict[str, Any]) -> list[str]:
     from prime_megatron.rollout.engine import Request, Sampling
     from prime_megatron.rollout.sampling import SampleKey
     from prime_megatron.types import Bucket
-    from prime_megatron.weights.in_place import LocalSync
+    from prime_megatron.weights.in_place import InPlaceReshard
     from prime_megatron.weights.plan import hold, plan_block
     from prime_megatron.weights.sync import WeightSync
 
@@ -136,7 +136,7 @@ def _embedded(folder: str, out: str, parallel: dict[str, Any]) -> list[str]:
     )
     pieces = module_pieces(trainer.role.family, (piece for rank in trainer.sources for piece in rank))
     plan = plan_block(hold(trainer.sources), [pieces] * len(trainer.ranks))
-    sync = WeightSync(engine, LocalSync(plan, **trainer.common(torch.float32)), trainer.role.params, check_every=1)
+    sync = WeightSync(engine, InPlaceReshard(plan, **trainer.common(torch.float32)), trainer.role.params, check_every=1)
     for version in (0, 1):
         sync.publish(version)
     loaded = dict(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).named_parameters())
@@ -156,7 +156,7 @@ def spoiled(folder: str, out: str, spoil: str) -> str:
     """The error of a sync into TP2 x PP2 where rank 3's engine changes a tensor."""
     from prime_megatron.errors import RunError
     from prime_megatron.families.engine_layout import fused_pieces, fused_shapes
-    from prime_megatron.weights.in_place import LocalSync
+    from prime_megatron.weights.in_place import InPlaceReshard
     from prime_megatron.weights.plan import hold, plan_block
     from prime_megatron.weights.sync import WeightSync
 
@@ -165,7 +165,7 @@ def spoiled(folder: str, out: str, spoil: str) -> str:
     plan = plan_block(hold(trainer.sources), [shards[rank % 2] for rank in trainer.ranks])
     shapes = fused_shapes(trainer.role.family, 2)
     engine = PlainEngine(shapes, torch.float32, spoil if trainer.topology.rank == 3 else None)
-    sync = WeightSync(engine, LocalSync(plan, **trainer.common(torch.float32)), trainer.role.params, check_every=2)
+    sync = WeightSync(engine, InPlaceReshard(plan, **trainer.common(torch.float32)), trainer.role.params, check_every=2)
     sync.publish(0)  # not checked
     try:
         sync.publish(1)
@@ -177,7 +177,7 @@ def spoiled(folder: str, out: str, spoil: str) -> str:
 def other_dtype(folder: str, out: str, train: str, engine_dtype: str) -> list[str]:
     """What differs after a checked sync between dtypes, TP2 into whole tensors on both ranks."""
     from prime_megatron.families.engine_layout import whole_tensors
-    from prime_megatron.weights.in_place import LocalSync
+    from prime_megatron.weights.in_place import InPlaceReshard
     from prime_megatron.weights.plan import hold, plan_block
     from prime_megatron.weights.sync import WeightSync
 
@@ -185,7 +185,7 @@ def other_dtype(folder: str, out: str, train: str, engine_dtype: str) -> list[st
     whole = whole_tensors(piece for pieces in trainer.sources for piece in pieces)
     dtype = getattr(torch, engine_dtype)
     engine = PlainEngine({piece.param: piece.hf_shape for piece in whole}, dtype)
-    transport = LocalSync(plan_block(hold(trainer.sources), [whole] * 2), **trainer.common(torch.bfloat16))
+    transport = InPlaceReshard(plan_block(hold(trainer.sources), [whole] * 2), **trainer.common(torch.bfloat16))
     WeightSync(engine, transport, trainer.role.params, check_every=1).publish(0)
     exported = {name: tensor.to(trainer.dtype).to(dtype) for name, tensor in trainer.exported.items()}
     return [name for name, value in exported.items() if not torch.equal(engine.tensors[name], value)]
@@ -193,11 +193,11 @@ def other_dtype(folder: str, out: str, train: str, engine_dtype: str) -> list[st
 
 def named(folder: str, out: str, parallel: str, receivers: str) -> dict[str, Any]:
     """Whole tensors on some of the block's ranks: how many came, what differs, bucket sizes."""
-    from prime_megatron.weights.by_bucket import NamedSync
+    from prime_megatron.weights.by_bucket import BucketReshard
     from prime_megatron.weights.sync import WeightSync
 
     trainer = Trainer(folder, out, json.loads(parallel), "float32")
-    transport = NamedSync(trainer.sources, json.loads(receivers), **trainer.common(torch.float32))
+    transport = BucketReshard(trainer.sources, json.loads(receivers), **trainer.common(torch.float32))
     engine = PlainEngine({}, torch.float32)
     WeightSync(engine, transport, trainer.role.params, check_every=1).publish(5)
     wrong = [name for name, tensor in engine.received.items() if not torch.equal(tensor, trainer.exported[name])]

@@ -61,7 +61,7 @@ def train_rank(text: str, resume: str | None, fault: Fault) -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     fault()
-    return train(TrainConfig.model_validate_json(text), resume=resume, overwrite=False)
+    return int(train(TrainConfig.model_validate_json(text), resume=resume, overwrite=False))
 
 
 def train(

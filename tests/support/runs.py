@@ -24,7 +24,7 @@ def train_rank(settings: str) -> int:
     """A run on this rank, from a config in JSON; returns the exit code."""
     from prime_megatron.trainer import train
 
-    return train(TrainConfig.model_validate_json(settings), resume=None, overwrite=False)
+    return int(train(TrainConfig.model_validate_json(settings), resume=None, overwrite=False))
 
 
 def read_lines(settings: dict[str, Any], name: str) -> list[dict[str, Any]]:

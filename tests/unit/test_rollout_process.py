@@ -17,53 +17,59 @@ from prime_megatron.errors import InputError, RunError
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, WeightsLost
 from prime_megatron.rollout.process.driver import DriverSettings, request_from_json, request_to_json, stream_seed
-from prime_megatron.rollout.process.engine import HostedEngine
+from prime_megatron.rollout.process.engine import ProcessEngine
 from prime_megatron.rollout.process.limits import Limits
 from prime_megatron.rollout.process.process import EngineProcess, child_environment
-from prime_megatron.rollout.process.replica import Place
+from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.types import Bucket
-from prime_megatron.weights.folder import Spool
-from prime_megatron.weights.transports import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
+from prime_megatron.weights.folder import WeightFolder
+from prime_megatron.weights.transports import (
+    BroadcastTransport,
+    BucketTransport,
+    DiskTransport,
+    LiveTransport,
+    Transport,
+)
 from tests.support.echo_driver import DIE, FAIL, HANG
 
 WEIGHT = torch.arange(6.0).view(2, 3)
 PIECE = ShardSlice("weight", 0, ((0, 2), (0, 3)), "weight", ((0, 2), (0, 3)), (2, 3))
-Make = Callable[..., HostedEngine]
+Make = Callable[..., ProcessEngine]
 ECHO = "tests.support.echo_driver.EchoDriver"
 
 
 def start(
     folder: Path,
-    uplink: Uplink,
+    transport: Transport,
     extra: dict[str, bool],
     max_restarts: int = 1,
     alive_timeout_s: float = 60.0,
     driver: str = ECHO,
-) -> HostedEngine:
+) -> ProcessEngine:
     flags = {"broken": False, "dead": False, "once": str(folder / "once")} | extra
     settings = DriverSettings(
         model_path=str(folder), device="cpu", dtype="float32", tensor=1, max_tokens=20, max_concurrent=8,
         end_token_ids=(1,), seed=0, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=1,
         can_sleep=True, start_timeout_s=240.0, extra=flags,
     )  # fmt: skip
-    return HostedEngine(
-        Place(0, 1, 0, 0, None),
+    return ProcessEngine(
+        Member(0, 1, 0, 0, None),
         settings,
         Limits(max_restarts, 240.0, alive_timeout_s, 120.0),
         lambda: EngineProcess(driver, settings, {}, folder / "engine.log"),
-        uplink,
+        transport,
     )
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    made: list[HostedEngine] = []
+    made: list[ProcessEngine] = []
 
     def engine(
-        uplink: Uplink, *, max_restarts: int = 1, alive_timeout_s: float = 60.0, driver: str = ECHO, **extra: bool
-    ) -> HostedEngine:
-        made.append(start(tmp_path, uplink, extra, max_restarts, alive_timeout_s, driver))
+        transport: Transport, *, max_restarts: int = 1, alive_timeout_s: float = 60.0, driver: str = ECHO, **extra: bool
+    ) -> ProcessEngine:
+        made.append(start(tmp_path, transport, extra, max_restarts, alive_timeout_s, driver))
         return made[-1]
 
     yield engine
@@ -72,7 +78,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessEngine]:
     """One for all tests in which nothing breaks."""
     folder = tmp_path_factory.mktemp("quiet")
     engine = start(folder, live(), {})
@@ -80,16 +86,16 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
     engine.close()
 
 
-def live() -> LiveUplink:
-    return LiveUplink(1, 60.0)
+def live() -> LiveTransport:
+    return LiveTransport(1, 60.0)
 
 
-def bucket(kind: type[BucketUplink] = BucketUplink) -> BucketUplink:
+def bucket(kind: type[BucketTransport] = BucketTransport) -> BucketTransport:
     return kind([[PIECE]], torch.float32, 1, 60.0)
 
 
-def disk(folder: Path) -> DiskUplink:
-    return DiskUplink([[PIECE]], torch.float32, 1, 60.0, Spool(folder / "spool", None))
+def disk(folder: Path) -> DiskTransport:
+    return DiskTransport([[PIECE]], torch.float32, 1, 60.0, WeightFolder(folder / "spool", None))
 
 
 def a_bucket(weight: torch.Tensor, version: int, name: str = "weight") -> Iterator[Bucket]:
@@ -100,14 +106,14 @@ def requests(*first: int) -> list[Request]:
     return [Request((word, 5, place), SampleKey(0, 1, place, 0), Sampling(4)) for place, word in enumerate(first)]
 
 
-def publish(engine: HostedEngine, weight: torch.Tensor, version: int) -> None:
+def publish(engine: ProcessEngine, weight: torch.Tensor, version: int) -> None:
     targets = engine.named_targets()
     assert targets is not None
     targets["weight"].copy_(weight)
     engine.update_weights((), version)
 
 
-def test_it_answers_in_order_and_tells_each_at_once_with_the_written_weights(quiet: HostedEngine) -> None:
+def test_it_answers_in_order_and_tells_each_at_once_with_the_written_weights(quiet: ProcessEngine) -> None:
     assert isinstance(quiet, Engine)
     heard: list[Completion] = []
     for version, weight in enumerate((WEIGHT, WEIGHT + 1)):
@@ -166,8 +172,8 @@ def test_weights_in_a_folder_survive_a_death(make: Make, tmp_path: Path) -> None
     assert engine.generate(requests(2))[0].logprobs[0] == float(2 * WEIGHT.sum())
 
 
-@pytest.mark.parametrize("kind", [BucketUplink, BroadcastUplink])
-def test_weights_that_a_death_took_are_asked_for_and_the_call_goes_on(make: Make, kind: type[BucketUplink]) -> None:
+@pytest.mark.parametrize("kind", [BucketTransport, BroadcastTransport])
+def test_weights_that_a_death_took_are_asked_for_and_the_call_goes_on(make: Make, kind: type[BucketTransport]) -> None:
     engine = make(bucket(kind))
     assert engine.named_targets() is None
     engine.update_weights(a_bucket(WEIGHT, 5), 5)
@@ -275,19 +281,19 @@ def test_weights_that_arrive_wrong_are_named(make: Make) -> None:
     with pytest.raises(RunError, match=r"version 4: 1 tensors of engine rank 0 differ .* weight"):
         publish(engine, WEIGHT, 4)
     assert engine.version == -1
-    engine._uplink, engine._targets = bucket(), None
+    engine._transport, engine._targets = bucket(), None
     with pytest.raises(RunError, match=r"version 5: 1 tensors of engine rank 0 differ .* weight"):
         engine.update_weights(a_bucket(WEIGHT, 5), 5)
 
 
-def test_a_response_of_another_version_is_refused(quiet: HostedEngine) -> None:
+def test_a_response_of_another_version_is_refused(quiet: ProcessEngine) -> None:
     publish(quiet, WEIGHT, 1)
     quiet._version = 2
     with pytest.raises(RunError, match="policy version 1, not 2"):
         quiet.generate(requests(2))
 
 
-def test_asleep_it_does_not_answer_and_wakes_in_parts(quiet: HostedEngine) -> None:
+def test_asleep_it_does_not_answer_and_wakes_in_parts(quiet: ProcessEngine) -> None:
     publish(quiet, WEIGHT, 0)
     quiet.sleep(2)
     assert quiet.version == -1
@@ -299,7 +305,7 @@ def test_asleep_it_does_not_answer_and_wakes_in_parts(quiet: HostedEngine) -> No
     assert len(quiet.generate(requests(2))) == 1
 
 
-def test_a_request_that_cannot_fit_is_bad_input(quiet: HostedEngine) -> None:
+def test_a_request_that_cannot_fit_is_bad_input(quiet: ProcessEngine) -> None:
     publish(quiet, WEIGHT, 0)
     with pytest.raises(InputError, match="may reach 21 tokens, the engine holds 20"):
         quiet.generate([Request((1,), SampleKey(0, 0, 0, 0), Sampling(20))])

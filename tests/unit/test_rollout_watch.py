@@ -18,7 +18,7 @@ from prime_megatron.errors import EngineDied, RunError
 from prime_megatron.rollout.process.driver import DriverSettings
 from prime_megatron.rollout.process.leftovers import kill_group, wait_for_end
 from prime_megatron.rollout.process.process import EngineProcess
-from prime_megatron.rollout.process.replica import Place
+from prime_megatron.rollout.process.replica import Member
 
 Make = Callable[[str], EngineProcess]
 WATCHED_S = 1.5
@@ -85,6 +85,6 @@ def test_a_silent_leader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Connection closed by peer [127.0.0.1]\nmuch more")
 
     monkeypatch.setattr(dist, "broadcast_object_list", closed)
-    place = Place(replica=2, num_replicas=3, tensor_rank=1, leader=4, group=dist.GroupMember.NON_GROUP_MEMBER)
+    place = Member(replica=2, num_replicas=3, tensor_rank=1, leader=4, group=dist.GroupMember.NON_GROUP_MEMBER)
     with pytest.raises(RunError, match=r"^rollout engine 2: no word from rank 4, .*: Connection closed by peer \S+$"):
         place.agree(lambda: 0)

@@ -25,7 +25,7 @@ def config(parallel: dict[str, Any] | None = None, **rollout: Any) -> TrainConfi
     return TrainConfig.model_validate_json(json.dumps(values))
 
 
-BESIDE = {"vllm": {"beside": True}}
+BESIDE = {"vllm": {"in_process": True}}
 
 
 @pytest.mark.parametrize(

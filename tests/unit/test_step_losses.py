@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prime_megatron.algo.prm_loss import sibling_terms
-from prime_megatron.config import KlEstimator, KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLoss, UpdateOrder
+from prime_megatron.config import KlEstimator, KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLossKind, UpdateOrder
 from prime_megatron.data.batch import select
 from prime_megatron.step.losses import critic_loss, nll_loss, policy_loss, prm_loss
 from prime_megatron.step.plan import OldLogprobs
@@ -161,8 +161,8 @@ def test_policy_loss_against_the_formula(cap: float | None, estimator: KlEstimat
         assert int((slope != 0).sum()) <= len(tokens)
 
 
-@pytest.mark.parametrize("loss", list(PrmLoss))
-def test_prm_losses_against_the_formulas(loss: PrmLoss) -> None:
+@pytest.mark.parametrize("loss", list(PrmLossKind))
+def test_prm_losses_against_the_formulas(loss: PrmLossKind) -> None:
     """Mean over the mini-batch's sequences of every loss of the table in algo/prm_loss.py, siblings of the batch."""
     it, beta, n = drawn(5), 0.3, 3
     config = PrmAlgorithm(loss=loss, beta=beta, bon_n=n, update=UpdateOrder.reverse)
@@ -175,14 +175,14 @@ def test_prm_losses_against_the_formulas(loss: PrmLoss) -> None:
 
     def one(i: int, q: float) -> float:
         o, group = case.outcome[i], case.siblings(i)
-        if loss is PrmLoss.ce:
+        if loss is PrmLossKind.ce:
             p = 1 / (1 + np.exp(-beta * q))
             return -(o * np.log(p) + (1 - o) * np.log(1 - p))
         opposite = [scored[j] for j in group if (case.outcome[j] < o if o > 0 else case.outcome[j] > o)]
         margin = (1 if o > 0 else -1) * beta * (q - (sum(opposite) / len(opposite) if opposite else 0.0))
         below = {
-            PrmLoss.bon_acc: [case.outcome[j] <= o for j in group],
-            PrmLoss.bon_rm: [scored[j] <= scored[i] for j in group],
+            PrmLossKind.bon_acc: [case.outcome[j] <= o for j in group],
+            PrmLossKind.bon_rm: [scored[j] <= scored[i] for j in group],
         }
         weight = n * np.mean(below[loss]) ** (n - 1) if loss in below else 1.0
         return weight * np.log1p(np.exp(-margin))

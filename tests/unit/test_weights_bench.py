@@ -49,11 +49,11 @@ def test_table() -> None:
     sources = [list(megatron_pieces(SHAPE, 2, 1, rank, 0)) for rank in (0, 1)]
     plan = plan_block(hold(sources), [fused_pieces(SHAPE, 1, 0), []])
     lines = plan_table(plan, 4, 2 * 4 * 200).splitlines()
-    numel = sum(parcel.numel for parcel in plan.parcels)
+    numel = sum(transfer.numel for transfer in plan.transfers)
     assert len(lines) == 4
     assert lines[1].split()[:2] == ["0", str(len(plan.local[0]))]
-    assert lines[2].split()[:5] == ["1", "0", "0.0", str(len(plan.shipments(200))), f"{numel * 4 / 1e6:.1f}"]
-    assert lines[3].startswith(f"{len(plan.parcels)} parcels travel")
+    assert lines[2].split()[:5] == ["1", "0", "0.0", str(len(plan.messages(200))), f"{numel * 4 / 1e6:.1f}"]
+    assert lines[3].startswith(f"{len(plan.transfers)} transfers in ")
 
 
 def test_buckets_reach_another_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,25 +23,25 @@ from prime_megatron.families.engine_layout import (
 )
 from prime_megatron.parallel.shards import Region, ShardSlice, as_slices
 from prime_megatron.parallel.topology import ParallelSizes
-from prime_megatron.weights.plan import Plan, hold, plan_block
+from prime_megatron.weights.plan import ReshardPlan, hold, plan_block
 from prime_megatron.weights.slices import copy_slices, part
 from tests.support.engine_oracle import engine_tensors
 from tests.support.reshard_cases import Case, cases, numbered, train_params
 from tests.unit.test_families_megatron_layout import BASE, MOE
 
 
-def execute(plan: Plan, params: list[dict], targets: list[dict[str, torch.Tensor]]) -> None:
+def execute(plan: ReshardPlan, params: list[dict], targets: list[dict[str, torch.Tensor]]) -> None:
     """All ranks of a block in one process; every target element is written exactly once."""
     written = [{name: torch.zeros_like(tensor) for name, tensor in mine.items()} for mine in targets]
     for rank, copies in enumerate(plan.local):
         copy_slices(copies, params[rank], targets[rank])
         for copy in copies:
             part(written[rank][copy.target], copy.to).add_(1)
-    for parcel in (parcel for shipment in plan.shipments(11) for parcel in shipment.parcels):
-        assert parcel.owner not in parcel.receivers, "a rank must not send to itself"
-        assert parcel.receivers == tuple(sorted({rank for place in parcel.places for rank in place.ranks}))
-        source = part(params[parcel.owner][parcel.chunk, parcel.source], parcel.of)
-        for place in parcel.places:
+    for transfer in (transfer for message in plan.messages(11) for transfer in message.transfers):
+        assert transfer.owner not in transfer.receivers, "a rank must not send to itself"
+        assert transfer.receivers == tuple(sorted({rank for place in transfer.destinations for rank in place.ranks}))
+        source = part(params[transfer.owner][transfer.chunk, transfer.source], transfer.of)
+        for place in transfer.destinations:
             for rank in place.ranks:
                 part(targets[rank][place.target], place.to).copy_(source)
                 part(written[rank][place.target], place.to).add_(1)
@@ -51,28 +51,28 @@ def execute(plan: Plan, params: list[dict], targets: list[dict[str, torch.Tensor
             assert (count <= 1).all(), f"{name} is written twice"
 
 
-def check_shipments(case: Case, plan: Plan, block: list[int], wants: list[list[ShardSlice]]) -> None:
+def check_shipments(case: Case, plan: ReshardPlan, block: list[int], wants: list[list[ShardSlice]]) -> None:
     """No element travels twice, to nobody, or to a rank that has it."""
     held = [{(p.hf_name, cell) for p in case.sources(rank) for cell in _cells(p)} for rank in block]
     sent: Counter[tuple[int, int, str, tuple[int, ...]]] = Counter()
-    for parcel in plan.parcels:
-        assert parcel.places
-        for cell in np.ndindex(*(stop - start for start, stop in parcel.of)):
-            place = tuple(low + i for (low, _), i in zip(parcel.of, cell, strict=True))
-            sent[parcel.owner, parcel.chunk, parcel.source, place] += 1
+    for transfer in plan.transfers:
+        assert transfer.destinations
+        for cell in np.ndindex(*(stop - start for start, stop in transfer.of)):
+            place = tuple(low + i for (low, _), i in zip(transfer.of, cell, strict=True))
+            sent[transfer.owner, transfer.chunk, transfer.source, place] += 1
     assert not sent or max(sent.values()) == 1
     needed = [{(p.hf_name, cell) for p in pieces for cell in _cells(p)} for pieces in wants]
     missing = set().union(*(need - have for need, have in zip(needed, held, strict=True)))
     assert len(sent) == len(missing), "what travels is what somebody lacks"
-    assert [p for s in plan.shipments(10**9) for p in s.parcels] == list(plan.parcels)
+    assert [p for s in plan.messages(10**9) for p in s.transfers] == list(plan.transfers)
     for limit in (7, 50, 10**9):
-        shipments = plan.shipments(limit)
-        parts = [p for s in shipments for p in s.parcels]
+        messages = plan.messages(limit)
+        parts = [p for s in messages for p in s.transfers]
         cells = Counter((p.owner, p.chunk, p.source, cell) for p in parts for cell in _part_cells(p.of))
         assert cells == Counter(sent), "cut or not, every element travels once"
-        for s in shipments:
-            assert 0 < s.numel == sum(p.numel for p in s.parcels) <= limit
-            assert {(p.owner, p.receivers) for p in s.parcels} == {(s.owner, s.receivers)}
+        for s in messages:
+            assert 0 < s.numel == sum(p.numel for p in s.transfers) <= limit
+            assert {(p.owner, p.receivers) for p in s.transfers} == {(s.owner, s.receivers)}
 
 
 def _cells(piece: ShardSlice) -> list[tuple[int, ...]]:
@@ -119,12 +119,15 @@ def test_every_layout_into_engines_with_expert_parallelism(case: Case, expert: i
 
 
 @settings(max_examples=15, deadline=None)
-@given(case=cases(), places=st.lists(st.sampled_from([(1, 0), (2, 0), (2, 1), (4, 1), (4, 3)]), min_size=1, max_size=4))
-def test_ranks_that_want_different_parts(case: Case, places: list[tuple[int, int]]) -> None:
+@given(
+    case=cases(),
+    destinations=st.lists(st.sampled_from([(1, 0), (2, 0), (2, 1), (4, 1), (4, 3)]), min_size=1, max_size=4),
+)
+def test_ranks_that_want_different_parts(case: Case, destinations: list[tuple[int, int]]) -> None:
     """Overlapping needs are cut into parts that travel once, each to everyone who needs it."""
     tensors = numbered(case)
     block = case.blocks()[0]
-    mine = [places[index % len(places)] for index in range(len(block))]
+    mine = [destinations[index % len(destinations)] for index in range(len(block))]
     wants = [fused_pieces(case.config, ranks, rank) for ranks, rank in mine]
     plan = plan_block(hold([case.sources(rank) for rank in block]), wants)
     targets = [
@@ -135,8 +138,8 @@ def test_ranks_that_want_different_parts(case: Case, places: list[tuple[int, int
     for (ranks, rank), found in zip(mine, targets, strict=True):
         for name, value in engine_tensors(case.config, tensors, ranks, rank).items():
             assert np.array_equal(found[name].numpy(), value), name
-    sent = sum(parcel.numel for parcel in plan.parcels)
-    cells = {(p.owner, p.chunk, p.source, cell) for p in plan.parcels for cell in _part_cells(p.of)}
+    sent = sum(transfer.numel for transfer in plan.transfers)
+    cells = {(p.owner, p.chunk, p.source, cell) for p in plan.transfers for cell in _part_cells(p.of)}
     assert sent == len(cells), "something travels twice"
 
 
@@ -224,7 +227,7 @@ def test_equal_layouts_are_copied_tensor_by_tensor() -> None:
     case = Case(config, ParallelSizes(2, tensor=2), None, 2)
     wants = [fused_pieces(config, 2, rank) for rank in (0, 1)]
     plan = plan_block(hold([case.sources(rank) for rank in (0, 1)]), wants)
-    assert not plan.parcels
+    assert not plan.transfers
     assert sorted(copy.target for copy in plan.local[1]) == sorted(fused_shapes(config, 2))
 
 
@@ -240,7 +243,7 @@ def test_planning_a_large_model_is_linear() -> None:
     case = Case(config, ParallelSizes(32, tensor=8, pipeline=4), None, 8)
     held = hold([case.sources(rank) for rank in range(32)])
     plan = plan_block(held, [fused_pieces(config, 8, rank % 8) for rank in range(32)])
-    assert len(plan.parcels) < 80 * 12 * 8 + 100
+    assert len(plan.transfers) < 80 * 12 * 8 + 100
     assert all(len(copies) < 300 for copies in plan.local)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.types import Bucket
-from prime_megatron.weights.folder import Spool
+from prime_megatron.weights.folder import WeightFolder
 from prime_megatron.weights.manifest import Manifest, compare
 from prime_megatron.weights.segment import attach, bit_sums, open_segment
 
@@ -89,7 +89,7 @@ def test_bit_sums_are_those_of_the_bits_and_add_up(dtype: torch.dtype) -> None:
 
 
 def test_a_spool_is_a_folder_of_the_last_update(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool", None)
+    spool = WeightFolder(tmp_path / "spool", None)
     for name in ("q", "k"):
         tensor = torch.randn(4, 3)
         file = spool.write(Bucket([name], [tensor], tensor.nbytes, 0))

@@ -20,10 +20,10 @@ from typing import Any
 from prime_megatron.rollout.process.channel import Channel
 from prime_megatron.rollout.process.driver import (
     INSTALL,
-    Answer,
+    BroadcastGroup,
     Driver,
     DriverSettings,
-    Group,
+    FinishedResponse,
     UpdateRefused,
     request_from_json,
 )
@@ -52,13 +52,13 @@ class EngineChild:
         self._told = 0.0
 
     def serve(self) -> None:
-        """Answer calls until the channel closes or an operation fails (the trainer then starts another process)."""
+        """Serve calls until the channel closes or an operation fails (the trainer then starts another process)."""
         operations: dict[str, Callable[..., Any]] = {
             "generate": self._generate,
             "attach": self._driver.attach,
             "load_bucket": self._driver.load_bucket,
             "load_folder": self._driver.load_folder,
-            "join": lambda group: self._driver.join(Group(**group)),
+            "join": lambda group: self._driver.join(BroadcastGroup(**group)),
             "receive": self._driver.receive,
             "commit": self._commit,
             "bit_sums": self._driver.bit_sums,
@@ -90,7 +90,7 @@ class EngineChild:
         unlink_shared_memory(os.getpgrp())  # some of an engine's processes end without doing it themselves
         self._driver.close()
 
-    def _finished(self, answer: Answer) -> None:
+    def _finished(self, answer: FinishedResponse) -> None:
         version = self._version if answer.version is None else answer.version
         done = [answer.index, list(answer.token_ids), list(answer.logprobs), answer.finish, version]
         self._tell(done=done)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.sampling import SampleKey
-from prime_megatron.weights.buffer import Row
+from prime_megatron.weights.buffer import TensorRow
 
 INSTALL = {
     "sglang": "make its environment with python tools/engine_env/make_env.py sglang .venv-sglang, and start from there",
@@ -50,8 +50,8 @@ class DriverSettings:
     """SGLang: expert-parallel size, within the tensor-parallel ranks."""
     server: bool = False
     """SGLang: behind HTTP on loopback."""
-    beside: bool = False
-    """vLLM: in the calling process, which is a rank of torch.distributed's world (``rollout.vllm_beside``)."""
+    in_process: bool = False
+    """vLLM: in the calling process, which is a rank of torch.distributed's world (``rollout.vllm.in_process``)."""
     start_timeout_s: float = 600.0
     extra: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of the engine's own constructor."""
@@ -67,7 +67,7 @@ class DriverSettings:
 
 
 @dataclass(frozen=True)
-class Answer:
+class FinishedResponse:
     """A finished response; ``index`` is its request's place in the call."""
 
     index: int
@@ -80,7 +80,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Group:
+class BroadcastGroup:
     """A broadcast group of the sender (rank 0) and the engine's tensor-parallel ranks (1 ..)."""
 
     address: str
@@ -96,16 +96,16 @@ class Driver(Protocol):
     """One engine. Any exception but UpdateRefused ends the child: the trainer then starts another."""
 
     def generate(
-        self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
+        self, requests: Sequence[Request], finished: Callable[[FinishedResponse], None], alive: Callable[[], None]
     ) -> None:
-        """Answer all requests; ``finished`` hears of each at once, ``alive`` while the engine gets on."""
+        """FinishedResponse all requests; ``finished`` hears of each at once, ``alive`` while the engine gets on."""
         ...
 
     def attach(self, paths: Sequence[str]) -> None:
         """Move the parameters of tensor-parallel rank r into the segment paths[r] (``rollout.live_weights``)."""
         ...
 
-    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[TensorRow]) -> None:
         """Take whole Hugging Face tensors, packed in a shared buffer (``shared_buffer``): a handle per tensor-parallel
         rank. When it returns nobody reads the buffer any more."""
         ...
@@ -114,11 +114,11 @@ class Driver(Protocol):
         """Take the weights of a Hugging Face folder."""
         ...
 
-    def join(self, group: Group) -> None:
+    def join(self, group: BroadcastGroup) -> None:
         """Join a broadcast group; returns when the group stands."""
         ...
 
-    def receive(self, rows: Sequence[Row]) -> None:
+    def receive(self, rows: Sequence[TensorRow]) -> None:
         """Take whole Hugging Face tensors that the group's rank 0 broadcasts packed."""
         ...
 

@@ -1,6 +1,6 @@
 """An engine in a process of its own, seen from the ranks of its replica; see `Engine`.
 
-One rank of the replica (the leader) owns the process and speaks to it; the others get its answers. The process may die
+One rank of the replica (the leader) owns the process; the others get its answers. The process may die
 or hang at any time: it is started again, given the same weights, and asked for what is still missing.
 
 Where the weights go, by transport:
@@ -8,7 +8,7 @@ Where the weights go, by transport:
     bucket     whole Hugging Face tensors through two shared buffers (CUDA IPC on a GPU)
     broadcast  the same over a process group of trainer and engine
     disk       the same as a folder that the engine loads
-Live weights and a folder outlive the engine. With the other two nobody keeps a copy: a restarted engine gets its
+Live weights and a folder outlive the engine. The other two keep no copy: a restarted engine gets its
 weights by another sync (`WeightsLost`).
 """
 
@@ -27,26 +27,26 @@ from prime_megatron.rollout.engine import Completion, Request, WeightsLost, chec
 from prime_megatron.rollout.process.driver import DriverSettings, request_to_json
 from prime_megatron.rollout.process.limits import Limits
 from prime_megatron.rollout.process.process import EngineProcess
-from prime_megatron.rollout.process.replica import Place
+from prime_megatron.rollout.process.replica import Member
 from prime_megatron.types import Bucket
 from prime_megatron.weights.segment import open_segment
-from prime_megatron.weights.transports import Uplink
+from prime_megatron.weights.transports import Transport
 
 T = TypeVar("T")
-Row = tuple[list[int], list[float], str]
+ResponseRow = tuple[list[int], list[float], str]
 """Token ids, log-probs and finish reason of a response."""
 TAGS = frozenset({"weights", "kv_cache"})
 
 
-class HostedEngine:
+class ProcessEngine:
     """See the module.
 
     Args:
-        place: this rank's part.
+        member: this rank's part in the replica.
         settings: of the engine.
         limits: timeouts and restarts.
         start: makes the engine's process (raises EngineDied or InputError).
-        uplink: the way of the weights; None on all ranks but the leader.
+        transport: brings the weights; None on all ranks but the leader.
     Raises:
         InputError: the engine is not installed.
         RunError: it does not start.
@@ -54,29 +54,29 @@ class HostedEngine:
 
     def __init__(
         self,
-        place: Place,
+        member: Member,
         settings: DriverSettings,
         limits: Limits,
         start: Callable[[], EngineProcess],
-        uplink: Uplink | None,
+        transport: Transport | None,
     ) -> None:
-        self.replica, self.num_replicas = place.replica, place.num_replicas
+        self.replica, self.num_replicas = member.replica, member.num_replicas
         self.num_restarts = 0
         """See `Engine.num_restarts`; the leader's."""
-        self._place, self._settings, self._limits = place, settings, limits
-        self._start_process, self._uplink = start, uplink
+        self._member, self._settings, self._limits = member, settings, limits
+        self._start_process, self._transport = start, transport
         self._version = -1
         self._loaded = False
         """Whether the process has the weights of this version; the leader's alone."""
-        self._kept: dict[Request, Row] = {}
+        self._kept: dict[Request, ResponseRow] = {}
         """Responses of a call that a death ended, until it is repeated."""
         self._failures = 0
         self._asleep: frozenset[str] = frozenset()
         self._level = 1
         """Of the last sleep."""
         self._process: EngineProcess | None = None
-        paths = self._place.agree(self._first_start)
-        self._targets = open_segment(paths[place.tensor_rank]) if paths else None
+        paths = self._member.agree(self._first_start)
+        self._targets = open_segment(paths[member.tensor_rank]) if paths else None
 
     @property
     def version(self) -> int:
@@ -98,17 +98,17 @@ class HostedEngine:
         self._loaded = False
         if self._targets is not None:
             assert not list(buckets), "live weights are written in place"
-            if self._place.group is not None:
-                dist.barrier(group=self._place.group)  # all ranks have written
-            self._place.agree(lambda: self._surely(lambda process: self._link.finish(process, version)))
+            if self._member.group is not None:
+                dist.barrier(group=self._member.group)  # all ranks have written
+            self._member.agree(lambda: self._with_living_engine(lambda process: self._link.finish(process, version)))
             complete = True
         else:
-            self._place.agree(self._begin)
+            self._member.agree(self._begin)
             for bucket in buckets:
-                self._place.agree(
-                    lambda bucket=bucket: self._unless_dead(lambda process: self._link.send(process, bucket))
+                self._member.agree(
+                    lambda bucket=bucket: self._if_alive(lambda process: self._link.send(process, bucket))
                 )
-            complete = self._place.agree(lambda: self._unless_dead(lambda process: self._link.finish(process, version)))
+            complete = self._member.agree(lambda: self._if_alive(lambda process: self._link.finish(process, version)))
         if complete:
             self._version = version
             self._loaded = True
@@ -124,7 +124,7 @@ class HostedEngine:
         assert self._version >= 0 and not self._asleep, "generate before the first weight sync, or asleep"
         check_lengths(requests, self._settings.max_tokens)
         try:
-            rows = self._place.agree(lambda: self._generate(requests, on_finished))
+            rows = self._member.agree(lambda: self._generate(requests, on_finished))
         except WeightsLost:
             self._version = -1
             raise
@@ -142,7 +142,7 @@ class HostedEngine:
         assert level in (1, 2), level
         if self._asleep:
             return
-        self._place.agree(lambda: self._surely(lambda process: self._quick(process, "sleep", level=level)))
+        self._member.agree(lambda: self._with_living_engine(lambda process: self._quick(process, "sleep", level=level)))
         self._asleep, self._level = TAGS, level
         if level == 2:
             self._version, self._loaded = -1, False
@@ -153,7 +153,9 @@ class HostedEngine:
         assert not unknown, unknown
         wanted = sorted(self._asleep & set(tags))
         if wanted:
-            self._place.agree(lambda: self._surely(lambda process: self._quick(process, "wake", tags=wanted)))
+            self._member.agree(
+                lambda: self._with_living_engine(lambda process: self._quick(process, "wake", tags=wanted))
+            )
             self._asleep -= set(wanted)
 
     def healthy(self) -> bool:
@@ -168,15 +170,15 @@ class HostedEngine:
                 return False
             return True
 
-        return self._place.agree(check)
+        return self._member.agree(check)
 
     def close(self) -> None:
         """See `Engine.close`."""
         if self._process is not None:
             self._process.close()
         self._process = None
-        if self._uplink is not None:
-            self._uplink.close()
+        if self._transport is not None:
+            self._transport.close()
 
     @property
     def pid(self) -> int | None:
@@ -184,48 +186,50 @@ class HostedEngine:
         return None if self._process is None else self._process.pid
 
     @property
-    def _link(self) -> Uplink:
-        assert self._uplink is not None, "the leader's alone"
-        return self._uplink
+    def _link(self) -> Transport:
+        assert self._transport is not None, "the leader's alone"
+        return self._transport
 
-    def _generate(self, requests: Sequence[Request], on_finished: Callable[[Completion], None] | None) -> list[Row]:
-        finished = {place: self._kept[request] for place, request in enumerate(requests) if request in self._kept}
+    def _generate(
+        self, requests: Sequence[Request], on_finished: Callable[[Completion], None] | None
+    ) -> list[ResponseRow]:
+        finished = {position: self._kept[request] for position, request in enumerate(requests) if request in self._kept}
         deadline = time.monotonic() + self._limits.generate_timeout_s
 
         def ask(process: EngineProcess) -> None:
             if not self._loaded:
-                self._kept = {requests[place]: row for place, row in finished.items()}
+                self._kept = {requests[position]: row for position, row in finished.items()}
                 raise WeightsLost
-            # After a death only what is missing; a place in the call never answers twice.
-            missing = [place for place in range(len(requests)) if place not in finished]
+            # After a death only what is missing; a position in the call never answers twice.
+            missing = [position for position in range(len(requests)) if position not in finished]
 
             def done(message: list[Any]) -> None:
                 index, token_ids, logprobs, finish, version = message
-                place = missing[index]
+                position = missing[index]
                 if version != self._version:
                     raise RunError(f"the engine answered with policy version {version}, not {self._version}")
-                assert place not in finished and len(token_ids) == len(logprobs) > 0
-                finished[place] = (token_ids, logprobs, finish)
+                assert position not in finished and len(token_ids) == len(logprobs) > 0
+                finished[position] = (token_ids, logprobs, finish)
                 if on_finished is not None:
-                    on_finished(Completion(requests[place], tuple(token_ids), tuple(logprobs), finish))
+                    on_finished(Completion(requests[position], tuple(token_ids), tuple(logprobs), finish))
 
             process.call(
                 "generate",
                 timeout_s=max(1.0, deadline - time.monotonic()),
                 alive_timeout_s=self._limits.alive_timeout_s,
                 on_done=done,
-                requests=[request_to_json(requests[place]) for place in missing],
+                requests=[request_to_json(requests[position]) for position in missing],
             )
 
         if len(finished) < len(requests):
-            self._surely(ask)
+            self._with_living_engine(ask)
         self._kept, self._failures = {}, 0
-        return [finished[place] for place in range(len(requests))]
+        return [finished[position] for position in range(len(requests))]
 
     def _quick(self, process: EngineProcess, operation: str, **arguments: Any) -> None:
         process.call(operation, timeout_s=self._limits.update_timeout_s, **arguments)
 
-    def _surely(self, action: Callable[[EngineProcess], T]) -> T:
+    def _with_living_engine(self, action: Callable[[EngineProcess], T]) -> T:
         """Do it with a living engine; the leader's alone. Raises RunError after ``max_restarts`` deaths in a row."""
         while True:
             try:
@@ -234,25 +238,25 @@ class HostedEngine:
                 assert self._process is not None
                 return action(self._process)
             except EngineDied as death:
-                self._mourn(death)
+                self._note_death(death)
 
     def _begin(self) -> None:
-        self._surely(lambda process: None)
+        self._with_living_engine(lambda process: None)
         self._link.begin()
 
-    def _unless_dead(self, action: Callable[[EngineProcess], None]) -> bool:
+    def _if_alive(self, action: Callable[[EngineProcess], None]) -> bool:
         """A part of an update that is lost as a whole when the engine dies; whether it lives."""
         if self._process is None:
             return False
         try:
             action(self._process)
         except EngineDied as death:
-            self._mourn(death)
+            self._note_death(death)
             return False
         return True
 
     def _first_start(self) -> Sequence[str]:
-        self._surely(lambda process: None)
+        self._with_living_engine(lambda process: None)
         return self._link.paths
 
     def _restart(self) -> None:
@@ -269,7 +273,7 @@ class HostedEngine:
         if self.num_restarts:
             print(f"rollout engine {self.replica}: up again after {time.monotonic() - began:.0f} s", file=sys.stderr)
 
-    def _mourn(self, death: EngineDied) -> None:
+    def _note_death(self, death: EngineDied) -> None:
         if self._process is not None:
             self._process.kill()
         self._process, self._loaded = None, False

@@ -185,7 +185,7 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
         for name, value in os.environ.items()
         if name not in LAUNCHER_NAMES and not name.startswith(LAUNCHER_PREFIXES)
     }
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     env["PYTHONPATH"] = os.pathsep.join([root, *paths])
     env.setdefault("PYTHONWARNINGS", "ignore")  # the engines' own deprecations drown their errors

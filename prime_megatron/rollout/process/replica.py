@@ -21,7 +21,7 @@ _ERRORS: dict[str, type[Exception]] = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Member:
     """This rank's part in the replicas."""
 
     replica: int

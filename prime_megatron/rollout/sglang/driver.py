@@ -18,11 +18,11 @@ import torch
 from transformers import AutoConfig
 
 from prime_megatron.rollout.engine import Request, Sampling
-from prime_megatron.rollout.process.driver import Answer, DriverSettings, Group, UpdateRefused
+from prime_megatron.rollout.process.driver import BroadcastGroup, DriverSettings, FinishedResponse, UpdateRefused
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.rollout.sglang.payload import command_payload
 from prime_megatron.rollout.sglang.worker import LOADER
-from prime_megatron.weights.buffer import Row
+from prime_megatron.weights.buffer import TensorRow
 
 PING_EVERY_S = 1.0
 SETTLE_TIMEOUT_S = 60.0
@@ -30,7 +30,7 @@ SPARE_TOKENS = 256
 """Of the KV cache beyond one sequence, where the configured size is below that."""
 
 
-class Backend(Protocol):
+class SglangBackend(Protocol):
     """SGLang in this process, or behind HTTP. Every answer of an update carries a success flag."""
 
     def run(self, task: Awaitable[None]) -> None:
@@ -68,7 +68,7 @@ class SglangDriver:
     def __init__(self, settings: DriverSettings) -> None:
         self._settings = settings
         self._updating = False
-        self._backend: Backend
+        self._backend: SglangBackend
         if settings.server:
             from prime_megatron.rollout.sglang.server import ServerBackend
 
@@ -85,7 +85,7 @@ class SglangDriver:
         self._backend.run(self._warm(warm))
 
     def generate(
-        self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
+        self, requests: Sequence[Request], finished: Callable[[FinishedResponse], None], alive: Callable[[], None]
     ) -> None:
         """See `Driver.generate`."""
 
@@ -113,7 +113,7 @@ class SglangDriver:
         self._command([{"op": "attach", "path": path} for path in paths])
         self._end()
 
-    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[TensorRow]) -> None:
         """See `Driver.load_bucket`."""
         self._command([{"op": "load_bucket", "handle": handle, "rows": rows} for handle in handles])
 
@@ -121,14 +121,14 @@ class SglangDriver:
         """See `Driver.load_folder`."""
         self._tell("update_weights_from_disk", model_path=path)
 
-    def join(self, group: Group) -> None:
+    def join(self, group: BroadcastGroup) -> None:
         """See `Driver.join`."""
         where = {"address": group.address, "port": group.port, "name": group.name}
         size = self._settings.tensor
         self._command([{"op": "join", **where, "rank": 1 + rank, "world_size": 1 + size} for rank in range(size)])
         self._end()
 
-    def receive(self, rows: Sequence[Row]) -> None:
+    def receive(self, rows: Sequence[TensorRow]) -> None:
         """See `Driver.receive`."""
         self._command([{"op": "receive", "rows": rows}] * self._settings.tensor)
 
@@ -242,7 +242,7 @@ def _cpu_cache_tokens(settings: DriverSettings) -> int:
     return max(settings.cpu_cache_bytes // settings.tensor // token_bytes, settings.max_tokens + SPARE_TOKENS)
 
 
-def _answer(index: int, made: Mapping[str, Any]) -> Answer:
+def _answer(index: int, made: Mapping[str, Any]) -> FinishedResponse:
     meta = made["meta_info"]
     finish = meta["finish_reason"]["type"]
     if finish not in ("stop", "length"):
@@ -251,4 +251,4 @@ def _answer(index: int, made: Mapping[str, Any]) -> Answer:
     versions = {int(span["version"]) for span in meta["weight_versions"]}
     # Several versions within one response: none of them is right, the trainer refuses it.
     version = versions.pop() if len(versions) == 1 else -1
-    return Answer(index, [pair[1] for pair in pairs], [pair[0] for pair in pairs], finish, version)
+    return FinishedResponse(index, [pair[1] for pair in pairs], [pair[0] for pair in pairs], finish, version)

@@ -10,26 +10,26 @@ from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput, UpdateWe
 
 
 class EngineBackend:
-    """See `sglang.Backend`: SGLang's Engine in this process, with a scheduler process per tensor-parallel rank."""
+    """A `driver.SglangBackend`: SGLang's Engine in this process, a scheduler process per tensor-parallel rank."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._engine = Engine(**arguments)
 
     def run(self, task: Awaitable[None]) -> None:
-        """See `Backend.run`."""
+        """See `SglangBackend.run`."""
         self._engine.loop.run_until_complete(task)
 
     async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Backend.generate`."""
+        """See `SglangBackend.generate`."""
         answer: dict[str, Any] = await self._engine.async_generate(**body)
         return answer
 
     async def ping(self) -> None:
-        """See `Backend.ping`."""
+        """See `SglangBackend.ping`."""
         await self._engine.tokenizer_manager.get_internal_state()
 
     def update(self, operation: str, **arguments: Any) -> tuple[bool, str]:
-        """See `Backend.update`."""
+        """See `SglangBackend.update`."""
         engine = self._engine
         match operation:
             case "update_weights_from_tensor":
@@ -48,16 +48,16 @@ class EngineBackend:
         return bool(result[0]), str(result[1])
 
     def settle(self, timeout_s: float) -> None:
-        """See `Backend.settle`."""
+        """See `SglangBackend.settle`."""
         engine = self._engine
         result = engine.loop.run_until_complete(engine.tokenizer_manager.flush_cache(timeout_s=timeout_s))
         if not result.success:
             raise RuntimeError(f"SGLang does not come to rest: {result.message}")
 
     def occupy(self, operation: str, tags: Sequence[str]) -> None:
-        """See `Backend.occupy`."""
+        """See `SglangBackend.occupy`."""
         getattr(self._engine, operation)(tags=list(tags))
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """See `SglangBackend.close`."""
         self._engine.shutdown()

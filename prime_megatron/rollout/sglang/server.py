@@ -28,7 +28,7 @@ REFUSED = 400
 
 
 class ServerBackend:
-    """See `sglang.Backend`; every call is a POST.
+    """See `sglang.SglangBackend`; every call is a POST.
 
     Raises:
         RuntimeError: the server does not come up in time.
@@ -51,21 +51,21 @@ class ServerBackend:
         self._session = self._loop.run_until_complete(self._open())
 
     def run(self, task: Awaitable[None]) -> None:
-        """See `Backend.run`."""
+        """See `SglangBackend.run`."""
         self._loop.run_until_complete(task)
 
     async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Backend.generate`."""
+        """See `SglangBackend.generate`."""
         answer: dict[str, Any] = await self._post("generate", body)
         return answer
 
     async def ping(self) -> None:
-        """See `Backend.ping`."""
+        """See `SglangBackend.ping`."""
         async with self._session.get("/server_info") as response:
             await self._read(response)
 
     def update(self, operation: str, **arguments: Any) -> tuple[bool, str]:
-        """See `Backend.update`."""
+        """See `SglangBackend.update`."""
         if "payloads" in arguments:
             payloads = [base64.b64encode(payload).decode() for payload in arguments.pop("payloads")]
             arguments = {"flush_cache": False, "serialized_named_tensors": payloads} | arguments
@@ -75,15 +75,15 @@ class ServerBackend:
         return bool(answer["success"]), str(answer["message"])
 
     def settle(self, timeout_s: float) -> None:
-        """See `Backend.settle`."""
+        """See `SglangBackend.settle`."""
         self._loop.run_until_complete(self._post(f"flush_cache?timeout={timeout_s:g}", {}))
 
     def occupy(self, operation: str, tags: Sequence[str]) -> None:
-        """See `Backend.occupy`."""
+        """See `SglangBackend.occupy`."""
         self._loop.run_until_complete(self._post(operation, {"tags": list(tags)}))
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """See `SglangBackend.close`."""
         self._loop.run_until_complete(self._session.close())
         self._server.terminate()
 

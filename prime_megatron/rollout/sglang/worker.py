@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from prime_megatron.weights.broadcast import make_group, receive_tensors
-from prime_megatron.weights.buffer import Row, open_buffer, unpack, wait_for_reads
+from prime_megatron.weights.buffer import TensorRow, open_buffer, unpack, wait_for_reads
 from prime_megatron.weights.segment import attach, bit_sums
 
 LOADER = "prime_megatron.rollout.sglang.worker.run"
@@ -38,7 +38,7 @@ def _bit_sums(model: nn.Module, path: str) -> None:
     Path(path).write_text(json.dumps(bit_sums(model.named_parameters())))
 
 
-def _load_bucket(model: Any, handle: Mapping[str, Any], rows: Sequence[Row]) -> None:
+def _load_bucket(model: Any, handle: Mapping[str, Any], rows: Sequence[TensorRow]) -> None:
     flat = open_buffer(handle)
     model.load_weights(unpack(flat, rows))
     wait_for_reads(flat)
@@ -49,7 +49,7 @@ def _join(model: nn.Module, address: str, port: int, name: str, rank: int, world
     setattr(model, _GROUP, make_group(address, port, name, rank=rank, world_size=world_size))
 
 
-def _receive(model: Any, rows: Sequence[Row]) -> None:
+def _receive(model: Any, rows: Sequence[TensorRow]) -> None:
     group: dist.ProcessGroup = getattr(model, _GROUP)
     device = next(model.parameters()).device
     model.load_weights(receive_tensors(group, rows, device))

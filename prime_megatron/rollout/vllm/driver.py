@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from prime_megatron.rollout.engine import Request, Sampling
-from prime_megatron.rollout.process.driver import Answer, DriverSettings, Group, stream_seed
+from prime_megatron.rollout.process.driver import BroadcastGroup, DriverSettings, FinishedResponse, stream_seed
 from prime_megatron.rollout.sampling import SampleKey
-from prime_megatron.weights.buffer import Row
+from prime_megatron.weights.buffer import TensorRow
 
 os.environ.update(
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
@@ -63,7 +63,7 @@ class VllmDriver:
         }
         self._llm = LLM(**arguments)
         self._engine = self._llm.llm_engine
-        if settings.beside:
+        if settings.in_process:
             # It would destroy the trainer's groups, too, when the engine is collected; `close` does the rest.
             self._engine.engine_core._finalizer.detach()
         self._calls = 0
@@ -73,7 +73,7 @@ class VllmDriver:
         self.generate([warm], lambda answer: None, lambda: None)
 
     def generate(
-        self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
+        self, requests: Sequence[Request], finished: Callable[[FinishedResponse], None], alive: Callable[[], None]
     ) -> None:
         """See `Driver.generate`."""
         self._calls += 1
@@ -95,25 +95,25 @@ class VllmDriver:
         """See `Driver.attach`."""
         self._llm.collective_rpc("prime_attach", args=(list(paths),))
 
-    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[TensorRow]) -> None:
         """See `Driver.load_bucket`."""
         self._update([{"handle": handle, "rows": list(rows)} for handle in handles])
 
     def load_tensors(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        """Take whole Hugging Face tensors of this process (``beside``), which nobody may write until `commit`."""
+        """Take whole Hugging Face tensors of this process (``in_process``), which nobody may write until `commit`."""
         self._update({"named": named})
 
     def load_folder(self, path: str) -> None:
         """See `Driver.load_folder`."""
         self._update({"files": [str(file) for file in sorted(Path(path).glob("*.safetensors"))]})
 
-    def join(self, group: Group) -> None:
+    def join(self, group: BroadcastGroup) -> None:
         """See `Driver.join`."""
         info = {"address": group.address, "port": group.port, "name": group.name}
         info["world_size"] = 1 + self._settings.tensor
         self._llm.collective_rpc("init_weight_transfer_engine", args=(info,))
 
-    def receive(self, rows: Sequence[Row]) -> None:
+    def receive(self, rows: Sequence[TensorRow]) -> None:
         """See `Driver.receive`."""
         self._update({"rows": list(rows)})
 
@@ -130,7 +130,7 @@ class VllmDriver:
         return self._llm.collective_rpc("prime_bit_sums")
 
     def parameters(self) -> dict[str, Tensor]:
-        """This process's live parameters (``beside``), detached, by vLLM's names."""
+        """This process's live parameters (``in_process``), detached, by vLLM's names."""
         (params,) = self._llm.collective_rpc("prime_parameters")
         return params
 
@@ -148,7 +148,7 @@ class VllmDriver:
 
     def close(self) -> None:
         """See `Driver.close`."""
-        if self._settings.beside:
+        if self._settings.in_process:
             self._engine.model_executor.shutdown()
         else:
             self._engine.engine_core.shutdown()
@@ -176,15 +176,15 @@ class VllmDriver:
 
 def _executor(settings: DriverSettings) -> str:
     """Where vLLM's workers run: in ranks that somebody else started, in this process, or in processes below it."""
-    if settings.beside:
+    if settings.in_process:
         return "external_launcher"
     return "uni" if settings.tensor == 1 else "mp"
 
 
-def _answer(output: Any) -> Answer:
+def _answer(output: Any) -> FinishedResponse:
     made = output.outputs[0]
     if made.finish_reason not in ("stop", "length"):
         raise RuntimeError(f"vLLM ended a request with {made.finish_reason}")
     token_ids = list(made.token_ids)
     logprobs = [place[token].logprob for token, place in zip(token_ids, made.logprobs, strict=True)]
-    return Answer(int(output.request_id.split("-")[1]), token_ids, logprobs, made.finish_reason)
+    return FinishedResponse(int(output.request_id.split("-")[1]), token_ids, logprobs, made.finish_reason)

@@ -27,17 +27,17 @@ from torch import Tensor
 
 from prime_megatron.errors import InputError, RunError
 from prime_megatron.rollout.engine import Completion, Request, check_lengths
-from prime_megatron.rollout.process.driver import INSTALL, Answer, DriverSettings
-from prime_megatron.rollout.process.replica import Place
+from prime_megatron.rollout.process.driver import INSTALL, DriverSettings, FinishedResponse
+from prime_megatron.rollout.process.replica import Member
 from prime_megatron.types import Bucket
 from prime_megatron.weights.manifest import Manifest, compare
 
 
-class BesideEngine:
+class InProcessEngine:
     """See the module. Making it is collective over the world.
 
     Args:
-        place: this rank's part.
+        member: this rank's part.
         settings: of the engine.
         live: whether weights are written in place (else by buckets).
         manifest: what an update must bring.
@@ -46,11 +46,11 @@ class BesideEngine:
         RunError: it does not start.
     """
 
-    def __init__(self, place: Place, settings: DriverSettings, live: bool, manifest: Manifest) -> None:
-        self.replica, self.num_replicas, self.num_restarts = place.replica, place.num_replicas, 0
-        self._place, self._settings, self._manifest = place, settings, manifest
+    def __init__(self, member: Member, settings: DriverSettings, live: bool, manifest: Manifest) -> None:
+        self.replica, self.num_replicas, self.num_restarts = member.replica, member.num_replicas, 0
+        self._member, self._settings, self._manifest = member, settings, manifest
         self._version = -1
-        self._driver = _start(settings, place)
+        self._driver = _start(settings, member)
         self._targets = self._driver.parameters() if live else None
 
     @property
@@ -86,7 +86,7 @@ class BesideEngine:
         made: dict[int, Completion] = {}
         raised: list[Exception] = []
 
-        def finished(answer: Answer) -> None:
+        def finished(answer: FinishedResponse) -> None:
             request = requests[answer.index]
             made[answer.index] = Completion(request, tuple(answer.token_ids), tuple(answer.logprobs), answer.finish)
             if on_finished is not None and not raised:
@@ -139,25 +139,25 @@ class BesideEngine:
 
     def _together(self, error: Exception | None) -> None:
         """Raise on every rank of the replica what was to be raised on one. Collective over it."""
-        if self._place.group is None:
+        if self._member.group is None:
             if error is not None:
                 raise error
             return
         flag = torch.tensor([error is not None], dtype=torch.int32)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._place.group)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._member.group)
         if flag.item():
             raise next(entry for entry in self._everyones(error) if entry is not None)
 
     def _everyones(self, value: Any) -> list[Any]:
         """Of all ranks of the replica. Collective over it."""
-        if self._place.group is None:
+        if self._member.group is None:
             return [value]
-        values: list[Any] = [None] * dist.get_world_size(self._place.group)
-        dist.all_gather_object(values, value, group=self._place.group)
+        values: list[Any] = [None] * dist.get_world_size(self._member.group)
+        dist.all_gather_object(values, value, group=self._member.group)
         return values
 
 
-def _start(settings: DriverSettings, place: Place) -> Any:
+def _start(settings: DriverSettings, member: Member) -> Any:
     """vLLM's driver in this process, which is otherwise as it was."""
     with _undisturbed():
         try:
@@ -169,23 +169,23 @@ def _start(settings: DriverSettings, place: Place) -> Any:
         os.environ.setdefault("RANK", str(dist.get_rank()))
         os.environ.setdefault("LOCAL_RANK", os.environ["RANK"])
         try:
-            with _shared_memory_of_its_own(place):
+            with _shared_memory_of_its_own(member):
                 return VllmDriver(settings)
         except Exception as error:
             what = " ".join(str(error).split())[:500]
             raise RunError(
-                f"rollout engine {place.replica}: vLLM cannot start: {type(error).__name__}: {what}"
+                f"rollout engine {member.replica}: vLLM cannot start: {type(error).__name__}: {what}"
             ) from error
 
 
 @contextmanager
-def _shared_memory_of_its_own(place: Place) -> Iterator[None]:
+def _shared_memory_of_its_own(member: Member) -> Iterator[None]:
     """On a CPU a tensor-parallel group has named shared memory. Its name is the same for all engines of this kind, so
     another run on this node, or what a killed one left, would be in the way: give it one of its own, for as long as
     the ranks need to find it."""
     from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 
-    token = place.agree(lambda: f"prime-{secrets.token_hex(8)}")
+    token = member.agree(lambda: f"prime-{secrets.token_hex(8)}")
     name = _CPUSHMDistributed.make_group_name
     _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: token + name(communicator).replace("/", ""))
     try:

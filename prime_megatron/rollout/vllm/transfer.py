@@ -23,7 +23,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from prime_megatron.weights.broadcast import make_group, receive_tensors
-from prime_megatron.weights.buffer import Row, open_buffer, unpack, wait_for_reads
+from prime_megatron.weights.buffer import TensorRow, open_buffer, unpack, wait_for_reads
 
 BACKEND = "prime_megatron"
 """Its name in vLLM's `weight_transfer_config`."""
@@ -43,7 +43,7 @@ class JoinInfo(WeightTransferInitInfo):
 class PartInfo(WeightTransferUpdateInfo):
     """A part of an update: tensors of this process, in a shared buffer, from the group's rank 0, or files."""
 
-    rows: Sequence[Row] = ()
+    rows: Sequence[TensorRow] = ()
     handle: Mapping[str, Any] | None = None
     """Of the shared buffer (``shared_buffer.SharedBuffer.handle``); None: from the group."""
     files: Sequence[str] = ()

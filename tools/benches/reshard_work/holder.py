@@ -10,8 +10,8 @@ import torch
 from prime_megatron.families.engine_layout import fused_pieces, fused_shapes
 from prime_megatron.parallel.shards import as_slices
 from prime_megatron.rollout.engine import Request
-from prime_megatron.rollout.process.driver import Answer, DriverSettings, Group
-from prime_megatron.weights.buffer import Row, open_buffer, unpack, wait_for_reads
+from prime_megatron.rollout.process.driver import BroadcastGroup, DriverSettings, FinishedResponse
+from prime_megatron.weights.buffer import TensorRow, open_buffer, unpack, wait_for_reads
 from prime_megatron.weights.segment import bit_sums
 from tools.benches.reshard_work.shapes import Shape
 
@@ -26,13 +26,13 @@ class HolderDriver:
             name: torch.zeros(size, dtype=dtype, device=settings.device)
             for name, size in fused_shapes(shape, 1).items()
         }
-        self.places = {piece.hf_name: piece for piece in fused_pieces(shape, 1, 0)}
+        self.destinations = {piece.hf_name: piece for piece in fused_pieces(shape, 1, 0)}
 
-    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[TensorRow]) -> None:
         """See `Driver.load_bucket`."""
         flat = open_buffer(handles[0])
         for name, tensor in unpack(flat, rows):
-            piece = self.places[name]
+            piece = self.destinations[name]
             self.params[piece.param][as_slices(piece.local)].copy_(tensor)
         wait_for_reads(flat)
 
@@ -41,7 +41,7 @@ class HolderDriver:
         return [bit_sums(self.params.items())]
 
     def generate(
-        self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
+        self, requests: Sequence[Request], finished: Callable[[FinishedResponse], None], alive: Callable[[], None]
     ) -> None:
         """Nothing is asked of it."""
 
@@ -51,10 +51,10 @@ class HolderDriver:
     def load_folder(self, path: str) -> None:
         """Not this way."""
 
-    def join(self, group: Group) -> None:
+    def join(self, group: BroadcastGroup) -> None:
         """Not this way."""
 
-    def receive(self, rows: Sequence[Row]) -> None:
+    def receive(self, rows: Sequence[TensorRow]) -> None:
         """Not this way."""
 
     def commit(self, version: int) -> None:
