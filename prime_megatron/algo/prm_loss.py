@@ -14,8 +14,8 @@ C_i is the mean Q of the siblings of the opposite outcome, from detached scores 
 "reverse"): those with a smaller outcome when o_i > 0, with a larger one when o_i = 0; C_i = 0 where there is none,
 which leaves -log sigmoid(s_i * beta * Q_i), cross-entropy on the hard label. w_i is the derivative of F^n, the
 density of the best of n. F counts the sequence itself. The recipe's bon losses are sums over a micro-batch; here all
-losses are the same mean, so that micro-batching and layout cannot change them. All are one formula,
-`losses.PrmLossKind`: w_i * BCEWithLogits(beta * (Q_i - C_i), target), the target o_i for ce and o_i > 0 for the others.
+losses are the same mean, so that micro-batching and layout cannot change them. All are one formula in `algo.losses`:
+w_i * BCEWithLogits(beta * (Q_i - C_i), target), the target o_i for ce and o_i > 0 for the others.
 """
 
 from __future__ import annotations
