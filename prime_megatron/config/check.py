@@ -97,11 +97,6 @@ def _check_rollout(config: TrainConfig, world_size: int) -> None:
             f"({world_size} = {world_size // rollout.tensor} x {rollout.tensor} + {world_size % rollout.tensor}); "
             "every engine replica takes rollout.tensor of them"
         )
-    if rollout.data is not None and rollout.data * rollout.tensor != world_size:
-        raise InputError(
-            f"rollout.data: {rollout.data} replicas x rollout.tensor {rollout.tensor} is not the {world_size} "
-            f"processes; set it to {world_size // rollout.tensor}, or leave it out"
-        )
     if rollout.tensor % rollout.expert:
         raise InputError(
             f"rollout.expert: {rollout.expert} does not divide rollout.tensor {rollout.tensor}; experts are spread "
