@@ -44,8 +44,6 @@ class StepRecord:
     advantages: Advantages
     prm: TrainResult | None
     policy: TrainResult
-    prm_after_T: Tensor | None = None
-    """The PRM's log-probs after its update, where they were made."""
     critic: Learning | None = None
 
     @property
@@ -71,9 +69,6 @@ def step_figures(record: StepRecord, reduce: Reduction, beta: float) -> dict[str
         statistics = statistics.merged(_prm(batch, before_T, scores.ref_logprobs_T, beta))
     reduced = statistics.reduced(reduce)
     figures = finish(reduced) | _engine_figures(reduced)
-    if record.prm_after_T is not None:
-        after = _prm(batch, record.prm_after_T, scores.ref_logprobs_T, beta).reduced(reduce)
-        figures |= {f"prm_after/{key.removeprefix('prm/')}": value for key, value in finish(after).items()}
     figures |= _collected(record.collected) | _update("policy", record.policy)
     figures["step/tokens"] = _num_tokens(record.collected)
     figures |= {name: record.policy.stats[key] / record.policy.stats["num_tokens"]

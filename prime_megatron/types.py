@@ -142,7 +142,6 @@ class PackedSequences:
         cu_seqlens       0 3 6 8
         positions_S      0 1 2 | 0 1 2 | 0 1
         source_S         0 1 2 | 3 4 -1 | -1 -1
-        real_cu_seqlens  0 3 5
     """
 
     tokens_S: Tensor  # int64
@@ -151,7 +150,6 @@ class PackedSequences:
     response_mask_S: Tensor  # bool
     source_S: Tensor  # int64, index of the token in the batch; -1 on padding
     sequence_index: Tensor  # int64 [num_sequences], indices of the real sequences in the batch
-    real_cu_seqlens: Tensor  # int64 [num_sequences + 1], bounds once padding is taken out
     max_seqlen: int
 
     @property
@@ -161,7 +159,7 @@ class PackedSequences:
 
     @property
     def real_S(self) -> Tensor:
-        """bool [S], true on tokens of the batch: `x_S[packed.real_S]` lines up with real_cu_seqlens."""
+        """bool [S], true on tokens of the batch, false on padding."""
         return self.source_S >= 0
 
     def gather(self, values_T: Tensor) -> Tensor:
@@ -235,5 +233,4 @@ class Bucket:
 
     names: Sequence[str]
     tensors: Sequence[Tensor]
-    nbytes: int
     version: int

@@ -59,11 +59,6 @@ class RowStream(Generic[Row, Item]):
         """Rows skipped since the start of the run (once for every epoch that met them)."""
         return self._skipped
 
-    @property
-    def drawn(self) -> int:
-        """Rows drawn since the start of the run, the skipped ones included."""
-        return self._draw
-
     def take(self, num_items: int) -> list[Item]:
         """The next items; goes on into the next epoch where one ends.
 

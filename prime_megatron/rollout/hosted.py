@@ -156,20 +156,6 @@ class HostedEngine:
             self._place.agree(lambda: self._surely(lambda process: self._quick(process, "wake", tags=wanted)))
             self._asleep -= set(wanted)
 
-    def healthy(self) -> bool:
-        """See `Engine.healthy`. Collective over the replica."""
-
-        def check() -> bool:
-            if self._process is None:
-                return False
-            try:
-                self._process.call("check", timeout_s=self._limits.alive_timeout_s)
-            except Dead:
-                return False
-            return True
-
-        return self._place.agree(check)
-
     def close(self) -> None:
         """See `Engine.close`."""
         if self._process is not None:
