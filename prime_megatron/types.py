@@ -53,11 +53,14 @@ class Sample:
     """"stop" (end of sequence) or "length" (cut at the limit)."""
     version: int
     """Policy version (number of updates) of the weights that made it."""
-    text: str = ""
+    text: str | None = None
+    """The response as text, on the rank that decoded it to verify it; None on the others."""
     outcome: float = 0.0
     """Verified reward in [0, 1]."""
     verdict: str = ""
-    reason: str = ""
+    """One of ``verify.VERDICTS``."""
+    reason: str | None = None
+    """Why, in a line for a person; where the text is."""
 
 
 @dataclass(frozen=True)
