@@ -38,7 +38,7 @@ from prime_megatron.rollout.recording import Recorder
 from prime_megatron.step_batch import Batcher
 from prime_megatron.step_plan import plan_step
 from prime_megatron.transport import describe_engine
-from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers
+from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
 from prime_megatron.watchdog import STALL_FOLDER, Watchdog
 
 
@@ -102,7 +102,9 @@ def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> I
     try:
         agree_on(lambda: check_output_dir(output, resume=resume, overwrite=overwrite))
         workers = max(1, config.verify.workers // config.launch.processes_per_node)
-        with build_verifiers(VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)) as verifiers:
+        options = VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)
+        with build_verifiers(options, config.verify.custom) as verifiers:
+            agree_on(verifiers.try_custom)
             inputs = read_inputs(config, verifiers)
             roles = build_roles(config, topology, plan_step(config))
             agree_on(lambda: prepare_output_dir(output, resume=resume, overwrite=overwrite))
@@ -143,7 +145,8 @@ def build_parts(
     speaks = _speaks(config, topology)
     generator = Generator(engine, speaks, verifiers, inputs.tokenizer, colocation.publish_again)
     reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.lap, engine)
-    reporter.log.message(describe_engine(config))
+    for line in (describe_engine(config), *describe_custom(config.verify.custom)):
+        reporter.log.message(line)
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)
     stateful = {

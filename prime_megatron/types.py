@@ -17,7 +17,7 @@ Example, one prompt [5, 6] with two responses [7, 8] and [9]:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,9 @@ class Prompt:
     ground_truth: str
     data_source: str = ""
     text: str = ""
-    """The prompt as the model reads it, for samples.jsonl."""
+    """The prompt as the model reads it, for samples.jsonl and custom rewards."""
+    extra_info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The row's extra_info, JSON values, for custom rewards."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 
 from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLoss, UpdateOrder
+from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.run import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
@@ -35,6 +36,7 @@ def check_train_config(
     data_size = check_parallel(config.parallel, world_size, backend)
     _check_run(config)
     _check_rollout(config, world_size)
+    _check_verify(config)
     _check_prm(config)
     _check_advantage(config)
     _check_policy(config)
@@ -139,6 +141,11 @@ def _check_engine(config: TrainConfig) -> None:
             f"rollout.transport: {rollout.transport} is for sglang and vllm; the {rollout.engine} engine's weights are "
             "written in place: leave it out"
         )
+
+
+def _check_verify(config: TrainConfig) -> None:
+    for ability, path in config.verify.custom.items():
+        split(path, f"verify.custom.{ability}")
 
 
 def _check_prm(config: TrainConfig) -> None:

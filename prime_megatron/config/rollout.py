@@ -141,6 +141,9 @@ class VerifyConfig(Section):
     """Processes per node that grade answers which need symbolic mathematics."""
     timeout_s: Free[PositiveFloat] = 5.0
     """Wall limit of one answer; past it the outcome is 0 and counted."""
+    custom: dict[str, str] = Field(default={})
+    """Rewards of one's own, `ability: package.module:function`, each for the rows of its ability; see
+    prime_megatron/verify/custom.py. One that names a built-in ability (math, exact) takes its place."""
 
 
 class EvalConfig(Section):

@@ -124,7 +124,14 @@ class Generator:
 
 
 def _answer_of(prompt: Prompt, response: str) -> Answer:
-    return Answer(prompt.ability, response, prompt.ground_truth)
+    return Answer(
+        ability=prompt.ability,
+        response=response,
+        ground_truth=prompt.ground_truth,
+        prompt=prompt.text,
+        data_source=prompt.data_source,
+        extra_info=prompt.extra_info,
+    )
 
 
 def _sample(completion: Completion, decoded: _Decoded, version: int) -> Sample:

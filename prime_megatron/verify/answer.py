@@ -1,8 +1,9 @@
 """What goes into a verifier and what comes out."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 CORRECT = "correct"
 WRONG = "wrong"
@@ -29,11 +30,15 @@ class Answer:
     ability: which verifier scores it ("math", "exact", ...).
     response: the whole response text, not only its final answer.
     ground_truth: what the data calls right; its format belongs to the ability.
+    prompt, data_source, extra_info: of the row, for custom rewards; extra_info holds JSON values.
     """
 
     ability: str
     response: str
     ground_truth: str
+    prompt: str = ""
+    data_source: str = ""
+    extra_info: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
