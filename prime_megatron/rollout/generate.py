@@ -42,7 +42,7 @@ class Generator:
 
     Args:
         engine: this rank's replica.
-        speaks: True on the one rank of each replica that reports its answers.
+        leads: True on the one rank of each replica that reports its answers.
         verifiers: outcome rewards.
         tokenizer: turns responses into text for the verifier.
         publish_again: gives the engines the weights that they had, after one has lost them; collective.
@@ -51,14 +51,14 @@ class Generator:
     def __init__(
         self,
         engine: Engine,
-        speaks: bool,
+        leads: bool,
         verifiers: Verifiers,
         tokenizer: PreTrainedTokenizerBase,
         publish_again: Callable[[], None],
     ) -> None:
         self.engine = engine
         self.publish_again = publish_again
-        self.speaks = speaks
+        self.leads = leads
         self.verifiers = verifiers
         self.tokenizer = tokenizer
 
@@ -114,8 +114,8 @@ class Generator:
             text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
             decoded[key] = _Decoded(text, self.verifiers.submit(_answer_of(prompt_of[key], text)))
 
-        completions = self.engine.generate(requests, verify if self.speaks else None)
-        if not self.speaks:
+        completions = self.engine.generate(requests, verify if self.leads else None)
+        if not self.leads:
             return []
         return [
             Response(index, _sample(completion, decoded[completion.request.key], self.engine.version))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
-from tests.e2e.resume_runs import toy, train
+from tests.support.resume_runs import toy, train
 
 
 def write_down_decodes(folder: Path) -> None:
