@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.types import Advantages, RolloutBatch, Scores
+from prime_megatron.verify import FAILURES
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def _engine_figures(reduced: Statistics) -> dict[str, float]:
 def _collected(collected: Collected) -> dict[str, float]:
     tally = collected.tally
     outcomes = [outcome for group in collected.generated for outcome in group.outcomes]
+    verdicts = Counter(sample.verdict for group in collected.generated for sample in group.samples)
     return {
         "rollout/outcome": sum(outcomes) / max(len(outcomes), 1),
         "rollout/pass_rate": tally.pass_rate,
@@ -130,10 +133,8 @@ def _collected(collected: Collected) -> dict[str, float]:
         "rollout/rounds": collected.rounds,
         "rollout/carried_in": collected.carried_in,
         "rollout/expired": collected.expired,
-        "rollout/verifier_errors": sum(
-            sample.verdict in ("error", "timeout") for group in collected.generated for sample in group.samples
-        ),
-    }
+        "rollout/verifier_errors": sum(verdicts[failure] for failure in FAILURES),
+    } | {f"rollout/verifier_{failure}": verdicts[failure] for failure in FAILURES}
 
 
 def _num_tokens(collected: Collected) -> int:
