@@ -86,23 +86,26 @@ def config_page() -> str:
         "another value than its checkpoint.\n",
     ]  # fmt: skip
     for title, root in (("Training", TrainConfig), ("Supervised fine-tuning", SftConfig)):
-        lines.append(f"## {title}\n")
-        free = {key.name: "free" if key.on_resume is OnResume.free else "" for key in keys_of(root)}
-        defaults = {key.name: key.default for key in keys_of(root)}
-        for prefix, section, meaning in _sections(root, "", root.__doc__ or ""):
-            names = {name: field for name, field in section.model_fields.items() if not _is_section(field.annotation)}
-            if not names:
-                continue
-            lines += [f"### {prefix.rstrip('.') or 'top level'}\n", f"{_cell(meaning)}\n"]
-            lines += ["| key | type | default | resume | meaning |", "|---|---|---|---|---|"]
-            for name, field in names.items():
-                default = "required" if field.is_required() else f"`{_plain(defaults[prefix + name])}`"
-                kind = _cell(_type(field.annotation, field.metadata))
-                lines.append(
-                    f"| `{prefix}{name}` | {kind} | {default} | {free[prefix + name]} | {_cell(field.description or '')} |"
-                )
-            lines.append("")
+        lines += [f"## {title}\n", *_tables(root)]
     return "\n".join(lines)
+
+
+def _tables(root: type[Section]) -> Iterator[str]:
+    """A table for every section that has keys of its own."""
+    keys = {key.name: key for key in keys_of(root)}
+    for prefix, section, meaning in _sections(root, "", root.__doc__ or ""):
+        fields = {name: field for name, field in section.model_fields.items() if f"{prefix}{name}" in keys}
+        if not fields:
+            continue
+        yield from (f"### {prefix.rstrip('.') or 'top level'}\n", f"{_cell(meaning)}\n")
+        yield from ("| key | type | default | resume | meaning |", "|---|---|---|---|---|")
+        for name, field in fields.items():
+            key = keys[f"{prefix}{name}"]
+            default = "required" if field.is_required() else f"`{_plain(key.default)}`"
+            free = "free" if key.on_resume is OnResume.free else ""
+            kind = _cell(_type(field.annotation, field.metadata))
+            yield f"| `{key.name}` | {kind} | {default} | {free} | {_cell(field.description or '')} |"
+        yield ""
 
 
 def _sections(section: type[Section], prefix: str, meaning: str) -> Iterator[tuple[str, type[Section], str]]:
@@ -132,11 +135,13 @@ def _type(annotation: Any, metadata: Any = ()) -> str:
     elif origin is tuple:
         text = f"list of {_type(arguments[0])}"
     elif origin is dict:
-        text = f"{_type(arguments[0])}: {_type(arguments[1])}"
+        text = f"{_type(arguments[0])}: {_type(arguments[1])}, ..."
     elif isinstance(annotation, type) and issubclass(annotation, StrEnum):
         text = ", ".join(f"`{member.value}`" for member in annotation)
     else:
-        text = {"str": "text", "int": "integer", "float": "number", "bool": "true, false"}[annotation.__name__]
+        text = {"str": "text", "int": "integer", "float": "number", "bool": "true, false", "list": "list"}[
+            annotation.__name__
+        ]
     bounds = [f"{sign} {getattr(mark, name)}" for mark in metadata for name, sign in BOUNDS.items()
               if getattr(mark, name, None) is not None]  # fmt: skip
     return f"{text} {', '.join(bounds)}" if bounds else text
