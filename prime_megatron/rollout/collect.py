@@ -10,6 +10,7 @@ from prime_megatron.algo.filtering import FilterTally, keep_group, prompts_to_re
 from prime_megatron.config import RolloutConfig
 from prime_megatron.errors import RunError
 from prime_megatron.rollout.engine import Sampling
+from prime_megatron.rollout.exchange import on_first, with_texts
 from prime_megatron.rollout.generate import Draw, Generator
 from prime_megatron.rollout.recording import group_from_dict, read_recording
 from prime_megatron.rollout.sampling import TRAIN
@@ -102,12 +103,14 @@ class Collector:
         )
 
     def state(self) -> dict[str, Any]:
-        """The waiting groups, as JSON values."""
-        return {"waiting": [{"step": made, "group": asdict(group)} for made, group in self.waiting]}
+        """The waiting groups, as JSON values; their texts are on the first rank alone. Collective over the world."""
+        groups = with_texts([group for _, group in self.waiting])
+        steps = [made for made, _ in self.waiting]
+        return {"waiting": [{"step": s, "group": asdict(group)} for s, group in zip(steps, groups, strict=True)]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of ``state``."""
-        self.waiting = [(row["step"], group_from_dict(row["group"])) for row in state["waiting"]]
+        self.waiting = [(row["step"], on_first(group_from_dict(row["group"]))) for row in state["waiting"]]
 
     def _draw(self, step: int) -> Draw:
         sampling = self.config.sampling
@@ -135,7 +138,7 @@ class ReplayCollector:
         """
         if step not in self.steps:
             raise RunError(f"{self.path}: the recording has no step {step}; it holds {sorted(self.steps)}")
-        groups = self.steps[step]
+        groups = [on_first(group) for group in self.steps[step]]
         return Collected(groups, groups, 0, FilterTally(kept=len(groups)), 0, 0)
 
     def state(self) -> dict[str, Any]:

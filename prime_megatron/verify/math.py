@@ -1,30 +1,13 @@
 r"""Math answers: the last \boxed{}, then strings and exact numbers, then math-verify in a process one can kill."""
 
-import os
-from collections.abc import Mapping
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Any
 
-from prime_megatron.verify.answer import (
-    CORRECT,
-    ERROR,
-    NO_ANSWER,
-    REFUSED,
-    TIMEOUT,
-    WRONG,
-    Answer,
-    Verdict,
-    finished,
-)
+from prime_megatron.verify.answer import CORRECT, ERROR, NO_ANSWER, REFUSED, WRONG, Answer, Verdict, finished
 from prime_megatron.verify.boxed import last_boxed
 from prime_megatron.verify.compare import quick_equal
 from prime_megatron.verify.limits import MAX_CHARS, refuse
 from prime_megatron.verify.normalize import to_ascii_math
-from prime_megatron.verify.pool import WorkerKind, WorkerPool
-from prime_megatron.verify.process import WorkerProcess
-
-WORKER_FILE = Path(__file__).with_name("worker.py")
+from prime_megatron.verify.pool import WorkerPool
 
 
 def final_ground_truth(ground_truth: str) -> str:
@@ -58,45 +41,21 @@ def decide(response: str, ground_truth: str) -> Verdict | tuple[str, str]:
     return to_ascii_math(found.text), to_ascii_math(gold)
 
 
-class MathWorkers(WorkerPool):
-    """Processes that run math-verify on (answer, ground truth) pairs.
-
-    num_workers: processes at most. timeout_s: wall-clock seconds for one answer; past them its verdict is "timeout".
-    memory_bytes: address space of one process. start_timeout_s: seconds for one process to load math-verify.
-    """
-
-    def __init__(self, num_workers: int, timeout_s: float, memory_bytes: int, start_timeout_s: float = 120.0) -> None:
-        name = "the math verifier"
-        kind = WorkerKind(
-            name=name,
-            start=lambda: WorkerProcess(name, WORKER_FILE, [str(memory_bytes), str(os.getpid())]),
-            timeout_s=timeout_s,
-            read=_read,
-            overrun=Verdict(0.0, TIMEOUT, f"not decided within {timeout_s:g} s"),
-        )
-        super().__init__(kind, num_workers, start_timeout_s)
-
-    def grade(self, answer: str, ground_truth: str) -> "Future[Verdict]":
-        """Queues one pair of LaTeX texts."""
-        return self.submit({"answer": answer, "ground_truth": ground_truth})
-
-
-def _read(reply: Mapping[str, Any]) -> tuple[Verdict, int]:
-    return Verdict(1.0 if reply["verdict"] == CORRECT else 0.0, reply["verdict"], reply["reason"]), 1
-
-
 class MathVerifier:
     """Scores ability "math": 1 for an answer equal to the ground truth, 0 for everything else.
 
-    num_workers, timeout_s, memory_bytes: as in MathWorkers; no process starts before an answer needs one.
+    num_workers, timeout_s, memory_bytes: as in WorkerPool; no process starts before an answer needs one.
     """
 
     def __init__(self, num_workers: int, timeout_s: float, memory_bytes: int) -> None:
-        self.pool = MathWorkers(num_workers, timeout_s, memory_bytes)
+        self.pool = WorkerPool(num_workers, timeout_s, memory_bytes)
 
     def submit(self, answer: Answer) -> "Future[Verdict]":
         decision = decide(answer.response, answer.ground_truth)
-        return finished(decision) if isinstance(decision, Verdict) else self.pool.grade(*decision)
+        return finished(decision) if isinstance(decision, Verdict) else self._ask(*decision)
+
+    def _ask(self, answer: str, ground_truth: str) -> "Future[Verdict]":
+        return self.pool.submit({"answer": answer, "ground_truth": ground_truth})
 
     def close(self) -> None:
         self.pool.close()

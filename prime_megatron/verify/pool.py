@@ -4,37 +4,21 @@ import collections
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from prime_megatron.errors import RunError
-from prime_megatron.verify.answer import ERROR, Verdict
-from prime_megatron.verify.process import WorkerDied, WorkerProcess, WorkerTimeout
+from prime_megatron.verify.answer import DIED, TIMEOUT, Verdict
+from prime_megatron.verify.process import MATH_VERIFY, Grader, WorkerDied, WorkerProcess, WorkerTimeout
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class WorkerKind:
-    """What the workers of a pool are.
-
-    name: for messages. start: makes a process. timeout_s: wall-clock seconds for one request. read: a reply as a
-    verdict and the number of tests behind it. overrun: the verdict of a request that takes longer; None: that is the
-    worker's fault, and as if it had died.
-    """
-
-    name: str
-    start: Callable[[], WorkerProcess]
-    timeout_s: float
-    read: Callable[[Mapping[str, Any]], tuple[Verdict, int]]
-    overrun: Verdict | None
-
-
-@dataclass(frozen=True)
 class Usage:
-    """What a pool did: answers, tests behind them, seconds that answers waited for a worker, seconds of workers."""
+    """What a pool did: answers, tests behind them, seconds that the answers waited for a worker, seconds of workers."""
 
     num_answers: int = 0
     num_tests: int = 0
@@ -52,7 +36,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Job:
-    request: Mapping[str, str]
+    request: Mapping[str, Any]
     submitted_s: float
     future: "Future[Verdict]" = field(default_factory=Future)
 
@@ -65,18 +49,28 @@ class Lane:
 
 
 class WorkerPool:
-    """Grades requests in separate processes.
+    """Grades requests in separate processes, with math-verify or another grader.
 
     Each thread here owns at most one process. Threads and processes start when there is work for them and not before.
     Per job: waiting in the queue and starting a process do not count against timeout_s. A process that overruns is
-    killed and its job gets "timeout"; one that dies costs its job one retry, then "error"; other jobs notice nothing.
+    killed and its job gets "timeout"; one that dies costs its job one retry, then "died"; other jobs notice nothing.
 
-    kind: what a worker is. num_workers: processes at most. start_timeout_s: seconds for one process to get ready.
+    num_workers: processes at most. timeout_s: wall-clock seconds for one answer. memory_bytes: address space of one
+    process. start_timeout_s: seconds for one process to load its grader. grader: what the processes load.
     """
 
-    def __init__(self, kind: WorkerKind, num_workers: int, start_timeout_s: float = 120.0) -> None:
-        self._kind = kind
+    def __init__(
+        self,
+        num_workers: int,
+        timeout_s: float,
+        memory_bytes: int,
+        start_timeout_s: float = 120.0,
+        grader: Grader = MATH_VERIFY,
+    ) -> None:
+        self._grader = grader
         self._num_workers = num_workers
+        self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
         self._start_timeout_s = start_timeout_s
         self._lock = threading.Condition()
         self._jobs: collections.deque[Job] = collections.deque()
@@ -86,12 +80,27 @@ class WorkerPool:
         self._closed = False
         self._usage = Usage()
 
-    def submit(self, request: Mapping[str, str]) -> "Future[Verdict]":
-        """Queues one request. The future raises RunError when no worker can be started at all."""
+    def take_usage(self) -> Usage:
+        """What was done since the last call."""
+        with self._lock:
+            usage, self._usage = self._usage, Usage()
+            return usage
+
+    def new_process(self) -> WorkerProcess:
+        """A worker that is about to load its grader."""
+        return WorkerProcess(self._memory_bytes, self._grader)
+
+    def num_tests(self, reply: Mapping[str, Any]) -> int:
+        """Tests behind one reply."""
+        return 1
+
+    def submit(self, request: Mapping[str, Any]) -> "Future[Verdict]":
+        """Queues one request of JSON values; the grader says which. The future raises RunError where a grader that is
+        not optional cannot be started at all."""
         job = Job(request, time.monotonic())
         with self._lock:
             if self._closed:
-                raise RunError(f"{self._kind.name} is closed")
+                raise RunError(f"{self._grader.name} is closed")
             self._jobs.append(job)
             if self._num_idle < len(self._jobs) and len(self._threads) < self._num_workers:
                 # Daemon: an interpreter that exits must not wait for answers nobody will read.
@@ -100,12 +109,6 @@ class WorkerPool:
                 thread.start()
             self._lock.notify()
         return job.future
-
-    def take_usage(self) -> Usage:
-        """What was done since the last call."""
-        with self._lock:
-            usage, self._usage = self._usage, Usage()
-            return usage
 
     def pids(self) -> list[int]:
         """The processes alive now."""
@@ -150,32 +153,32 @@ class WorkerPool:
     def _grade(self, lane: Lane, job: Job) -> Verdict:
         waited_s, cause = time.monotonic() - job.submitted_s, ""
         for _ in range(2):
-            process = lane.process or self._start(lane)
+            try:
+                process = lane.process or self._start(lane)
+            except RunError as failure:
+                self._raise_if_closed()
+                if not self._grader.optional:
+                    raise
+                self._discard(lane)
+                return Verdict(0.0, DIED, str(failure))
             start_s = time.monotonic()
             try:
-                reply = process.ask(job.request, self._kind.timeout_s)
+                reply = process.ask(job.request, self._timeout_s)
             except WorkerTimeout:
                 self._discard(lane)
-                if self._kind.overrun is not None:
-                    self._count(Usage(1, 1, waited_s, time.monotonic() - start_s))
-                    return self._kind.overrun
-                cause = f"no reply within {self._kind.timeout_s:g} s"
+                return Verdict(0.0, TIMEOUT, f"not decided within {self._timeout_s:g} s")
             except WorkerDied as death:
                 self._discard(lane)
                 self._raise_if_closed()
                 cause = str(death)
-            else:
-                verdict, num_tests = self._kind.read(reply)
-                self._count(Usage(1, num_tests, waited_s, time.monotonic() - start_s))
-                if reply["last"]:
-                    self._discard(lane)
-                return verdict
-            logger.warning("a process of %s ended while it graded an answer (%s)", self._kind.name, cause)
-        return Verdict(0.0, ERROR, f"the verifier process ended twice on this answer ({cause})")
-
-    def _count(self, usage: Usage) -> None:
-        with self._lock:
-            self._usage += usage
+                logger.warning("a process of %s ended while it graded an answer (%s)", self._grader.name, cause)
+                continue
+            with self._lock:
+                self._usage += Usage(1, self.num_tests(reply), waited_s, time.monotonic() - start_s)
+            if reply["last"]:
+                self._discard(lane)
+            return Verdict(reply["score"], reply["verdict"], reply["reason"])
+        return Verdict(0.0, DIED, f"the verifier process ended twice on this answer ({cause})")
 
     def _start(self, lane: Lane) -> WorkerProcess:
         death: WorkerDied | None = None
@@ -183,7 +186,7 @@ class WorkerPool:
             with self._lock:
                 # Under the lock: close() either sees this process or keeps it from starting.
                 self._raise_if_closed()
-                process = lane.process = self._kind.start()
+                process = lane.process = self.new_process()
                 self._processes[process.pid] = process
             try:
                 process.wait_ready(self._start_timeout_s)
@@ -192,11 +195,11 @@ class WorkerPool:
                 self._discard(lane)
                 death = failure
         self._raise_if_closed()
-        raise RunError(f"{self._kind.name} cannot start: {death}")
+        raise RunError(f"{self._grader.name} cannot start: {death}")
 
     def _raise_if_closed(self) -> None:
         if self._closed:
-            raise RunError(f"{self._kind.name} was closed before this answer was decided")
+            raise RunError(f"{self._grader.name} was closed before this answer was decided")
 
     def _discard(self, lane: Lane) -> None:
         """Ends the lane's process, if it has one."""

@@ -6,12 +6,14 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prime_megatron.errors import RunError
 
+WORKER_FILE = Path(__file__).with_name("worker.py")
 # Enough to find the interpreter and its packages. Keys and tokens in our environment are not the worker's business.
 _ENVIRONMENT = (
     "PATH",
@@ -24,6 +26,23 @@ _ENVIRONMENT = (
     "LC_ALL",
     "TMPDIR",
 )
+
+
+@dataclass(frozen=True)
+class Grader:
+    """What a worker process loads.
+
+    name: for messages. arguments: of its file, behind MEMORY_BYTES and PARENT_PID. optional: where it cannot be loaded,
+    answers fail, and not the run. file: what the process runs; None: worker.py.
+    """
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    optional: bool = False
+    file: Path | None = None
+
+
+MATH_VERIFY = Grader("the math verifier")
 
 
 class WorkerTimeout(Exception):
@@ -40,11 +59,11 @@ class WorkerProcess:
     The thread that makes it must outlive it: Linux delivers the parent-death signal when that thread ends.
     """
 
-    def __init__(self, name: str, file: Path, arguments: Sequence[str]) -> None:
-        """name: what it is to a reader of messages. file: the program, a file of Python."""
-        self._name = name
-        # -P keeps the file's folder, with its math.py, off the worker's import path; -B writes no bytecode.
-        command = [sys.executable, "-P", "-B", str(file), *arguments]
+    def __init__(self, memory_bytes: int, grader: Grader = MATH_VERIFY) -> None:
+        self._grader = grader
+        # -P keeps this folder, with its math.py, off the worker's import path; -B writes no bytecode.
+        command = [sys.executable, "-P", "-B", str(grader.file or WORKER_FILE), str(memory_bytes), str(os.getpid())]
+        command += grader.arguments
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command,
@@ -61,18 +80,18 @@ class WorkerProcess:
         return self._process.pid
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Returns when the worker says that it is ready. Raises RunError when it cannot be."""
+        """Returns when the worker has loaded its grader. Raises RunError when it cannot, WorkerDied."""
         try:
             reply = self._read(timeout_s)
         except WorkerTimeout:
-            raise RunError(f"{self._name} did not start within {timeout_s:g} s") from None
+            raise RunError(f"{self._grader.name} did not start within {timeout_s:g} s") from None
         if not reply["ready"]:
-            raise RunError(f"{self._name} cannot start: {reply['reason']}")
+            raise RunError(f"{self._grader.name} cannot start: {reply['reason']}")
 
-    def ask(self, request: Mapping[str, str], timeout_s: float) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """One request, one reply. Raises WorkerTimeout or WorkerDied; after either the process is of no more use."""
         assert self._process.stdin is not None
-        view = memoryview(json.dumps(dict(request)).encode() + b"\n")
+        view = memoryview(json.dumps(request).encode() + b"\n")
         try:
             while view:  # unbuffered: a write may be partial
                 view = view[self._process.stdin.write(view) :]

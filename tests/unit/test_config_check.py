@@ -107,7 +107,6 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             "rollout.record:", 'rollout.engine="replay"', 'rollout.replay="r"', 'rollout.record="r"', reason="another"
         ),
         refused("rollout.tensor:", "rollout.tensor=4", processes=6, reason="(6 = 1 x 4 + 2)"),
-        refused("rollout.data:", "rollout.data=3", "rollout.tensor=2", processes=4, reason="set it to 2"),
         refused("rollout.expert:", "rollout.expert=3", "rollout.tensor=4", processes=4, reason="not divide"),
         refused(
             "rollout.expert:",
@@ -227,7 +226,7 @@ def accepted(*settings: str, processes: int = 1):
         accepted("rollout.filter.lower=0.5", "rollout.filter.upper=0.5"),
         accepted('policy.kl_place="reward"', "policy.kl_coef=0.1"),
         accepted("rollout.tensor=2", processes=4),
-        accepted("rollout.tensor=4", "rollout.expert=2", "rollout.data=2", processes=8),
+        accepted("rollout.tensor=4", "rollout.expert=2", processes=8),
         accepted("eval.every=5", 'data.eval=["e.jsonl"]'),
         accepted(
             'advantage.estimator="reinforce"',

@@ -9,7 +9,7 @@ import pytest
 
 from prime_megatron.cli import verify as cli
 from prime_megatron.errors import InputError
-from prime_megatron.verify import Answer, Verdict, build_verifiers
+from prime_megatron.verify import Answer, Verdict, Verifiers
 
 GOOD = {"ability": "exact", "response": "<answer>7</answer>", "ground_truth": "7"}
 
@@ -73,7 +73,7 @@ def test_an_empty_file_and_blank_lines(tmp_path: Path, capsys: pytest.CaptureFix
         (json.dumps({**GOOD, "ground_truth": 7}), "in.jsonl, row 2: 'ground_truth' is a int, not a string"),
         (json.dumps({**GOOD, "response": None}), "in.jsonl, row 2: 'response' is a NoneType, not a string"),
         (json.dumps({**GOOD, "ability": "mth"}), "in.jsonl, row 2: unknown ability 'mth'"),
-        (json.dumps({**GOOD, "ability": "code"}), "in.jsonl, row 2: ability 'code': code execution is not available"),
+        (json.dumps({**GOOD, "ability": "code"}), "in.jsonl, row 2: ground_truth: it must be a JSON object"),
         ("\udcff", "in.jsonl, row 2: not UTF-8"),
     ],
 )
@@ -156,7 +156,7 @@ def test_rows_in_flight_are_bounded() -> None:
 
     slow = Slow()
     seen = []
-    with build_verifiers(tasks={"slow": slow}) as verifiers:
+    with Verifiers({"slow": slow}) as verifiers:
         for row, _ in cli.scored_rows(lines(), "in.jsonl", verifiers):
             seen.append(row["uid"])
             assert read - len(seen) < cli.WINDOW

@@ -1,7 +1,6 @@
 """Ability "code": the program in a response is run against the tests in the ground truth."""
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -11,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from prime_megatron.config import CodeConfig
-from prime_megatron.verify.answer import Answer, Verdict, finished
+from prime_megatron.verify.answer import NO_CODE, Answer, Verdict, finished
 from prime_megatron.verify.code.extract import extract_code
 from prime_megatron.verify.code.jail.truth import parse_truth
-from prime_megatron.verify.pool import WorkerKind, WorkerPool
-from prime_megatron.verify.process import WorkerProcess
+from prime_megatron.verify.pool import WorkerPool
+from prime_megatron.verify.process import Grader, WorkerProcess
 
-NO_CODE = "no_code"
 START_FILE = Path(__file__).parent / "jail" / "start.py"
+_NAME = "the code verifier"
 _GRACE_S = 60.0
 """Beyond a sample's own limit: for zygotes that have to be started again."""
 _CLEAN_S = 5.0
@@ -27,18 +26,10 @@ _CLEAN_S = 5.0
 class CodeWorker(WorkerProcess):
     """A worker of the jail (jail.worker) and the scratch folder of its programs, which goes when it goes."""
 
-    def __init__(self, name: str, config: CodeConfig) -> None:
+    def __init__(self, config: CodeConfig) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="prime-code-"))
-        settings = {
-            "scratch": str(self._scratch),
-            "jail": config.jail,
-            "score": config.score,
-            "timeout_s": config.timeout_s,
-            "sample_timeout_s": config.sample_timeout_s,
-            "memory_bytes": config.memory_bytes,
-            "output_bytes": config.output_bytes,
-        }
-        super().__init__(name, START_FILE, ["worker", str(os.getpid()), json.dumps(settings)])
+        settings = config.model_dump() | {"scratch": str(self._scratch)}
+        super().__init__(config.memory_bytes, Grader(_NAME, (json.dumps(settings),), file=START_FILE))
 
     def discard(self) -> None:
         super().discard()
@@ -48,6 +39,20 @@ class CodeWorker(WorkerProcess):
             shutil.rmtree(self._scratch, ignore_errors=True)
             if self._scratch.exists():
                 time.sleep(0.01)
+
+
+class CodePool(WorkerPool):
+    """Workers of the jail; a request is {"code": ..., "ground_truth": ...}."""
+
+    def __init__(self, num_workers: int, config: CodeConfig) -> None:
+        super().__init__(num_workers, config.sample_timeout_s + _GRACE_S, config.memory_bytes, grader=Grader(_NAME))
+        self._config = config
+
+    def new_process(self) -> WorkerProcess:
+        return CodeWorker(self._config)
+
+    def num_tests(self, reply: Mapping[str, Any]) -> int:
+        return int(reply["num_tests"])
 
 
 class CodeVerifier:
@@ -61,16 +66,7 @@ class CodeVerifier:
     """
 
     def __init__(self, num_workers: int, config: CodeConfig) -> None:
-        name = "the code verifier"
-        kind = WorkerKind(
-            name=name,
-            start=lambda: CodeWorker(name, config),
-            timeout_s=config.sample_timeout_s + _GRACE_S,
-            read=_read,
-            overrun=None,
-        )
-        self.config = config
-        self.pool = WorkerPool(kind, num_workers)
+        self.pool = CodePool(num_workers, config)
 
     def submit(self, answer: Answer) -> "Future[Verdict]":
         code = extract_code(answer.response)
@@ -80,10 +76,6 @@ class CodeVerifier:
 
     def close(self) -> None:
         self.pool.close()
-
-
-def _read(reply: Mapping[str, Any]) -> tuple[Verdict, int]:
-    return Verdict(reply["score"], reply["verdict"], reply["reason"]), reply["num_tests"]
 
 
 def truth_problem(ground_truth: str) -> str | None:

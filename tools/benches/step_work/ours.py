@@ -51,7 +51,7 @@ def settings(folder: Path, name: str, *, steps: int, advantage: dict[str, Any], 
             },
             "advantage": advantage,
             "checkpoint": {"save_final": False, "export_final": False},
-            "log": {"tensorboard": False, "prm_after_every": 0},
+            "log": {"tensorboard": False},
         }
     )
 

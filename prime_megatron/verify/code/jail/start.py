@@ -18,6 +18,6 @@ if __name__ == "__main__":
     bare_packages()
     if sys.argv[1] == "zygote":
         from prime_megatron.verify.code.jail.zygote import main
-    else:
+    else:  # MEMORY_BYTES PARENT_PID SETTINGS, as every worker process is started
         from prime_megatron.verify.code.jail.worker import main
     sys.exit(main(sys.argv[2:]))
