@@ -102,6 +102,27 @@ SFT_COLUMNS = (
 """The progress line of `prime-megatron sft`."""
 
 
+BREAKDOWN = (
+    ("rollout/outcome", "outcome"),
+    ("rollout/pass_rate", "kept"),
+    ("prm/accuracy", "PRM acc"),
+    ("eval/accuracy", "eval"),
+)
+"""Figures that are told apart by ability and by data source, with their labels."""
+
+
+def breakdown_lines(values: Values, kinds: tuple[str, ...]) -> list[str]:
+    """A line for every ability and every data source of a step, where there are several of the kind."""
+    lines = []
+    for kind in kinds:
+        prefixes = [f"{figure}/{kind}/" for figure, _ in BREAKDOWN]
+        names = sorted({key.removeprefix(p) for p in prefixes for key in values if key.startswith(p)})
+        for name in names if len(names) > 1 else []:
+            found = [(label, values.get(f"{figure}/{kind}/{name}")) for figure, label in BREAKDOWN]
+            lines.append("  ".join([name, *(f"{label} {value:.3f}" for label, value in found if value is not None)]))
+    return lines
+
+
 class ConsoleSink:
     """Progress: on a terminal a line per step above a live status line, elsewhere plain lines."""
 
@@ -119,6 +140,8 @@ class ConsoleSink:
             if column.key in values and values[column.key] is not None:
                 parts.append(f"{column.label} {format(values[column.key], column.format)}")
         self.message("  ".join(parts))
+        for line in breakdown_lines(values, ("ability", "data_source")):
+            self.message(f"  {line}")
 
     def stage(self, text: str) -> None:
         if not self._console.is_terminal:

@@ -36,6 +36,7 @@ from prime_megatron.run.output_dir import check_output_dir, prepare_output_dir
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.transport import describe_engine
+from prime_megatron.run.verification import Verification
 from prime_megatron.run.watchdog import STALL_FOLDER, Watchdog
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.plan import plan_step
@@ -242,6 +243,7 @@ def build_reporter(
         prompts=inputs.prompts,
         memory=memory,
         restarts=lambda: engine.num_restarts,
+        verification=lambda: Verification(generator.verifiers.take_usage(), generator.take_waited_s()),
     )
 
 

@@ -125,7 +125,7 @@ class Verifiers:
 
 
 def build_verifiers(options: VerifyOptions | None = None, custom: Mapping[str, str] | None = None) -> Verifiers:
-    """The built-in abilities (math, exact, and code where the machine can hold programs) and those of ``verify.custom``.
+    """The built-in abilities (math, exact; code where the machine can hold programs) and those of ``verify.custom``.
 
     options: limits of the processes. custom: "package.module:function" by ability, see ``verify.custom``; one that
     names a built-in ability takes its place. Nothing is imported or started here.

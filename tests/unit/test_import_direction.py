@@ -30,7 +30,7 @@ ALLOWED = {
     "mcore": {"families", "kernels", "algo.token_loss", "parallel"} | BASE,
     "weights": {"families", "parallel"} | BASE,
     "rollout": {"weights", "verify", "algo.filtering", "parallel"} | BASE,
-    "step": {"algo", "kernels", "mcore", "data", "metrics", "parallel", "rollout.collect"} | BASE,
+    "step": {"algo", "kernels", "mcore", "data", "metrics", "parallel", "rollout.collect", "verify"} | BASE,
     "checkpoint": {"mcore", "parallel", "metrics"} | BASE,
     "convert": {"families", "mcore", "parallel"} | BASE,
     "evaluate": {"rollout", "verify", "data", "algo", "parallel"} | BASE,
