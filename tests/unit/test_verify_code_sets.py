@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -90,7 +91,7 @@ def test_canonical_solutions_score_1(read, count: int, verifier: CodeVerifier) -
 class Mutate(ast.NodeTransformer):
     """Changes one place: an operator, a comparison or a constant."""
 
-    SWAPS = {
+    SWAPS: ClassVar = {
         ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv,
         ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     }  # fmt: skip
@@ -193,7 +194,8 @@ SCRIPTS = {
         [("abcab b", "b"), ("aa", "a")],
     ),
     "queue": (
-        "import heapq\nh = []\nfor _ in range(int(input())): heapq.heappush(h, int(input()))\nprint(heapq.heappop(h) + 0)",
+        "import heapq\nh = []\nfor _ in range(int(input())): heapq.heappush(h, int(input()))\n"
+        "print(heapq.heappop(h) + 0)",
         [("3\n5\n2\n9\n", "2\n"), ("1\n4", "4")],
     ),
 }

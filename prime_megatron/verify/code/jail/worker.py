@@ -19,7 +19,7 @@ from prime_megatron.verify.code.jail.truth import parse_truth
 
 ERROR = "error"
 _ATTEMPTS = 3
-"""Zygotes that one test may cost before the sample is given up as an error."""
+"""Zygotes that one test may cost before the sample is given up as an error, and starts that one zygote may take."""
 _KEPT_TRUTHS = 8
 
 
@@ -50,10 +50,17 @@ class Lab:
 
     def zygote(self) -> Zygote:
         """The zygote, started when there is none. Raises JailRefused or ZygoteLost."""
-        if self._zygote is None:
-            settings = self.settings
-            cpu_s = int(settings.timeout_s) + 2  # the wall limit ends it before
-            self._zygote = Zygote(settings.scratch, settings.jail, cpu_s, settings.memory_bytes)
+        settings = self.settings
+        cpu_s = int(settings.timeout_s) + 2  # the wall limit ends it before
+        for attempt in range(_ATTEMPTS):
+            if self._zygote is not None:
+                break
+            try:
+                self._zygote = Zygote(settings.scratch, settings.jail, cpu_s, settings.memory_bytes)
+            except ZygoteLost:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+        assert self._zygote is not None
         return self._zygote
 
     def score(self, code: str, ground_truth: str) -> dict[str, Any]:
