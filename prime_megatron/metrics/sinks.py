@@ -111,15 +111,18 @@ BREAKDOWN = (
 """Figures that are told apart by ability and by data source, with their labels."""
 
 
-def breakdown_lines(values: Values, kinds: tuple[str, ...]) -> list[str]:
-    """A line for every ability and every data source of a step, where there are several of the kind."""
-    lines = []
-    for kind in kinds:
+def breakdown_lines(values: Values) -> list[str]:
+    """A line for every ability where there are several, and for every data source where there are more of them."""
+    by_kind: dict[str, list[str]] = {}
+    for kind in ("ability", "data_source"):
         prefixes = [f"{figure}/{kind}/" for figure, _ in BREAKDOWN]
-        names = sorted({key.removeprefix(p) for p in prefixes for key in values if key.startswith(p)})
-        for name in names if len(names) > 1 else []:
-            found = [(label, values.get(f"{figure}/{kind}/{name}")) for figure, label in BREAKDOWN]
-            lines.append("  ".join([name, *(f"{label} {value:.3f}" for label, value in found if value is not None)]))
+        by_kind[kind] = sorted({key.removeprefix(p) for p in prefixes for key in values if key.startswith(p)})
+    told = {"ability": len(by_kind["ability"]) > 1}
+    told["data_source"] = len(by_kind["data_source"]) > max(1, len(by_kind["ability"]))
+    lines = []
+    for kind, name in [(kind, name) for kind, names in by_kind.items() if told[kind] for name in names]:
+        found = [(label, values.get(f"{figure}/{kind}/{name}")) for figure, label in BREAKDOWN]
+        lines.append("  ".join([name, *(f"{label} {value:.3f}" for label, value in found if value is not None)]))
     return lines
 
 
@@ -140,7 +143,7 @@ class ConsoleSink:
             if column.key in values and values[column.key] is not None:
                 parts.append(f"{column.label} {format(values[column.key], column.format)}")
         self.message("  ".join(parts))
-        for line in breakdown_lines(values, ("ability", "data_source")):
+        for line in breakdown_lines(values):
             self.message(f"  {line}")
 
     def stage(self, text: str) -> None:
