@@ -19,6 +19,7 @@ from prime_megatron.data.stream import PromptStream
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.held_out import Evaluator
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
+from prime_megatron.mcore.spec import describe_layers
 from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_samples_log
 from prime_megatron.parallel.collectives import OverRanks, from_rank
 from prime_megatron.parallel.topology import Topology
@@ -29,7 +30,7 @@ from prime_megatron.rollout.recording import Recorder
 from prime_megatron.run.colocation import Colocation
 from prime_megatron.run.engines import build_engine, build_sync
 from prime_megatron.run.inputs import Inputs, read_inputs
-from prime_megatron.run.models import Roles, build_roles
+from prime_megatron.run.models import DTYPES, Roles, build_roles
 from prime_megatron.run.nonfinite import NONFINITE_FOLDER, NonFinite
 from prime_megatron.run.output_dir import check_output_dir, prepare_output_dir
 from prime_megatron.run.reporter import Reporter
@@ -145,6 +146,7 @@ def build_parts(
     )
     reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.take_readings, engine)
     reporter.log.message(describe_engine(config))
+    reporter.log.message(describe_layers(DTYPES[config.models.dtype]))
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)
     stateful = {

@@ -75,7 +75,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
             trust_remote_code=config.models.trust_remote_code,
         )
     rollout = config.rollout
-    settings = _settings(config, end_token_ids)
+    settings = driver_settings(config, end_token_ids)
     if settings.in_process:
         member = _member(rollout.tensor, topology, config.parallel.timeout_s)
         return InProcessEngine(member, settings, transport_of(config) == "live", _manifest(config))
@@ -161,7 +161,7 @@ def _engine_dtype(config: TrainConfig) -> torch.dtype:
     return DTYPES[config.rollout.dtype or config.models.dtype]
 
 
-def _settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettings:
+def driver_settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettings:
     rollout = config.rollout
     own = rollout.sglang if rollout.engine == "sglang" else rollout.vllm
     folder = policy_folder_of(config)
