@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,6 @@ from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.types import Advantages, RolloutBatch, Scores
-from prime_megatron.verify import FAILURES
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def _engine_figures(reduced: Statistics) -> dict[str, float]:
 def _collected(collected: Collected) -> dict[str, float]:
     tally = collected.tally
     outcomes = [outcome for group in collected.generated for outcome in group.outcomes]
-    verdicts = Counter(sample.verdict for group in collected.generated for sample in group.samples)
+    failures = collected.verifier_failures
     return {
         "rollout/outcome": sum(outcomes) / max(len(outcomes), 1),
         "rollout/pass_rate": tally.pass_rate,
@@ -133,8 +131,8 @@ def _collected(collected: Collected) -> dict[str, float]:
         "rollout/rounds": collected.rounds,
         "rollout/carried_in": collected.carried_in,
         "rollout/expired": collected.expired,
-        "rollout/verifier_errors": sum(verdicts[failure] for failure in FAILURES),
-    } | {f"rollout/verifier_{failure}": verdicts[failure] for failure in FAILURES}
+        "rollout/verifier_errors": sum(failures.values()),
+    } | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
 
 
 def _num_tokens(collected: Collected) -> int:
