@@ -8,6 +8,7 @@ import sys
 from prime_megatron.cli.options import add_config, new_verb
 from prime_megatron.config.check import check_train_config
 from prime_megatron.config.load import load_train_config
+from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.step.plan import Pass, StepPlan, plan_step
 
 _EPILOG = """\
@@ -34,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table; 0 when the config can run on the processes of its launch section.
+    """Print the table and how advantages are made; 0 when the config can run on the processes of its launch section.
 
     Raises:
         InputError: it cannot.
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_train_config(args.config, args.overrides)
     warnings = check_train_config(config, config.launch.nodes * config.launch.processes_per_node)
     print(table(plan_step(config)))
+    print(describe_reward_path(config))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0

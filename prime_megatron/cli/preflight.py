@@ -7,10 +7,11 @@ from pathlib import Path
 from prime_megatron.config import Estimator, SftConfig, TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir
+from prime_megatron.verify import check_custom
 
 
 def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:
-    """Output folder, model folders, tokenizer, the first row of every data file.
+    """Output folder, model folders, tokenizer, the first row of every data file, custom rewards.
 
     Raises:
         InputError: naming the key, the folder or the file.
@@ -23,6 +24,7 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
         models.append(config.models.critic.path)
     _check_models([path for path in models if path is not None], config.models.trust_remote_code)
     _check_data((*config.data.train, *config.data.eval))
+    check_custom(config.verify.custom)
 
 
 def check_sft_inputs(config: SftConfig, *, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ from prime_megatron.config import Estimator, KlPlace, ParallelConfig, PrmReferen
 from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config, needs_prm
 from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
 from prime_megatron.config.strict_yaml import parse_file
+from prime_megatron.verify import check_custom, describe_custom
 
 _EPILOG = """\
 examples:
@@ -57,8 +58,10 @@ def run(args: argparse.Namespace) -> int:
         train = load_train_config(args.config, args.overrides)
         world_size = _world_size(args.processes, train)
         warnings = check_train_config(train, world_size)
+        check_custom(train.verify.custom)
         print(dump_yaml(train), end="")
-        comments = [_layout(train.parallel, world_size), _batch(train), *_train_memory(train, world_size)]
+        comments = [_layout(train.parallel, world_size), _batch(train), *describe_custom(train.verify.custom)]
+        comments += _train_memory(train, world_size)
     for line in comments:
         print(f"# {line}")
     for warning in warnings:

@@ -6,7 +6,9 @@ import signal
 from collections.abc import Callable
 
 from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLossKind, UpdateOrder
+from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
+from prime_megatron.config.reward_path import check_reward_path
 from prime_megatron.config.run import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
 
@@ -35,8 +37,10 @@ def check_train_config(
     data_size = check_parallel(config.parallel, world_size, backend)
     _check_run(config)
     _check_rollout(config, world_size)
+    _check_verify(config)
     _check_prm(config)
     _check_advantage(config)
+    check_reward_path(config, backend)
     _check_policy(config)
     _check_batch(config)
     return tuple(line for warn in _WARNINGS for line in warn(config, data_size))
@@ -97,11 +101,6 @@ def _check_rollout(config: TrainConfig, world_size: int) -> None:
             f"({world_size} = {world_size // rollout.tensor} x {rollout.tensor} + {world_size % rollout.tensor}); "
             "every engine replica takes rollout.tensor of them"
         )
-    if rollout.data is not None and rollout.data * rollout.tensor != world_size:
-        raise InputError(
-            f"rollout.data: {rollout.data} replicas x rollout.tensor {rollout.tensor} is not the {world_size} "
-            f"processes; set it to {world_size // rollout.tensor}, or leave it out"
-        )
     if rollout.tensor % rollout.expert:
         raise InputError(
             f"rollout.expert: {rollout.expert} does not divide rollout.tensor {rollout.tensor}; experts are spread "
@@ -144,6 +143,11 @@ def _check_engine(config: TrainConfig) -> None:
             f"rollout.transport: {rollout.transport} is for sglang and vllm; the {rollout.engine} engine's weights are "
             "written in place: leave it out"
         )
+
+
+def _check_verify(config: TrainConfig) -> None:
+    for ability, path in config.verify.custom.items():
+        split(path, f"verify.custom.{ability}")
 
 
 def _check_prm(config: TrainConfig) -> None:

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 import torch.distributed as dist
 
-from prime_megatron.kernels.token_loss import TokenLoss
+from prime_megatron.algo.token_loss import TokenLoss
 from prime_megatron.kernels.vocab_parallel import Partial, Shard, combine, gather_sequence, reduce_hidden_grad
 
 

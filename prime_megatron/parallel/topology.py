@@ -113,8 +113,6 @@ class Topology:
     expert: ProcessGroup
     expert_tensor: ProcessGroup
     expert_data: ProcessGroup
-    embedding: ProcessGroup | None
-    """First and last pipeline stage (tied embeddings); none on the stages between."""
 
     @property
     def is_first_stage(self) -> bool:

@@ -15,6 +15,7 @@ from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.config import Granularity, TrainConfig
+from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.held_out import Evaluator
@@ -39,7 +40,7 @@ from prime_megatron.run.transport import describe_engine
 from prime_megatron.run.watchdog import STALL_FOLDER, Watchdog
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.plan import plan_step
-from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers
+from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
 from prime_megatron.weights.sync import WeightSync
 
 
@@ -103,7 +104,9 @@ def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> I
     try:
         agree_on(lambda: check_output_dir(output, resume=resume, overwrite=overwrite))
         workers = max(1, config.verify.workers // config.launch.processes_per_node)
-        with build_verifiers(VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)) as verifiers:
+        options = VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)
+        with build_verifiers(options, config.verify.custom) as verifiers:
+            agree_on(verifiers.try_custom)
             inputs = read_inputs(config, verifiers)
             roles = build_roles(config, topology, plan_step(config))
             agree_on(lambda: prepare_output_dir(output, resume=resume, overwrite=overwrite))
@@ -145,8 +148,9 @@ def build_parts(
         engine, _leads_replica(config, topology), verifiers, inputs.tokenizer, colocation.publish_again
     )
     reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.take_readings, engine)
-    reporter.log.message(describe_engine(config))
-    reporter.log.message(describe_layers(DTYPES[config.models.dtype]))
+    layers = describe_layers(DTYPES[config.models.dtype])
+    for line in (describe_engine(config), layers, describe_reward_path(config), *describe_custom(config.verify.custom)):
+        reporter.log.message(line)
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)
     stateful = {

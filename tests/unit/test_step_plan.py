@@ -147,7 +147,8 @@ def show(tmp_path: Path, capsys: pytest.CaptureFixture, *overrides: str) -> list
 
 
 def test_verb_shows_every_pass_and_the_total(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    lines = show(tmp_path, capsys)
+    *lines, advantages = show(tmp_path, capsys)
+    assert advantages.startswith("advantages: fused reward path")
     cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
     assert cells[0] == ["role", "what", "cost", "why"]
     expected = [
@@ -165,7 +166,7 @@ def test_verb_shows_every_pass_and_the_total(tmp_path: Path, capsys: pytest.Capt
 
 def test_verb_takes_overrides(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     lines = show(tmp_path, capsys, "prm.update=before", "models.policy.num_mini_batches=4")
-    assert "8.75 F" in lines[-1] and "0.75 F" in lines[1]
+    assert "8.75 F" in lines[-2] and "0.75 F" in lines[1]
 
 
 def test_verb_refuses_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
