@@ -23,11 +23,11 @@ from prime_megatron.config.rollout import (
     SamplingConfig,
     VerifyConfig,
 )
-from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig, SftConfig, TrainConfig
+from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig, SftConfig, TrainConfig, TrainLogConfig
 
 __all__ = [
     "AdvantageAlgorithm", "CheckpointConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig", "Granularity",
     "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "OptimizerConfig",
     "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind", "PrmReference", "RewardNorm",
-    "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+    "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

@@ -45,6 +45,11 @@ class LogConfig(Section):
     """Write TensorBoard events below the output folder."""
     wandb_project: str | None = None
     """Weights & Biases project; none: off."""
+
+
+class TrainLogConfig(LogConfig):
+    """Where metrics and samples go; console and metrics.jsonl always."""
+
     samples_every: NonNegativeInt = 1
     """Steps between writes of samples.jsonl; 0: never."""
     samples_per_step: PositiveInt | None = None
@@ -104,7 +109,7 @@ class TrainConfig(Section):
     """Micro-batches."""
     eval: Free[EvalConfig] = EvalConfig()
     """Held-out evaluation."""
-    log: Free[LogConfig] = LogConfig()
+    log: Free[TrainLogConfig] = TrainLogConfig()
     """Where metrics go."""
     checkpoint: Free[CheckpointConfig] = CheckpointConfig()
     """Saving and stopping."""

@@ -50,11 +50,11 @@ def trace(folder: str, live: str, replayed: str, sft: str) -> list[str]:
 def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     folder: Path = tmp_path_factory.mktemp("wiring")
     model, prompts = make_model(folder / "model"), make_prompts(folder / "prompts.jsonl")
-    base = settings(model, prompts, folder / "live", run={"steps": 1}, data={"eval": [prompts]})
+    base = settings(model, prompts, folder / "live", run={"steps": 2}, data={"eval": [prompts]})
     live = merge(
         base,
         {
-            "rollout": {"record": str(folder / "raw.jsonl")},
+            "rollout": {"record": str(folder / "raw.jsonl"), "oversample": 2.0, "filter": {"lower": 0.0, "upper": 1.0}},
             "log": {"tensorboard": True},
             "checkpoint": {"every": 1, "save_final": True, "export_final": True},
         },
