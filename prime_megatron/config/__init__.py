@@ -29,5 +29,6 @@ __all__ = [
     "AdvantageAlgorithm", "CheckpointConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig", "Granularity",
     "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "OptimizerConfig",
     "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind", "PrmReference", "RewardNorm",
-    "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+    "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder",
+    "VerifyConfig",
 ]  # fmt: skip
