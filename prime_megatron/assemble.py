@@ -15,7 +15,7 @@ from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.colocation import Colocation
-from prime_megatron.config import Granularity, TrainConfig
+from prime_megatron.config import Granularity, Offload, TrainConfig
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.engines import build_engine, build_sync
 from prime_megatron.errors import InputError
@@ -171,7 +171,7 @@ def build_parts(
 
 def build_colocation(config: TrainConfig, engine: Engine, sync: WeightSync, roles: Roles) -> Colocation:
     """Who has the memory when; models move only where parallel.offload says so."""
-    if not config.parallel.offload:
+    if config.parallel.offload is Offload.none:
         return Colocation(engine, sync, models=roles.distinct)
     others = [role for role in roles.distinct if role is not roles.policy]
     return Colocation(engine, sync, roles.policy, others, models=roles.distinct)

@@ -39,7 +39,7 @@ class Colocation:
 
     Models that the sync does not read go to the host, the engine's weights wake, sync, the policy goes to the host, the
     KV cache wakes; generation; the engine sleeps, the models come back. So weights in training layout and KV cache are
-    never on the device together. Without ``others`` and ``policy`` (parallel.offload false) the models stay.
+    never on the device together. Without ``others`` and ``policy`` (parallel.offload none) the models stay.
 
     Args:
         engine: shares the devices with training.

@@ -15,9 +15,10 @@ from transformers import AutoConfig
 
 from prime_megatron import device
 from prime_megatron.config import TrainConfig
+from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.families import FamilyConfig
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.families.read import read_config
 from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.parallel.topology import Topology
@@ -26,7 +27,7 @@ from prime_megatron.reshard.local import LocalSync
 from prime_megatron.reshard.named import NamedSync
 from prime_megatron.reshard.plan import hold, plan_block
 from prime_megatron.reshard.sync import Transport, WeightSync
-from prime_megatron.roles import DTYPES, policy_folder_of
+from prime_megatron.roles import DTYPES
 from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.embedded import EmbeddedEngine
 from prime_megatron.rollout.engine import Engine

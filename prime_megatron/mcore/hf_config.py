@@ -1,46 +1,20 @@
-"""config.json -> FamilyConfig -> megatron TransformerConfig."""
+"""FamilyConfig -> megatron TransformerConfig."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from prime_megatron.config.model import ParallelConfig
-from prime_megatron.errors import InputError
-from prime_megatron.mcore.families import FAMILIES, FamilyConfig
+from prime_megatron.mcore.families import FamilyConfig
 from prime_megatron.mcore.hf_map import padded_groups
 from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.topology import ParallelSizes
 
 if TYPE_CHECKING:
     from megatron.core.transformer import TransformerConfig
-
-
-def read_config(folder: Path | str) -> FamilyConfig:
-    """Reads folder/config.json. Raises InputError: no such file, not JSON, unknown architecture, missing key,
-    a value that this project does not compute."""
-    path = Path(folder) / "config.json"
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{path}: no such file; a model folder has a config.json in Hugging Face format") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    names = raw["architectures"] if isinstance(raw, dict) and "architectures" in raw else None
-    architecture = names[0] if isinstance(names, list) and names else None
-    if architecture not in FAMILIES:
-        raise InputError(f"{path}: architecture {architecture!r} is unknown; known: {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[architecture]
-    try:
-        return family.parse({**family.defaults, **raw})
-    except KeyError as error:
-        raise InputError(f"{path}: key {error.args[0]!r} is missing") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
 
 
 def inverse_frequencies(config: FamilyConfig) -> torch.Tensor:

@@ -20,7 +20,7 @@ def test_offload_changes_no_number_and_is_saved(tmp_path: Path) -> None:
             model, prompts, tmp_path / name, parallel={"offload": offload},
             checkpoint={"every": 2, "save_final": True, "export_final": True},
         )
-        for name, offload in (("stay", False), ("move", True))
+        for name, offload in (("stay", "none"), ("move", "generation"))
     ]  # fmt: skip
     assert run_ranks(train_all, 1, json.dumps(runs), timeout_s=240.0) == [[0, 0]]
     stay, move = (read_lines(settings, "metrics.jsonl") for settings in runs)
@@ -36,7 +36,7 @@ def test_memory_by_role_and_phase(tmp_path: Path) -> None:
     folder = toy.make_model(tmp_path / "model", hidden=32, layers=2)
     prompts = toy.make_prompts(tmp_path / "prompts.jsonl")
     config = toy.settings(
-        folder, prompts, tmp_path / "out", parallel={"offload": True}, advantage={"estimator": "gae"}, run={"steps": 2}
+        folder, prompts, tmp_path / "out", parallel={"offload": "generation"}, advantage={"estimator": "gae"}, run={"steps": 2}
     )  # fmt: skip
     assert resume_runs.train(config, 1) == {0}
     num_params = sum(tensor.numel() for tensor in load_file(f"{folder}/model.safetensors").values())

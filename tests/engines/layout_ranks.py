@@ -89,7 +89,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, topology: Topology, out: Path) -> None:
         from prime_megatron.mcore.role import Role
-        from prime_megatron.roles import DTYPES, policy_folder_of
+        from prime_megatron.config.check import policy_folder_of
+        from prime_megatron.roles import DTYPES
 
         folder = policy_folder_of(config)
         dtype = DTYPES[config.models.dtype]
