@@ -14,7 +14,7 @@ import torch.distributed as dist
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.checkpoint.run import Checkpoints
-from prime_megatron.colocation import Colocation
+from prime_megatron.colocation import Colocation, sleep_level
 from prime_megatron.config import Granularity, Offload, TrainConfig
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.engines import build_engine, build_sync
@@ -137,7 +137,7 @@ def build_parts(
 ) -> Parts:
     """Connect everything. Collective over the world."""
     watchdog = build_watchdog(config, topology, stop)
-    engine = build_engine(config, topology, inputs.tokenizer.eos_token_ids)
+    engine = start_engine(config, topology, inputs, roles)
     sync = build_sync(config, topology, roles.policy, engine)
     colocation = build_colocation(config, engine, sync, roles)
     speaks = _speaks(config, topology)
@@ -167,6 +167,20 @@ def build_parts(
         nonfinite=nonfinite,
         checkpoints=Checkpoints(config, roles.learning, stateful, reporter.log),
     )
+
+
+def start_engine(config: TrainConfig, topology: Topology, inputs: Inputs, roles: Roles) -> Engine:
+    """The engine. With parallel.offload generation it starts on a device that the models have left, and sleeps before
+    they come back: its share is one of the whole device, and the two are never there together."""
+    moved = [] if config.parallel.offload is Offload.none else roles.distinct
+    for role in moved:
+        role.offload(gradients=False)
+    engine = build_engine(config, topology, inputs.tokenizer.eos_token_ids)
+    if moved:
+        engine.sleep(sleep_level())
+    for role in moved:
+        role.onload()
+    return engine
 
 
 def build_colocation(config: TrainConfig, engine: Engine, sync: WeightSync, roles: Roles) -> Colocation:

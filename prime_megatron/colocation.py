@@ -34,6 +34,12 @@ class Movable(Protocol):
     def onload(self) -> int: ...
 
 
+def sleep_level() -> int:
+    """How deep an engine sleeps here (see rollout.engine). Every sleep is followed by a sync, so a GPU's copy of the
+    weights can be forgotten; a CPU's is the engine's only one."""
+    return 2 if device.on_gpu() else 1
+
+
 class Colocation:
     """The order around generation. Collective.
 
@@ -63,8 +69,7 @@ class Colocation:
         self.others = tuple(others)
         self.models = tuple(models)
         self.version = -1
-        # Every sleep is followed by a sync, so a GPU's copy can be forgotten; a CPU's is the engine's only one.
-        self.level = 2 if device.on_gpu() else 1
+        self.level = sleep_level()
         self._edges: dict[str, float] = {}
 
     def publish(self, version: int) -> None:

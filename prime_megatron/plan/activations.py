@@ -8,10 +8,10 @@ f feed-forward width of the rank):
     norms and residuals   4 h            both norms keep their input and their output
     attention             3 q + 3 k      the product q, k, v (its parts are views), turned q and k, the output
     feed-forward          3 f            gate and up, and their gated product
-    experts, per copy     3 h + 6 f      dispatched, received and returned tokens; megatron's own gated activation
+    experts, per copy     h + 6 f        the tokens they receive; megatron's own gated activation
 
-Norms of queries and keys keep one more q. Context parallelism keeps all ranks' keys and values twice: gathered, and put
-into order. With recomputation "selective" the core attention keeps its arguments alone, with "full" a layer keeps h.
+Norms of queries and keys keep one more q. Context parallelism keeps the keys and values of all its ranks in place of
+the rank's own. With recomputation "selective" the core attention keeps its arguments alone, with "full" a layer keeps h.
 Sequence parallelism divides the tokens of the h terms by the tensor-parallel size.
 """
 
@@ -29,7 +29,7 @@ from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.topology import ParallelSizes
 
 EXPERT_IMBALANCE = 1.5
-"""Tokens of the busiest rank's experts over the mean: routing drops none. An assumption, not measured."""
+"""What a run is planned with: routing drops no token. An assumption, not measured."""
 FLOAT32 = 4
 
 
@@ -46,7 +46,9 @@ class Activations:
     """Of a micro-batch, over the context-parallel ranks."""
     micro_batches: int
     """Of a mini-batch, at most."""
-    value_head: bool = False
+    expert_imbalance: float
+    """Tokens of the busiest rank's experts over the mean."""
+    value_head: bool
 
     def training(self, stage: int) -> float:
         """Most that a rank of the stage holds in an update: what waits for its backward, and the larger of the head's
@@ -120,7 +122,8 @@ class Activations:
         if core:
             kept += FLOAT32 * queries // self.family.head_dim * self._local  # of every head's softmax
             if self.sizes.context > 1:
-                kept += self.itemsize * 4 * keys * self.tokens
+                elements -= 3 * keys
+                kept += self.itemsize * 2 * keys * self.tokens
         return kept + self.itemsize * elements * self._local
 
     @property
@@ -128,9 +131,9 @@ class Activations:
         if not self.family.experts:
             return self.itemsize * 3 * self.family.ffn / self.sizes.tensor * self._local
         shards = self.sizes.expert_tensor
-        copies = EXPERT_IMBALANCE * self.family.experts_per_token * self._split * shards
+        copies = self.expert_imbalance * self.family.experts_per_token * self._split * shards
         router = 3 * FLOAT32 * self.family.experts * self._split
-        return router + self.itemsize * copies * (3 * self.family.hidden + 6 * self.family.expert_ffn / shards)
+        return router + self.itemsize * copies * (self.family.hidden + 6 * self.family.expert_ffn / shards)
 
     def _is_last(self, stage: int) -> bool:
         return stage == self.sizes.pipeline - 1
@@ -140,10 +143,10 @@ class Activations:
         return padded_vocab(self.family.vocab, self.sizes.tensor) // self.sizes.tensor
 
     def _head(self, num_bytes: int) -> float:
-        """The last norm's input and output, hidden states gathered, selected and their gradient, a chunk's logits; every
+        """The last norm's output, hidden states gathered, selected and their gradient, a chunk's logits; every
         token is taken for one that predicts a response token. A critic has its hidden states in float32 instead."""
         hidden = self.family.hidden * self._local
-        states = 2 * self._residual + 3 * self.itemsize * hidden
+        states = self._residual + 3 * self.itemsize * hidden
         if self.value_head:
             return states + 2 * FLOAT32 * hidden
         return states + FLOAT32 * self._rows * tokens_within(num_bytes, int(self._local), self._rows)

@@ -16,7 +16,7 @@ from prime_megatron.families.count import RankParameters, num_parameters, rank_p
 from prime_megatron.mcore.families.base import FamilyConfig
 from prime_megatron.mcore.hf_map import check_layout
 from prime_megatron.parallel.topology import ParallelSizes
-from prime_megatron.plan.activations import Activations
+from prime_megatron.plan.activations import EXPERT_IMBALANCE, Activations
 from prime_megatron.plan.engine import EngineMemory, engine_memory
 from prime_megatron.plan.roles import ITEMSIZE, RoleMemory, role_memory
 from prime_megatron.step_plan import Model, plan_step
@@ -124,7 +124,9 @@ def plan_sft_memory(config: SftConfig, family: FamilyConfig, world_size: int) ->
     check_layout(family, config.parallel, sizes)
     num_sequences = -(-config.batch_size // sizes.data)
     tokens, count = micro_batches(config.packing, num_sequences, config.data.max_tokens)
-    activations = Activations(family, config.parallel, sizes, ITEMSIZE[config.dtype], tokens, count)
+    activations = Activations(
+        family, config.parallel, sizes, ITEMSIZE[config.dtype], tokens, count, EXPERT_IMBALANCE, value_head=False
+    )
     model = Model("model", config.model, True, "learns from rows")
     stages = tuple(
         role_memory(params, config.parallel, sizes, config.dtype, trained=True)
@@ -158,7 +160,9 @@ def _role(config: TrainConfig, model: Model, family: FamilyConfig, sizes: Parall
     longest = config.data.max_prompt_tokens + config.rollout.sampling.max_response_tokens
     tokens, count = micro_batches(config.packing, num_sequences, longest)
     itemsize = ITEMSIZE[config.models.dtype]
-    activations = Activations(family, config.parallel, sizes, itemsize, tokens, count, value_head)
+    activations = Activations(
+        family, config.parallel, sizes, itemsize, tokens, count, EXPERT_IMBALANCE, value_head
+    )
     stages = tuple(
         role_memory(params, config.parallel, sizes, config.models.dtype, trained=model.trained)
         for params in _stages(family, config, sizes, value_head=value_head)
