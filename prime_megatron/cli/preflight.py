@@ -6,9 +6,9 @@ from pathlib import Path
 
 from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
-from prime_megatron.output_dir import check_inputs_outside, check_output_dir
 from prime_megatron.plan.fit import check_memory
-from prime_megatron.step_plan import plan_step
+from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir
+from prime_megatron.step.plan import plan_step
 
 
 def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:

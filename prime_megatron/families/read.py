@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prime_megatron.errors import InputError
-from prime_megatron.mcore.families import FAMILIES, FamilyConfig
+from prime_megatron.families import FAMILIES, FamilyConfig
 
 
 def read_config(folder: Path | str) -> FamilyConfig:
