@@ -28,8 +28,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "plan-step",
         summary="show what a step runs and with which models; starts nothing",
-        description="Show what one step of a training config runs, what it leaves out because that is exact, and which models "
-        "the run builds.",
+        description="Show what one step of a training config runs, what it leaves out because that is exact, and which "
+        "models the run builds.",
         epilog=_EPILOG,
     )
     add_config(parser, "YAML file")

@@ -14,7 +14,14 @@ from prime_megatron.config.algorithm import (
     RewardNorm,
     UpdateOrder,
 )
-from prime_megatron.config.model import ModelsConfig, Offload, OptimizerConfig, PackingConfig, ParallelConfig, TrainedModel
+from prime_megatron.config.model import (
+    ModelsConfig,
+    Offload,
+    OptimizerConfig,
+    PackingConfig,
+    ParallelConfig,
+    TrainedModel,
+)
 from prime_megatron.config.rollout import (
     DataConfig,
     EvalConfig,

@@ -15,7 +15,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", re.ASCII)
 
 
 def parse_size(text: str) -> int | None:
-    """Bytes of a size such as 80GiB (80 x 2^30) or 80GB (80 x 10^9), units spelled exactly; None: not a size above 0."""
+    """Bytes of 80GiB (80 x 2^30), 80GB (80 x 10^9) and the like, units spelled exactly; None: not a size above 0."""
     match = _SIZE.fullmatch(text)
     if match is None or match[2] not in UNITS:
         return None

@@ -1,4 +1,4 @@
-"""How many parameters a model has: of the whole model, and of what Megatron builds of it on each rank. The only count."""
+"""How many parameters a model has, and how many of them Megatron builds on each rank. The only count."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prime_megatron.mcore.families import FAMILIES
-from prime_megatron.mcore.families.base import FamilyConfig, Layout, Rule
-from prime_megatron.mcore.hf_map import VALUE_HEAD, padded_groups, padded_vocab
+from prime_megatron.families import FAMILIES
+from prime_megatron.families.base import FamilyConfig, Rule, Split
+from prime_megatron.families.megatron_layout import is_present, padded_groups, padded_vocab, rules_of
 from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.topology import ParallelSizes
 
@@ -46,14 +46,14 @@ def rank_parameters(
     chunks = layer_ranges(family.layers, sizes.pipeline, sizes.virtual_pipeline, stage_layers)[stage]
     first, last = stage == 0, stage == sizes.pipeline - 1
     dense = experts = 0
-    for rule in _rules(family, value_head):
+    for rule in rules_of(family, value_head):
         of_expert = "{expert}" in rule.param
         size = _local_size(rule, family, sizes.expert_tensor if of_expert else sizes.tensor)
         if of_expert:
             experts += size * sum(map(len, chunks)) * (family.experts // sizes.expert)
         elif "{layer}" in rule.param:
             dense += size * sum(map(len, chunks))
-        elif _outer_is_here(rule, family, sizes, first=first, last=last):
+        elif is_present(rule, family, sizes, first, last):
             dense += size
     return RankParameters(dense, experts)
 
@@ -86,31 +86,15 @@ def local_groups(family: FamilyConfig, tensor: int) -> tuple[int, int]:
     return queries, max(1, groups // tensor) * family.head_dim
 
 
-def _rules(family: FamilyConfig, value_head: bool) -> list[Rule]:
-    rules = list(FAMILIES[family.architecture].rules(family))
-    if value_head:
-        rules = [rule for rule in rules if rule.param != "output_layer.weight"] + [VALUE_HEAD]
-    return rules
-
-
-def _outer_is_here(rule: Rule, family: FamilyConfig, sizes: ParallelSizes, *, first: bool, last: bool) -> bool:
-    """Whether a stage has this parameter outside the layers."""
-    if rule.param.startswith("embedding."):
-        return first
-    if rule.param == "output_layer.weight":
-        return last and not (family.tied and sizes.pipeline == 1)
-    return last
-
-
 def _local_size(rule: Rule, family: FamilyConfig, ranks: int) -> int:
     """Elements of one instance of the Megatron parameter on one of ``ranks`` tensor-parallel ranks."""
     shapes = [[family.size(dim) for dim in source.dims] for source in rule.sources]
     whole = sum(math.prod(shape) for shape in shapes)
-    if rule.layout is Layout.REPLICATED:
+    if rule.layout is Split.REPLICATED:
         return whole
-    if rule.layout is Layout.VOCAB:
+    if rule.layout is Split.VOCAB:
         return padded_vocab(shapes[0][0], ranks) // ranks * shapes[0][1]
-    if rule.layout is Layout.QKV or (rule.layout is Layout.ROW and rule.sources[0].dims[1] == "q"):
+    if rule.layout is Split.QKV or (rule.layout is Split.ROW and rule.sources[0].dims[1] == "q"):
         # The model's own groups, or those that padding makes of them: proportional.
         return whole // family.kv_heads * padded_groups(family, ranks) // ranks
     return whole // ranks

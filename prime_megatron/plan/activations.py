@@ -11,8 +11,9 @@ f feed-forward width of the rank):
     experts, per copy     h + 6 f        the tokens they receive; megatron's own gated activation
 
 Norms of queries and keys keep one more q. Context parallelism keeps the keys and values of all its ranks in place of
-the rank's own. With recomputation "selective" the core attention keeps its arguments alone, with "full" a layer keeps h.
-Sequence parallelism divides the tokens of the h terms by the tensor-parallel size.
+the rank's own. With recomputation "selective" the core attention keeps its arguments alone, with "full" a layer
+keeps h. Sequence parallelism divides the tokens of the h terms by the tensor-parallel size.
+tests/distributed/test_saved_activations.py holds all of it against what autograd saves.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prime_megatron.config import ParallelConfig
+from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.count import local_groups
+from prime_megatron.families.megatron_layout import padded_vocab
 from prime_megatron.kernels.head_chunks import SCORE_BYTES, TRAIN_BYTES, tokens_within
-from prime_megatron.mcore.families.base import FamilyConfig
-from prime_megatron.mcore.hf_map import padded_vocab
 from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.topology import ParallelSizes
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prime_megatron.config import TrainConfig
+from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.count import num_parameters, rank_parameters
-from prime_megatron.mcore.families.base import FamilyConfig
 from prime_megatron.parallel.topology import ParallelSizes
 from prime_megatron.plan.roles import ITEMSIZE
 

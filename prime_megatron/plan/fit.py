@@ -12,10 +12,10 @@ from prime_megatron.config import Offload, SftConfig, TrainConfig
 from prime_megatron.config.check import check_sft_config, check_train_config
 from prime_megatron.config.sizes import EXPECTED, parse_size
 from prime_megatron.errors import InputError
+from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.read import read_config
-from prime_megatron.mcore.families.base import FamilyConfig
 from prime_megatron.plan.memory import MemoryPlan, plan_memory, plan_sft_memory
-from prime_megatron.step_plan import plan_step
+from prime_megatron.step.plan import plan_step
 
 GIB = 2**30
 CONTEXT_BYTES = 2 * GIB
@@ -112,7 +112,8 @@ def _problem(plan: MemoryPlan, device: Device, config: TrainConfig | SftConfig) 
             f"{device.usable / GIB:.1f} can be filled"
         )
     if engine is not None and engine.fraction is not None:
-        at_start = max(sum(memory.at_start for memory in held) for held in zip(*(r.stages for r in plan.roles), strict=True))
+        by_stage = zip(*(role.stages for role in plan.roles), strict=True)
+        at_start = max(sum(memory.at_start for memory in held) for held in by_stage)
         stays = isinstance(config, TrainConfig) and config.parallel.offload is Offload.none
         share = engine.share(float(device.total), at_start if stays else 0.0)
         least = engine.weights + engine.one_sequence
@@ -164,8 +165,8 @@ def _ladder(config: TrainConfig | SftConfig) -> list[list[tuple[str, Any]]]:
         return kinds
     offload = [("parallel.offload", Offload.generation)] if parallel.offload is Offload.none else []
     name = config.rollout.engine
-    own = {"sglang": config.rollout.sglang, "vllm": config.rollout.vllm}.get(name)
-    tenths = range(int(own.memory_fraction * 10 - 1e-9), 0, -1) if own is not None else ()
+    fractions = {"sglang": config.rollout.sglang.memory_fraction, "vllm": config.rollout.vllm.memory_fraction}
+    tenths = range(int(fractions[name] * 10 - 1e-9), 0, -1) if name in fractions else ()
     return [offload, *kinds, [(f"rollout.{name}.memory_fraction", tenth / 10) for tenth in tenths]]
 
 
@@ -185,7 +186,7 @@ def _changed(
             check_train_config(changed, world_size)
     except InputError:
         return None
-    return changed  # type: ignore[no-any-return]
+    return changed
 
 
 def _with(section: Any, path: list[str], value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Memory of one GPU by phase of a run: the only memory model. Pure arithmetic on the config and config.json.
 
-The phases are the trainer's stages. All ranks of a pipeline stage hold the same, so a phase is counted once a stage, and
-the stage that needs most speaks for it. The trainer's own CUDA context and NCCL's buffers are not in the phases: they
+The phases are the trainer's stages. All ranks of a pipeline stage hold the same, so a phase is counted per stage, and
+the stage that needs most is shown. The trainer's own CUDA context and NCCL's buffers are not in the phases: they
 are taken off what the device has (``plan.fit``).
 """
 
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from prime_megatron.config import Offload, PackingConfig, SftConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
+from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.count import RankParameters, num_parameters, rank_parameters
-from prime_megatron.mcore.families.base import FamilyConfig
-from prime_megatron.mcore.hf_map import check_layout
+from prime_megatron.families.megatron_layout import check_layout
 from prime_megatron.parallel.topology import ParallelSizes
 from prime_megatron.plan.activations import EXPERT_IMBALANCE, Activations
 from prime_megatron.plan.engine import EngineMemory, engine_memory
 from prime_megatron.plan.roles import ITEMSIZE, RoleMemory, role_memory
-from prime_megatron.step_plan import Model, plan_step
+from prime_megatron.step.plan import Model, plan_step
 
 UPDATES = {"prm": "PRM update", "policy": "policy update", "critic": "critic update", "model": "update"}
 """Role -> its phase, in the order of the trainer's step."""
@@ -141,7 +141,7 @@ def plan_sft_memory(config: SftConfig, family: FamilyConfig, world_size: int) ->
 
 
 def micro_batches(packing: PackingConfig, num_sequences: int, longest: int) -> tuple[int, int]:
-    """Tokens of the largest micro-batch, and how many micro-batches, of a rank's mini-batch of the longest sequences."""
+    """Tokens of the largest micro-batch, and how many there are, in a rank's mini-batch of the longest sequences."""
     whole = num_sequences * longest
     tokens = whole if packing.max_sequences is None else min(whole, packing.max_sequences * longest)
     # Padded to its longest sequence, a micro-batch of short ones outgrows max_tokens.
@@ -160,9 +160,7 @@ def _role(config: TrainConfig, model: Model, family: FamilyConfig, sizes: Parall
     longest = config.data.max_prompt_tokens + config.rollout.sampling.max_response_tokens
     tokens, count = micro_batches(config.packing, num_sequences, longest)
     itemsize = ITEMSIZE[config.models.dtype]
-    activations = Activations(
-        family, config.parallel, sizes, itemsize, tokens, count, EXPERT_IMBALANCE, value_head
-    )
+    activations = Activations(family, config.parallel, sizes, itemsize, tokens, count, EXPERT_IMBALANCE, value_head)
     stages = tuple(
         role_memory(params, config.parallel, sizes, config.models.dtype, trained=model.trained)
         for params in _stages(family, config, sizes, value_head=value_head)

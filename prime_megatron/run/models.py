@@ -64,9 +64,7 @@ def _build(config: TrainConfig, topology: Topology, model: Model) -> Role:
         updates = config.run.steps * settings[model.role].num_mini_batches
     if model.role == "critic":
         assert optimizer is not None
-        return Critic(
-            model.folder, topology, config.parallel, dtype=dtype, optimizer=optimizer, total_updates=updates
-        )
+        return Critic(model.folder, topology, config.parallel, dtype=dtype, optimizer=optimizer, total_updates=updates)
     return Role(
         model.role,
         model.folder,

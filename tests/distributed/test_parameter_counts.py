@@ -1,4 +1,4 @@
-"""What the memory model counts is what Megatron builds: parameters on every rank, and bytes of gradients and optimizer."""
+"""What the memory model counts is what Megatron builds: parameters of every rank, bytes of a trained role."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from prime_megatron.families.read import read_config
 from prime_megatron.mcore.optimizer import Optimizer
 from prime_megatron.parallel.topology import ParallelSizes
 from prime_megatron.plan.roles import role_memory
-from tests.distributed.mcore_models import FAMILIES, make_model, restart, start
-from tests.distributed.spawn import run_ranks
+from tests.support.models import FAMILIES, make_model, restart, start
 from tests.support.public_models import make_folder
+from tests.support.ranks import run_ranks
 
 DENSE: list[dict[str, Any]] = [
     {},
@@ -148,7 +148,7 @@ def test_ranks_of_the_examples_at_full_size(tmp_path: Path) -> None:
         )
         for rank in ranks
     ]
-    command = [sys.executable, "-W", "ignore", "-m", "tests.distributed.full_size_ranks", json.dumps(cases)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.support.full_size_ranks", json.dumps(cases)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=examples.parent)
     assert done.returncode == 0, done.stderr
     counted = []

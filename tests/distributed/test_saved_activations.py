@@ -16,8 +16,8 @@ from prime_megatron.mcore.initialize import start_megatron
 from prime_megatron.mcore.model import build_model
 from prime_megatron.parallel.topology import ParallelSizes
 from prime_megatron.plan.activations import Activations
-from tests.distributed.mcore_models import make_model, pack, restart, sequences
-from tests.distributed.spawn import run_ranks
+from tests.support.models import make_model, pack, restart, sequences
+from tests.support.ranks import run_ranks
 
 LENGTH, COUNT = 64, 8
 SPLIT = {"tensor": 2, "sequence": True}

@@ -36,7 +36,8 @@ def test_memory_by_role_and_phase(tmp_path: Path) -> None:
     folder = toy.make_model(tmp_path / "model", hidden=32, layers=2)
     prompts = toy.make_prompts(tmp_path / "prompts.jsonl")
     config = toy.settings(
-        folder, prompts, tmp_path / "out", parallel={"offload": "generation"}, advantage={"estimator": "gae"}, run={"steps": 2}
+        folder, prompts, tmp_path / "out", parallel={"offload": "generation"}, advantage={"estimator": "gae"},
+        run={"steps": 2},
     )  # fmt: skip
     assert resume_runs.train(config, 1) == {0}
     num_params = sum(tensor.numel() for tensor in load_file(f"{folder}/model.safetensors").values())

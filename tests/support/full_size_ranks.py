@@ -1,6 +1,6 @@
 """Ranks of large layouts, built by Megatron at full size on the meta device, without weights and without their peers.
 
-    python -m tests.distributed.full_size_ranks '[["examples/x/prime.yaml", "model folder", 127], ...]'
+    python -m tests.support.full_size_ranks '[["examples/x/prime.yaml", "model folder", 127], ...]'
 
 Prints the parameters of each, as a JSON list. torch's fake process group stands for the others.
 """
@@ -19,7 +19,7 @@ from prime_megatron.config.load import load_train_config
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore import model as model_module
 from prime_megatron.mcore.initialize import start_megatron
-from tests.distributed.mcore_models import restart
+from tests.support.models import restart
 
 
 def parameters(example: str, folder: str, rank: int) -> int:
