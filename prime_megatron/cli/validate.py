@@ -24,7 +24,7 @@ The resolved config goes to standard output; the layout, the memory and the warn
 the output is a config file again. The memory needs the models' config.json, no weights.
 
 --device-memory is what the card reports (nvidia-smi, memory.total: an H100 of 80 GB has 81559 MiB = 79.6 GiB), taken as
-it is given: 80GiB is 80 x 2^30 bytes, 80GB is 80 x 10^9. Of it 2 GiB are kept for CUDA and NCCL, and a config that
+it is given: 80GiB is 80 x 2^30 bytes, 80GB is 80 x 10^9. Of it 4 GiB are kept for CUDA and NCCL, and a config that
 fills more than 95 % of the rest is refused with the keys that would make it fit.
 """
 

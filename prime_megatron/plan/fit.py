@@ -18,9 +18,10 @@ from prime_megatron.plan.memory import MemoryPlan, plan_memory, plan_sft_memory
 from prime_megatron.step.plan import plan_step
 
 GIB = 2**30
-CONTEXT_BYTES = 2 * GIB
-"""Of the trainer's process, kept off what the device has: its CUDA context (612 MiB, measured on an H200), cuBLAS's
-workspace (64 MiB, the same), and room for NCCL's buffers, which were not measured."""
+CONTEXT_BYTES = 4 * GIB
+"""Of the trainer's process, kept off what the device has: its CUDA context (612 MiB on an H200), libraries' workspaces
+and what else stays when every model is in host memory (3.5 GiB together, the same card), and room for NCCL's buffers,
+which were not measured."""
 USABLE = 0.95
 """Share of the rest that a plan may fill: the allocator's gaps, and what the model does not count."""
 

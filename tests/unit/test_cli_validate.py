@@ -151,12 +151,12 @@ def test_device_memory_needs_a_unit(size: str, config: str, capsys: pytest.Captu
 
 
 def test_the_option_wins_over_the_key(config: str, capsys: pytest.CaptureFixture) -> None:
-    packed = ["packing.max_tokens=4096", "launch.device_memory=2.1GiB"]
+    packed = ["packing.max_tokens=4096", "launch.device_memory=4.1GiB"]
     assert main(["validate", config, *packed]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: launch.device_memory: the ") and err.count("\n") == 1
     assert main(["validate", config, *packed, "--device-memory", "80GiB"]) == 0
-    assert "# fits: the save needs most and leaves 46% of 78.00 GiB (--device-memory 80.00 GiB less" in (
+    assert "# fits: the save needs most and leaves 45% of 76.00 GiB (--device-memory 80.00 GiB less" in (
         capsys.readouterr().out
     )
 
@@ -167,5 +167,5 @@ def test_a_supervised_run_is_counted_and_refused(config: str, tmp_path: Path, ca
     assert main(["validate", str(path), "--device-memory", "80GB"]) == 0
     out = capsys.readouterr().out
     assert "#   update " in out and "#   save " in out and "rollout" not in out
-    assert main(["validate", str(path), "--device-memory", "2.1GiB"]) == 2
+    assert main(["validate", str(path), "--device-memory", "4.1GiB"]) == 2
     assert "the update needs " in capsys.readouterr().err

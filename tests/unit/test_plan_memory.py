@@ -142,7 +142,7 @@ def waiting(name: str, where: Path, parallel: dict[str, Any], world: int, stage:
 
 
 def test_layers_in_flight_over_a_pipeline(tmp_path: Path) -> None:
-    """One forward one backward: stage s of p runs p - s micro-batches ahead; interleaved ones (arXiv 2104.04473) more."""
+    """One forward one backward: stage s of p runs p - s micro-batches ahead; interleaved (arXiv 2104.04473) more."""
     name = "Qwen2.5-72B-Instruct"
     even = [waiting(name, tmp_path, {"pipeline": 4}, 4, stage, 64) for stage in range(4)]
     np.testing.assert_allclose(even, [80, 60, 40, 20])
@@ -221,10 +221,10 @@ EIGHT = {"processes_per_node": 8}
     [
         ({"rollout": {"sglang": {"memory_fraction": 0.8}}}, "parallel.offload=generation"),
         ({"packing": {"max_tokens": 24576}, "parallel": {"offload": "generation"}}, "parallel.recompute=full"),
-        ({"packing": {"max_tokens": 65536}, "parallel": {"recompute": "full", "offload": "generation"}},
-         "packing.max_tokens=32768"),
+        ({"packing": {"max_tokens": 524288}, "parallel": {"recompute": "full", "offload": "generation"}},
+         "packing.max_tokens=131072"),
         ({"rollout": {"sglang": {"memory_fraction": 0.95}}, "parallel": {"offload": "generation"}},
-         "rollout.sglang.memory_fraction=0.9"),
+         "rollout.sglang.memory_fraction=0.8"),
     ],
 )  # fmt: skip
 def test_the_key_that_makes_a_7b_run_fit(sections: dict[str, Any], keys: str, tmp_path: Path) -> None:
