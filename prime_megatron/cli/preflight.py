@@ -26,9 +26,9 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
 
 def check_sft_inputs(config: SftConfig, *, overwrite: bool) -> None:
     """As `check_train_inputs`, for supervised fine-tuning."""
-    check_memory(config)
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
     _check_output(config.run.output_dir, config.launch.nodes, None, overwrite, inputs)
+    check_memory(config)
     _check_models([config.model], config.trust_remote_code)
     _check_data(config.data.train)
 

@@ -81,15 +81,17 @@ def plan_for(
     return plan_memory(config, families, world_size, None if device is None else float(device.total))
 
 
-def check_memory(config: TrainConfig | SftConfig, option: str | None = None) -> None:
+def check_memory(config: TrainConfig | SftConfig) -> None:
     """Refuse a run that does not fit launch.device_memory; passes where that is not given, or a folder is not there.
 
     Raises:
         InputError: it does not fit; the line says which key would make it fit.
     """
-    device = device_of(config, option)
+    device = device_of(config, None)
+    if device is None:
+        return
     families = read_families(config)
-    if device is not None and not isinstance(families, str):
+    if not isinstance(families, str):
         check_fit(config, families, config.launch.nodes * config.launch.processes_per_node, device)
 
 

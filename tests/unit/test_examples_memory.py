@@ -85,3 +85,12 @@ def test_the_7b_example_without_offload_is_refused_in_one_line(
     )
     changes = ["parallel.offload=generation", "parallel.tensor=4"]
     assert main(["validate", str(path), *changes, "--device-memory", "80GiB"]) == 0
+
+
+def test_train_refuses_before_it_starts_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = EXAMPLES / "qwen2.5_math_7b/prime.yaml"
+    changes = [*with_models(path, tmp_path), "parallel.tensor=2", f"run.output_dir={tmp_path / 'out'}"]
+    assert main(["train", str(path), *changes]) == 2
+    err = capsys.readouterr().err
+    assert "error: launch.device_memory: the PRM update needs 113.6 GiB" in err and "set parallel.tensor=4" in err
+    assert not (tmp_path / "out").exists()
