@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from prime_megatron import device
 from prime_megatron.config import TrainConfig
+from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.engine_layout import (
@@ -36,7 +37,7 @@ from prime_megatron.rollout.process.limits import Limits
 from prime_megatron.rollout.process.process import EngineProcess
 from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.vllm.in_process import InProcessEngine
-from prime_megatron.run.models import DTYPES, policy_folder_of
+from prime_megatron.run.models import DTYPES
 from prime_megatron.run.transport import is_in_process, transport_of
 from prime_megatron.weights.by_bucket import BucketReshard
 from prime_megatron.weights.folder import WeightFolder

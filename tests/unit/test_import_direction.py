@@ -33,6 +33,7 @@ ALLOWED = {
     "weights": {"families", "parallel"} | BASE,
     "rollout": {"weights", "verify", "algo.filtering", "parallel"} | BASE,
     "step": {"algo", "kernels", "mcore", "data", "metrics", "parallel", "rollout.collect"} | BASE,
+    "plan": {"families", "parallel", "step.plan", "kernels.head_chunks", "config", "errors"},
     "checkpoint": {"mcore", "parallel", "metrics"} | BASE,
     "convert": {"families", "mcore", "parallel"} | BASE,
     "evaluate": {"rollout", "verify", "data", "algo", "parallel"} | BASE,
@@ -55,7 +56,10 @@ CONFINED = {
     "wandb": "metrics",
 }
 # Pure Python on plain data: testable and readable without torch.
-WITHOUT_TORCH = ("config/", "errors", "run/output_dir")
+WITHOUT_TORCH = (
+    "config/", "errors", "run/output_dir", "plan/", "step/plan", "families/count", "families/read",
+    "kernels/head_chunks",
+)  # fmt: skip
 
 
 def relative(path: Path) -> str:
