@@ -12,7 +12,7 @@ from prime_megatron.config.reward_path import check_reward_path
 from prime_megatron.config.run import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
 
-__all__ = ["check_parallel", "check_sft_config", "check_train_config", "needs_prm"]
+__all__ = ["check_parallel", "check_sft_config", "check_train_config", "needs_prm", "policy_folder_of"]
 
 SIBLING_LOSSES = (PrmLossKind.dpo, PrmLossKind.bon_acc, PrmLossKind.bon_rm)
 
@@ -56,6 +56,13 @@ def check_sft_config(
     return ()
 
 
+def policy_folder_of(config: TrainConfig) -> str:
+    """models.policy.path. Raises InputError where it is not set."""
+    if config.models.policy.path is None:
+        raise InputError("models.policy.path: is missing; give the HF folder of the model to train")
+    return config.models.policy.path
+
+
 def needs_prm(config: TrainConfig) -> bool:
     """Whether the run has a PRM at all: process rewards count, or the PRM is the value function."""
     return config.advantage.process_weight > 0 or config.advantage.estimator is Estimator.prime_value
@@ -66,8 +73,7 @@ def _world_size(config: TrainConfig | SftConfig, world_size: int | None) -> int:
 
 
 def _check_run(config: TrainConfig) -> None:
-    if config.models.policy.path is None:
-        raise InputError("models.policy.path is missing; name the HF folder of the model to train")
+    policy_folder_of(config)
     for role in ("policy", "prm", "critic"):
         optimizer = getattr(config.models, role).optimizer
         if optimizer.min_lr > optimizer.lr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -60,6 +61,15 @@ class ModelsConfig(Section):
     """Implementation of the log-prob head."""
 
 
+class Offload(StrEnum):
+    """What of the models is in host memory, and when."""
+
+    none = "none"
+    """Nothing: the models stay on the device while the engine generates."""
+    generation = "generation"
+    """Every model while the engine starts and generates; in training all are on the device."""
+
+
 class ParallelConfig(Section):
     """How every role is laid out over the processes: data = processes / (tensor x pipeline x context)."""
 
@@ -87,8 +97,8 @@ class ParallelConfig(Section):
     """Overlap the parameter gather with the next forward (distributed optimizer only)."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the backward."""
-    offload: bool = False
-    """Keep roles that sleep in host memory."""
+    offload: Offload = Offload.none
+    """Move models to host memory while the engine generates."""
     timeout_s: PositiveFloat = 600.0
     """Longest wait in any collective."""
 

@@ -67,7 +67,7 @@ class VllmConfig(Section):
     """Run vLLM in the trainer's own processes (its external launcher) in place of processes of its own: weights are
     written straight into its parameters on every device, but an engine that dies takes the run with it."""
     memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Share of device memory for weights and KV cache (GPU)."""
+    """Share of the whole device's memory for weights, KV cache and the engine's activations (GPU)."""
     cpu_cache_bytes: PositiveInt = 2**30
     """KV cache of one replica (CPU)."""
     extra: dict[str, EngineArgument] = Field(default={})
@@ -78,7 +78,8 @@ class SglangConfig(Section):
     """Settings of the SGLang engine."""
 
     memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Share of device memory for weights and KV cache (GPU)."""
+    """Share, for weights and KV cache, of the device memory that is free when the engine starts (GPU): with
+    parallel.offload generation nearly the whole device's, with none what the models leave."""
     cpu_cache_bytes: PositiveInt = 2**30
     """KV cache of one replica (CPU)."""
     server: bool = False

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from prime_megatron.config.algorithm import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm
 from prime_megatron.config.base import Free, Section
 from prime_megatron.config.model import ModelsConfig, OptimizerConfig, PackingConfig, ParallelConfig
 from prime_megatron.config.rollout import DataConfig, EvalConfig, RolloutConfig, VerifyConfig
+from prime_megatron.config.sizes import checked_size
 
 
 class RunSection(Section):
@@ -36,6 +37,9 @@ class LaunchConfig(Section):
     """Nodes of the job."""
     processes_per_node: PositiveInt = 1
     """Processes (GPUs) of a node."""
+    device_memory: Annotated[str, AfterValidator(checked_size)] | None = None
+    """Memory of one GPU as the card reports it, such as 79.6GiB; a run that needs more is refused before it starts.
+    none: not checked."""
 
 
 class LogConfig(Section):
@@ -45,6 +49,11 @@ class LogConfig(Section):
     """Write TensorBoard events below the output folder."""
     wandb_project: str | None = None
     """Weights & Biases project; none: off."""
+
+
+class TrainLogConfig(LogConfig):
+    """Where metrics and samples go; console and metrics.jsonl always."""
+
     samples_every: NonNegativeInt = 1
     """Steps between writes of samples.jsonl; 0: never."""
     samples_per_step: PositiveInt | None = None
@@ -104,7 +113,7 @@ class TrainConfig(Section):
     """Micro-batches."""
     eval: Free[EvalConfig] = EvalConfig()
     """Held-out evaluation."""
-    log: Free[LogConfig] = LogConfig()
+    log: Free[TrainLogConfig] = TrainLogConfig()
     """Where metrics go."""
     checkpoint: Free[CheckpointConfig] = CheckpointConfig()
     """Saving and stopping."""

@@ -122,10 +122,10 @@ class Gradients:
         num_tokens, num_rows = at.stop - at.start, self.head.shard.num_rows
         if num_rows == 0:
             return self._hidden_TH.new_empty((num_tokens, 0))
-        size = num_tokens * num_rows
-        if self._buffer is None or self._buffer.numel() < size:
-            self._buffer = self.head.ops.logits_buffer(size, self._hidden_TH)
-        out_tV = self._buffer[:size].view(num_tokens, num_rows)
+        if self._buffer is None:
+            # At its largest at once: a second, larger one would be made while the first is still there.
+            self._buffer = self.head.ops.logits_buffer(self.limit * num_rows, self._hidden_TH)
+        out_tV = self._buffer[: num_tokens * num_rows].view(num_tokens, num_rows)
         return self.head.ops.chunk_logits(self._hidden_TH[at], self._rows_VH, self.head.inv_temperature, out_tV)
 
     def add(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prime_megatron.config import LogConfig
+from prime_megatron.config import TrainLogConfig
 from prime_megatron.metrics.jsonl import JsonlFile, format_line
 from prime_megatron.types import Advantages, Group, RolloutBatch
 
@@ -143,7 +143,7 @@ class SamplesLog:
             self._file.close()
 
 
-def open_samples_log(output_dir: Path, config: LogConfig, *, rank: int) -> SamplesLog:
+def open_samples_log(output_dir: Path, config: TrainLogConfig, *, rank: int) -> SamplesLog:
     """The run's samples.jsonl, written on rank 0 only."""
     file = JsonlFile(output_dir / SAMPLES_FILE) if rank == 0 else None
     return SamplesLog(file, config.samples_every, config.samples_per_step)

@@ -8,11 +8,13 @@ validation and planners use it alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch.distributed import ProcessGroup
+from typing import TYPE_CHECKING
 
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from prime_megatron.rollout.generate import Draw, Generator
 from prime_megatron.rollout.recording import group_from_dict, read_recording
 from prime_megatron.rollout.sampling import TRAIN
 from prime_megatron.types import Group, Prompt
+from prime_megatron.verify import FAILURES, VERDICTS
 
 
 class Prompts(Protocol):
@@ -37,6 +39,18 @@ class Collected:
     """Groups of the batch that an earlier step generated."""
     expired: int
     """Waiting groups that grew too old and were dropped."""
+
+    @property
+    def verifier_failures(self) -> dict[str, int]:
+        """Responses of this step on which the verifier failed, by kind; every kind is there."""
+        verdicts = Counter(sample.verdict for group in self.generated for sample in group.samples)
+        return {kind: verdicts[kind] for kind in FAILURES}
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """Generated responses by verdict, the failures left out."""
+        verdicts = Counter(sample.verdict for group in self.generated for sample in group.samples)
+        return {kind: verdicts[kind] for kind in VERDICTS if kind not in FAILURES}
 
 
 class Collector:

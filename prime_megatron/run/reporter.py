@@ -16,6 +16,7 @@ from prime_megatron.config import TrainConfig
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.evaluate.held_out import Evaluator
 from prime_megatron.families import FamilyConfig
+from prime_megatron.families.count import num_matmul_parameters
 from prime_megatron.metrics import (
     Clock,
     MetricsLog,
@@ -213,7 +214,7 @@ class Reporter:
         """Of the step's passes, all models taken as large as the policy."""
         family = self.family
         one_forward = model_flops(
-            num_matmul_params=matmul_params(family),
+            num_matmul_params=num_matmul_parameters(family),
             num_layers=family.layers,
             attention_width=family.heads * family.head_dim,
             lengths=lengths,
@@ -231,11 +232,3 @@ def _written(output: Path) -> tuple[str, ...]:
     """What lies in the output folder, summary.json included, which is about to."""
     names = {path.name for path in output.iterdir() if not path.name.startswith(".")} | {SUMMARY_FILE}
     return tuple(str(output / name) for name in sorted(names))
-
-
-def matmul_params(family: FamilyConfig) -> int:
-    """Parameters that multiply every token: projections, feed-forward (active experts only), router and head."""
-    attention = 2 * family.hidden * (family.size("q") + family.size("kv"))
-    dense = 3 * family.hidden * family.ffn
-    sparse = 3 * family.hidden * family.expert_ffn * family.experts_per_token + family.hidden * family.experts
-    return family.layers * (attention + (sparse if family.experts else dense)) + family.hidden * family.vocab

@@ -5,7 +5,6 @@ Names come from groups that every rank has, so that every rank reduces the same 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -15,17 +14,16 @@ from prime_megatron.algo.filtering import keep_group
 from prime_megatron.algo.labels import labels_of, mean_by_label
 from prime_megatron.algo.statistics import Statistics, prm_right
 from prime_megatron.config import FilterConfig
+from prime_megatron.rollout.collect import Collected
 from prime_megatron.types import Group
-from prime_megatron.verify import FAILURES, VERDICTS
 
 
-def rollout_figures(generated: Sequence[Group], config: FilterConfig) -> dict[str, float]:
+def rollout_figures(collected: Collected, config: FilterConfig) -> dict[str, float]:
     """Outcome and pass rate of the filter by label, and responses by verdict."""
+    generated = collected.generated
     outcomes = mean_by_label("rollout/outcome", [(group.prompt, group.mean_outcome) for group in generated])
     kept = mean_by_label("rollout/pass_rate", [(g.prompt, float(keep_group(g, config).kept)) for g in generated])
-    verdicts = Counter(sample.verdict for group in generated for sample in group.samples)
-    named = {f"rollout/verdict_{verdict}": verdicts[verdict] for verdict in VERDICTS if verdict not in FAILURES}
-    return outcomes | kept | named
+    return outcomes | kept | {f"rollout/verdict_{kind}": count for kind, count in collected.verdicts.items()}
 
 
 def prm_sums(q_N: Tensor, outcome_N: Tensor, mine: Sequence[Group], all_groups: Sequence[Group]) -> Statistics:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +24,6 @@ from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.breakdown import prm_figures, prm_sums, rollout_figures
 from prime_megatron.types import Advantages, Scores
-from prime_megatron.verify import FAILURES
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     reduced = statistics.reduced(reduce)
     figures = _engine_figures(reduced) | finish(reduced.merged(_learned(record))) | prm_figures(reduced)
     figures |= _collected(record.collected) | _update("policy", record.policy)
-    figures |= rollout_figures(record.collected.generated, config.rollout.filter)
+    figures |= rollout_figures(record.collected, config.rollout.filter)
     figures["step/tokens"] = _num_tokens(record.collected)
     if record.prm is not None:
         figures |= _update("prm", record.prm)
@@ -122,7 +120,7 @@ def _engine_figures(reduced: Statistics) -> dict[str, float]:
 def _collected(collected: Collected) -> dict[str, float]:
     tally = collected.tally
     outcomes = [outcome for group in collected.generated for outcome in group.outcomes]
-    verdicts = Counter(sample.verdict for group in collected.generated for sample in group.samples)
+    failures = collected.verifier_failures
     return {
         "rollout/outcome": sum(outcomes) / max(len(outcomes), 1),
         "rollout/pass_rate": tally.pass_rate,
@@ -132,8 +130,8 @@ def _collected(collected: Collected) -> dict[str, float]:
         "rollout/rounds": collected.rounds,
         "rollout/carried_in": collected.carried_in,
         "rollout/expired": collected.expired,
-        "rollout/verifier_errors": sum(verdicts[failure] for failure in FAILURES),
-    } | {f"rollout/verifier_{failure}": verdicts[failure] for failure in FAILURES}
+        "rollout/verifier_errors": sum(failures.values()),
+    } | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
 
 
 def _num_tokens(collected: Collected) -> int:

@@ -74,3 +74,8 @@ def _differing(one: dict[str, Any], two: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_example_takes_the_fused_path(path: Path) -> None:
     assert is_fused(load_train_config(str(path), []))
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "original", "recipe"])
+def test_every_preset_takes_the_fused_path(preset: str) -> None:
+    assert is_fused(load_train_config(str(EXAMPLES[0]), [f"preset={preset}"]))

@@ -78,6 +78,19 @@ def test_a_stray_token_neither_makes_the_loss_infinite_nor_moves_the_others(adva
     assert torch.equal(terms.dlogprobs_t[rest], others.dlogprobs_t[rest]) and terms.dlogprobs_t[rest].any()
 
 
+def test_a_stray_token_of_the_prm_has_a_bounded_gradient() -> None:
+    """Reference log-prob -100: linear in Q, so finite without a clamp; at most beta a token; other sequences stay."""
+    ref, logprobs = _draw(1, NUM_TOKENS), _draw(2, NUM_TOKENS)
+    stray = ref.clone()
+    stray[6] = -100.0
+    mask, targets = torch.ones(NUM_TOKENS, dtype=torch.bool), torch.tensor([1.0, 0.0, 0.0, 1.0])
+    one, two = (PrmLoss(x, mask, EDGES, targets, 0.05).terms(logprobs, logprobs, slice(0, NUM_TOKENS))
+                for x in (stray, ref))  # fmt: skip
+    assert np.isfinite(one.loss.item()) and one.dlogprobs_t.abs().max() <= 0.05
+    others = [0, 1, 2, 3, 4, 9, 10, 11]
+    assert torch.equal(one.dlogprobs_t[others], two.dlogprobs_t[others])
+
+
 def test_the_clamp_changes_only_what_it_clamps() -> None:
     log_ratio = torch.linspace(-60, 60, 241, dtype=torch.float64)
     inside, above = log_ratio <= MAX_LOG_RATIO, log_ratio >= -MAX_LOG_RATIO

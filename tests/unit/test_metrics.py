@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from prime_megatron.config import LogConfig
+from prime_megatron.config import LogConfig, TrainLogConfig
 from prime_megatron.errors import InputError
 from prime_megatron.metrics import (
     TRAIN_COLUMNS,
@@ -172,7 +172,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
         log.message("hello")
         log.log(1, {"a": 1.0})
         log.restore(1)
-    samples = open_samples_log(tmp_path, LogConfig(), rank=3)
+    samples = open_samples_log(tmp_path, TrainLogConfig(), rank=3)
     samples.write(1, [])
     samples.restore(0)
     samples.close()
@@ -377,14 +377,14 @@ def test_credit_is_given_for_the_chosen_responses_of_this_rank() -> None:
 
 def test_samples_log_orders_limits_and_restores(tmp_path: Path) -> None:
     groups = group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])
-    limited = open_samples_log(tmp_path, LogConfig(samples_per_step=2), rank=1)
+    limited = open_samples_log(tmp_path, TrainLogConfig(samples_per_step=2), rank=1)
     rows = sample_rows(limited.choose(groups), credits_of(*batch_of(groups), groups))
     assert [(group.prompt.draw, len(group.samples)) for group in limited.choose(groups)] == [(2, 1), (4, 1)]
-    everything = open_samples_log(tmp_path, LogConfig(), rank=1)
+    everything = open_samples_log(tmp_path, TrainLogConfig(), rank=1)
     assert [(group.prompt.draw, len(group.samples)) for group in everything.choose(groups)] == [(2, 1), (4, 2)]
-    log = open_samples_log(tmp_path, LogConfig(samples_every=2, samples_per_step=2), rank=0)
+    log = open_samples_log(tmp_path, TrainLogConfig(samples_every=2, samples_per_step=2), rank=0)
     assert [log.wants(step) for step in range(1, 5)] == [False, True, False, True]
-    assert not open_samples_log(tmp_path, LogConfig(samples_every=0), rank=0).wants(4)
+    assert not open_samples_log(tmp_path, TrainLogConfig(samples_every=0), rank=0).wants(4)
     log.write(2, rows)
     log.write(4, rows)
     log.restore(3)

@@ -30,7 +30,7 @@ from transformers import (
 from prime_megatron.errors import InputError
 from prime_megatron.rollout.embedded.dense import DenseDecoder
 from prime_megatron.rollout.embedded.engine import EmbeddedEngine
-from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, end_token_ids
+from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling
 from prime_megatron.rollout.sampling import EVAL, SampleKey, draw, inverse_cdf, nucleus, uniforms
 from prime_megatron.types import Bucket
 
@@ -224,7 +224,6 @@ def test_refuses(model: PreTrainedModel, tmp_path) -> None:
         EmbeddedEngine(
             str(tmp_path), end_token_ids=(), device=torch.device("cpu"), dtype=torch.float32, max_concurrent=1
         )
-    assert end_token_ids(model.name_or_path) == (1,)
 
 
 def test_uniform_streams() -> None:
