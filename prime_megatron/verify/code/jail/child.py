@@ -6,6 +6,7 @@ values are elsewhere, and a forged reply can claim a value that the program coul
 
 import atexit
 import builtins
+import gc
 import io
 import os
 import sys
@@ -37,7 +38,7 @@ _exit, _write, _read, _run = os._exit, os.write, os.read, builtins.exec
 _compile, _hook, _flush = compile, sys.__excepthook__, io.TextIOWrapper.flush
 _BaseException, _SystemExit, _exc_info = BaseException, SystemExit, sys.exc_info
 _getattr, _str, _type, _callable, _isinstance, _int = getattr, str, type, callable, isinstance, int
-_memoryview, _enumerate = memoryview, enumerate
+_memoryview, _enumerate, _collect = memoryview, enumerate, gc.collect
 _write_value, _read_value = values.write, values.read
 _finish_threads, _finish_atexit = threading._shutdown, atexit._run_exitfuncs
 
@@ -82,6 +83,10 @@ def run_script(code: str) -> None:
         _quietly(lambda: _hook(*_exc_info()))
     _quietly(_finish_threads)
     _quietly(_finish_atexit)
+    _quietly(lambda: sys.stdout.flush())
+    # Files that the program never closed are written when its names go, as at the end of an interpreter.
+    _quietly(namespace.clear)
+    _quietly(_collect)
     _quietly(lambda: sys.stdout.flush())
     if not _quietly(lambda: _flush(out)):
         status = status or 120  # as Python itself when the output could not be written

@@ -12,7 +12,8 @@ def same_output(given: str, expected: str) -> bool:
     """Token by token, split at white space; 1e-6 relative where both tokens are numbers with a decimal point."""
     if given == expected:
         return True
-    ours, theirs = given.split(), expected.split()
+    theirs = expected.split()
+    ours = given.split(maxsplit=len(theirs))  # one more than there should be is enough to know
     return len(ours) == len(theirs) and all(map(_same_token, ours, theirs))
 
 

@@ -49,6 +49,8 @@ def spare_uid() -> int | None:
     child = os.fork()
     if child == 0:
         try:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
             os.setresuid(uid, uid, uid)
         except OSError:
             os._exit(1)
@@ -87,8 +89,9 @@ def adopt_orphans() -> None:
 
 def set_limits(limits: Limits) -> None:
     """Hard limits, which also end a program that ignores signals. Raises OSError or ValueError."""
+    # A signal that says what for, and a second later one that cannot be ignored.
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))
     for kind, value in (
-        (resource.RLIMIT_CPU, limits.cpu_s),
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),

@@ -26,7 +26,7 @@ _items = dict.items
 _hex = {bytes: bytes.hex, bytearray: bytearray.hex}
 
 
-class Unwritable(Exception):
+class Unwritable(ValueError):
     """A value that has no text: too deep, or within itself."""
 
 

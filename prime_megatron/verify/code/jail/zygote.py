@@ -172,6 +172,8 @@ def main(arguments: list[str]) -> int:
     limits.adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.clear()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.putenv(name, "1")  # for numpy's libraries, which read it in C: a thread a core would not fit the limits
     sys.argv = ["solution.py"]
     sys.path[:] = [
         path for path in sys.path if path in sysconfig.get_paths().values() or path.startswith(sys.base_prefix)
