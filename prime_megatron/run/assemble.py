@@ -37,6 +37,7 @@ from prime_megatron.run.output_dir import check_output_dir, prepare_output_dir
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.transport import describe_engine
+from prime_megatron.run.verification import Verification
 from prime_megatron.run.watchdog import STALL_FOLDER, Watchdog
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.plan import plan_step
@@ -104,7 +105,7 @@ def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> I
     try:
         agree_on(lambda: check_output_dir(output, resume=resume, overwrite=overwrite))
         workers = max(1, config.verify.workers // config.launch.processes_per_node)
-        options = VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)
+        options = VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s, code=config.verify.code)
         with build_verifiers(options, config.verify.custom) as verifiers:
             agree_on(verifiers.try_custom)
             inputs = read_inputs(config, verifiers)
@@ -243,6 +244,8 @@ def build_reporter(
     )
     if inputs.num_held_out_skipped:
         log.warn(f"data.eval: {inputs.num_held_out_skipped} prompts over data.max_prompt_tokens are skipped")
+    for line in inputs.left_out:
+        log.warn(line)
     return Reporter(
         config=config,
         topology=topology,
@@ -256,6 +259,7 @@ def build_reporter(
         prompts=inputs.prompts,
         memory=memory,
         restarts=lambda: engine.num_restarts,
+        verification=lambda: Verification(generator.verifiers.take_usage(), generator.take_waited_s()),
     )
 
 
