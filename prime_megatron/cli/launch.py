@@ -8,21 +8,22 @@ import json
 import logging
 import os
 import signal
+import shutil
 import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 
 from prime_megatron import exit_codes
-from prime_megatron.cli.worker import LAUNCHED, as_error, signal_number
+from prime_megatron.cli.worker import LAUNCHED, as_error
 from prime_megatron.config import LaunchConfig
 from prime_megatron.errors import InputError
+from prime_megatron.run.signals import heard
 
 
 @dataclass(frozen=True)
@@ -93,35 +94,36 @@ def start(
     if launch.nodes == 1 and sys.platform == "linux":
         # gloo finds its address through the host's name, which need not resolve; one node needs no more than this.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    stop = _StopForwarder({signal.SIGTERM, signal_number(stop_signal)})
-    with stop.installed(), _quiet_agent(), tempfile.TemporaryDirectory(prefix="prime-megatron-") as logs:
-        return _run_agent(command, launch, rendezvous, logs, stop)
+    signals = (signal.SIGTERM, signal.Signals[f"SIG{stop_signal}"])
+    with tempfile.TemporaryDirectory(prefix="prime-megatron-") as logs:
+        stop = _StopForwarder(Path(logs))
+        with heard(signals, stop), _quiet_agent():
+            return _run_agent(command, launch, rendezvous, logs, stop)
 
 
 class _StopForwarder:
-    """Hands signals to the workers; before there are any, ends the launcher with the requeue code."""
+    """Hands signals to the workers; before there are any, ends the launcher with the requeue code.
 
-    def __init__(self, signals: set[signal.Signals]) -> None:
-        self._signals = signals
+    Args:
+        logs: the agent's folder, removed before the launcher ends.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._had_workers = False
         self.seen = False
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._forward) for number in self._signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: signal.Signals) -> None:
         self.seen = True
         workers = [child for child in psutil.Process().children() if _is_rank(child)]
-        if not workers:
-            raise SystemExit(exit_codes.REQUEUE)
-        for worker in workers:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.send_signal(number)
+        if workers:
+            self._had_workers = True
+            for worker in workers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.send_signal(number)
+        elif not self._had_workers:
+            shutil.rmtree(self._logs, ignore_errors=True)
+            os._exit(exit_codes.REQUEUE)
 
 
 def _is_rank(process: psutil.Process) -> bool:
@@ -179,7 +181,12 @@ def _run_agent(
     except SignalException as error:
         return 128 + int(error.sigval)
     except RendezvousError as error:
-        print(as_error(f"the nodes did not meet at {rendezvous.endpoint}: {error}"), file=sys.stderr)
+        if stop.seen:
+            return exit_codes.REQUEUE
+        # The agents talk through the first node for as long as they run; workers' logs tell that all had met.
+        met = any(Path(logs).iterdir())
+        what = "another node was lost" if met else f"the nodes did not meet at {rendezvous.endpoint}"
+        print(as_error(f"{what}: {error}"), file=sys.stderr)
         return exit_codes.FAILED
     return exit_codes.DONE
 
@@ -196,6 +203,8 @@ def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
     code = int(failure.exitcode)
     if code == exit_codes.REQUEUE or (stop_seen and code < 0):
         return exit_codes.REQUEUE
+    if code == exit_codes.GAVE_UP:
+        return code
     report = _report_of(failure)
     if report is not None:
         print(as_error(report[1]), file=sys.stderr)

@@ -8,7 +8,7 @@ import sys
 from prime_megatron.cli.launch import add_launch_options, rendezvous_of, start
 from prime_megatron.cli.options import add_config, add_overwrite, new_verb
 from prime_megatron.cli.preflight import check_train_inputs
-from prime_megatron.cli.worker import is_worker, on_signal, run_worker, world_size
+from prime_megatron.cli.worker import is_worker, run_worker, world_size
 from prime_megatron.config.check import check_train_config
 from prime_megatron.config.load import load_train_config
 
@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace) -> int:
     def body() -> int:
         config = load_train_config(args.config, args.overrides)
-        on_signal(config.checkpoint.signal)
         check_train_config(config, world_size=world_size())
         from prime_megatron.trainer import train
 
