@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from prime_megatron.faults import NONFINITE_FOLDER, NonFinite
 from prime_megatron.inputs import Inputs, read_inputs
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_samples_log
-from prime_megatron.output_dir import check_output_dir, prepare_output_dir
+from prime_megatron.output_dir import check_output_dir, own_output_dir
 from prime_megatron.parallel.collectives import OverRanks, from_rank
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.preemption import Stop
@@ -105,14 +105,22 @@ def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> I
         with build_verifiers(VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)) as verifiers:
             inputs = read_inputs(config, verifiers)
             roles = build_roles(config, topology, plan_step(config))
-            agree_on(lambda: prepare_output_dir(output, resume=resume, overwrite=overwrite))
-            parts = build_parts(config, topology, verifiers, inputs, roles, stop)
-            try:
-                yield parts
-            finally:
-                parts.close()
+            with on_first_rank(lambda: own_output_dir(output, resume=resume, overwrite=overwrite)):
+                parts = build_parts(config, topology, verifiers, inputs, roles, stop)
+                try:
+                    yield parts
+                finally:
+                    parts.close()
     finally:
         stop_megatron()
+
+
+@contextmanager
+def on_first_rank(enter: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """A context of the first rank's, such as a lock; what it refuses is raised on all. Collective over the world."""
+    with ExitStack() as stack:
+        agree_on(lambda: stack.enter_context(enter()))
+        yield
 
 
 def agree_on(action: Callable[[], None]) -> None:

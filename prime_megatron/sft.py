@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prime_megatron import device, exit_codes
-from prime_megatron.assemble import agree_on
+from prime_megatron.assemble import agree_on, on_first_rank
 from prime_megatron.config import SftConfig
 from prime_megatron.data.rows import read_sft_rows
 from prime_megatron.data.stream import SftStream
@@ -15,7 +15,7 @@ from prime_megatron.mcore.hf_config import read_config
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role, TrainResult
 from prime_megatron.metrics import SFT_COLUMNS, Clock, open_metrics_log
-from prime_megatron.output_dir import check_output_dir, prepare_output_dir
+from prime_megatron.output_dir import check_output_dir, own_output_dir
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.roles import DTYPES
 from prime_megatron.step_batch import Batcher
@@ -31,8 +31,8 @@ def train_sft(config: SftConfig, *, overwrite: bool) -> int:
     try:
         agree_on(lambda: check_output_dir(output, resume=None, overwrite=overwrite))
         trainer = SftTrainer(config, topology)  # bad data or a bad model leaves no folder behind
-        agree_on(lambda: prepare_output_dir(output, resume=None, overwrite=overwrite))
-        trainer.run()
+        with on_first_rank(lambda: own_output_dir(output, resume=None, overwrite=overwrite)):
+            trainer.run()
         return exit_codes.DONE
     finally:
         stop_megatron()
