@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from prime_megatron import exit_codes
+from prime_megatron.cli.srun import node_rank
 from prime_megatron.cli.worker import LAUNCHED, as_error
 from prime_megatron.config import LaunchConfig
 from prime_megatron.errors import InputError
@@ -46,7 +47,9 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
         "many nodes (launch.nodes > 1)", "Run the same command on every node; under torchrun or srun leave these out."
     )
     group.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="a free port of the first node")
-    group.add_argument("--node-rank", type=int, metavar="N", help="number of this node (default: they agree on it)")
+    group.add_argument(
+        "--node-rank", type=int, metavar="N", help="number of this node (default: srun's, or they agree on it)"
+    )
     group.add_argument("--rdzv-id", default="prime", metavar="ID", help="name of the job (default: %(default)s)")
     group.add_argument(
         "--rdzv-timeout-s", type=int, default=900, metavar="S", help="wait for the other nodes (default: %(default)s)"
@@ -59,7 +62,10 @@ def rendezvous_of(args: argparse.Namespace, launch: LaunchConfig) -> Rendezvous:
     Raises:
         InputError: an option is missing or out of range for launch.nodes.
     """
-    rendezvous = Rendezvous(args.rdzv_endpoint, args.node_rank, args.rdzv_id, args.rdzv_timeout_s)
+    number = args.node_rank
+    if number is None and launch.nodes > 1:
+        number = node_rank()
+    rendezvous = Rendezvous(args.rdzv_endpoint, number, args.rdzv_id, args.rdzv_timeout_s)
     if launch.nodes > 1 and rendezvous.endpoint is None:
         raise InputError(f"launch.nodes is {launch.nodes}: give --rdzv-endpoint HOST:PORT, the same on every node")
     if rendezvous.node_rank is not None and not 0 <= rendezvous.node_rank < launch.nodes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from prime_megatron.cli.launch import add_launch_options, rendezvous_of, start
 from prime_megatron.cli.options import add_config, add_overwrite, new_verb
 from prime_megatron.cli.preflight import check_sft_inputs
+from prime_megatron.cli.srun import place_of_rank
 from prime_megatron.cli.worker import is_worker, run_worker, world_size
 from prime_megatron.config.check import check_sft_config
 from prime_megatron.config.load import load_sft_config
@@ -45,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
     config = load_sft_config(args.config, args.overrides)
     for warning in check_sft_config(config):
         print(f"warning: {warning}", file=sys.stderr)
+    place = place_of_rank(config.launch, args.rdzv_endpoint)
+    if place is not None:
+        os.environ.update(place)
+        return _work(args)
     rendezvous = rendezvous_of(args, config.launch)
     check_sft_inputs(config, overwrite=args.overwrite)
     options = ["--overwrite"] if args.overwrite else []

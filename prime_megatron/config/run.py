@@ -30,12 +30,14 @@ class RunSection(Section):
 
 
 class LaunchConfig(Section):
-    """Processes that `prime-megatron train` starts by itself when no launcher did."""
+    """Processes that `prime-megatron train` and `sft` start by themselves when no launcher did."""
 
     nodes: PositiveInt = 1
     """Nodes of the job."""
     processes_per_node: PositiveInt = 1
     """Processes (GPUs) of a node."""
+    slurm_comment: bool = True
+    """In a SLURM job, keep its comment (squeue's %k) at step, time left and last accuracy, at most once a minute."""
 
 
 class LogConfig(Section):
@@ -68,8 +70,8 @@ class CheckpointConfig(Section):
     """Save when the run ends."""
     export_final: bool = True
     """Export policy and PRM as HF folders when the run ends."""
-    signal: str = "USR1"
-    """Signal, besides TERM, that asks for a save and exit code 85."""
+    signal: Literal["USR1", "USR2"] = "USR1"
+    """Signal, besides TERM, that asks for a save and exit code 85; srun hands on no other without ending the run."""
     grace_s: PositiveFloat = 120.0
     """Seconds between the signal and the latest moment to start the save."""
     wall_limit_s: PositiveFloat | None = None
@@ -143,5 +145,7 @@ class SftConfig(Section):
     """Micro-batches."""
     log: LogConfig = LogConfig()
     """Where metrics go."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving and stopping; export_final writes the model to <output_dir>/model."""
     launch: LaunchConfig = LaunchConfig()
     """Processes to start."""

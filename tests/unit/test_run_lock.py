@@ -58,7 +58,9 @@ def test_the_lock_lasts_as_long_as_the_block(tmp_path: Path) -> None:
 
 def test_a_living_owner_is_named_in_one_line(holder: subprocess.Popen, tmp_path: Path) -> None:
     for attempt in (lambda: check_owner(tmp_path), lambda: owned(tmp_path).__enter__()):
-        with pytest.raises(InputError, match=rf"belongs to another run: job 77 .*process {holder.pid}, since 2") as told:
+        with pytest.raises(
+            InputError, match=rf"belongs to another run: job 77 .*process {holder.pid}, since 2"
+        ) as told:
             attempt()
         assert "\n" not in str(told.value)
     assert [entry.name for entry in tmp_path.iterdir()] == [LOCK_FILE]

@@ -1,0 +1,157 @@
+"""What the job script asks Python: `begin` before an attempt's processes, `end` after them.
+
+    python -m prime_megatron.slurm.attempt begin OUTPUT_DIR
+    python -m prime_megatron.slurm.attempt end OUTPUT_DIR --code 85 --warned USR1 --requeue 1
+
+`begin` refuses a folder that another run owns and notes the newest checkpoint. `end` prints one line for the script:
+"requeue" or "stop", the script's exit code, and a text for the log. Neither needs torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from prime_megatron import exit_codes
+from prime_megatron.checkpoint.layout import CHECKPOINTS, MARKER_FILE, step_of
+from prime_megatron.errors import InputError
+from prime_megatron.run.lock import check_owner
+from prime_megatron.slurm.duration import seconds_of
+from prime_megatron.slurm.requeue import Ended, Verdict, decide
+
+ATTEMPTS_FILE = "attempts.jsonl"
+"""Below <output_dir>/logs: a line for every attempt that ended."""
+BEGAN_FILE = "newest-checkpoint"
+"""Below the attempt's own log folder: the step of the newest checkpoint when it began."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A line of attempts.jsonl."""
+
+    job: str
+    attempt: int
+    """SLURM_RESTART_COUNT."""
+    code: int
+    began_after: int
+    """Step of the newest checkpoint at its start; -1: there was none."""
+    ended_after: int
+    """And at its end."""
+    warned: str
+
+    @property
+    def progressed(self) -> bool:
+        return self.ended_after > self.began_after
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `begin` or `end`; returns the exit code, and prints errors as one line."""
+    parser = argparse.ArgumentParser(prog="python -m prime_megatron.slurm.attempt", allow_abbrev=False)
+    parser.add_argument("moment", choices=("begin", "end"))
+    parser.add_argument("output_dir", type=Path)
+    parser.add_argument("--logs", type=Path, required=True, help="the attempt's own log folder")
+    parser.add_argument("--code", type=int, default=0, help="of the run")
+    parser.add_argument("--warned", default="", help="the signal that the script was sent")
+    parser.add_argument("--requeue", type=int, choices=(0, 1), default=1)
+    args = parser.parse_args(argv)
+    try:
+        if args.moment == "begin":
+            begin(args.output_dir, args.logs)
+        else:
+            verdict = end(args.output_dir, args.logs, args.code, args.warned, may_requeue=bool(args.requeue))
+            print("requeue" if verdict.requeue else "stop", verdict.code, verdict.text)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_codes.BAD_INPUT
+    return exit_codes.DONE
+
+
+def begin(output: Path, logs: Path) -> None:
+    """Note where the attempt begins.
+
+    Raises:
+        InputError: another run owns the output folder.
+    """
+    check_owner(output)
+    (logs / BEGAN_FILE).write_text(f"{newest_step(output)}\n", encoding="ascii")
+
+
+def end(output: Path, logs: Path, code: int, warned: str, *, may_requeue: bool) -> Verdict:
+    """Note how the attempt ended and decide what comes next."""
+    began = logs / BEGAN_FILE
+    now = newest_step(output)
+    before = int(began.read_text(encoding="ascii")) if began.exists() else now
+    job = os.environ["SLURM_JOB_ID"]
+    restarts = int(os.environ["SLURM_RESTART_COUNT"]) if "SLURM_RESTART_COUNT" in os.environ else 0
+    this = Attempt(job, restarts, code, before, now, warned)
+    path = output / "logs" / ATTEMPTS_FILE
+    earlier = _read(path, job)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(asdict(this)) + "\n")
+    attempts = [*earlier, this]
+    state, ran_out = job_state(job)
+    return decide(
+        Ended(
+            code=code,
+            warned=warned,
+            slurm_ends_it=state not in ("RUNNING", "SUSPENDED"),
+            ran_out=ran_out,
+            progressed=this.progressed,
+            fruitless=_in_a_row([not attempt.progressed for attempt in attempts]),
+            failures=_in_a_row([attempt.code != exit_codes.REQUEUE and not attempt.warned for attempt in attempts]),
+            may_requeue=may_requeue,
+        )
+    )
+
+
+def newest_step(output: Path) -> int:
+    """The step of the newest complete checkpoint; -1: none."""
+    root = output / CHECKPOINTS
+    if not root.is_dir():
+        return -1
+    steps = [step_of(path) for path in root.iterdir() if (path / MARKER_FILE).exists()]
+    return max((step for step in steps if step is not None), default=-1)
+
+
+def job_state(job: str) -> tuple[str, bool]:
+    """(SLURM's state of the job, whether it has run as long as its limit); ("RUNNING", False) if SLURM does not say."""
+    try:
+        asked = subprocess.run(
+            ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "RUNNING", False
+    fields = dict(re.findall(r"(JobState|RunTime|TimeLimit)=(\S+)", asked.stdout))
+    if len(fields) < 3:
+        return "RUNNING", False
+    limit, ran = seconds_of(fields["TimeLimit"]), seconds_of(fields["RunTime"])
+    return fields["JobState"], limit is not None and ran is not None and ran >= limit
+
+
+def _read(path: Path, job: str) -> list[Attempt]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    attempts = [Attempt(**json.loads(line)) for line in lines]
+    return [attempt for attempt in attempts if attempt.job == job]
+
+
+def _in_a_row(held: Sequence[bool]) -> int:
+    """How many at the end are true."""
+    count = 0
+    for value in reversed(held):
+        if not value:
+            break
+        count += 1
+    return count
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
