@@ -15,7 +15,7 @@ from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.colocation import Colocation
-from prime_megatron.config import Granularity, TrainConfig
+from prime_megatron.config import Granularity, SftConfig, TrainConfig
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.engines import build_engine, build_sync
 from prime_megatron.errors import InputError
@@ -185,7 +185,7 @@ def build_colocation(config: TrainConfig, engine: Engine, sync: WeightSync, role
     return Colocation(engine, sync, roles.policy, others, models=roles.distinct)
 
 
-def build_watchdog(config: TrainConfig, topology: Topology, stop: Stop) -> Watchdog:
+def build_watchdog(config: TrainConfig | SftConfig, topology: Topology, stop: Stop) -> Watchdog:
     """The thread that ends this process when it gets nowhere."""
     return Watchdog(
         Path(config.run.output_dir) / STALL_FOLDER,

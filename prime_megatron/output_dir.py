@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.run.lock import LOCK_FILE, check_owner, owned
 
 MARKER = ".prime-megatron-run"
 """Lies in every folder that a run made; without it --overwrite deletes nothing."""
+
+DONE_FILE = ".prime-megatron-done"
+"""How a run came to its end: its steps, and whether its models were exported."""
+
+
+def mark_done(config: TrainConfig | SftConfig) -> None:
+    """Note that the run has done all its steps; an attempt that resumes it then has nothing to do."""
+    done = {"steps": config.run.steps, "exported": config.checkpoint.export_final}
+    (Path(config.run.output_dir) / DONE_FILE).write_text(json.dumps(done) + "\n", encoding="utf-8")
+
+
+def is_done(path: Path, *, steps: int, export: bool) -> bool:
+    """Whether a run in this folder has done so many steps, and exported its models where that is asked for."""
+    try:
+        done = json.loads((path / DONE_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return done["steps"] >= steps and (done["exported"] or not export)
 
 
 def check_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None:
@@ -85,5 +105,6 @@ def _prepare(path: Path, *, overwrite: bool) -> None:
                 elif entry.name != MARKER and not entry.name.startswith(LOCK_FILE):
                     entry.unlink()
         (path / MARKER).touch()
+        (path / DONE_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"run.output_dir: cannot write to {path} ({error.strerror})") from None

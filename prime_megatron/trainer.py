@@ -11,11 +11,12 @@ from prime_megatron.algo.advantage import compute_advantages
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.prm_loss import sibling_terms
 from prime_megatron.algo.process_reward import log_ratio, process_rewards, sequence_log_ratio
-from prime_megatron.assemble import Parts, open_parts
+from prime_megatron.assemble import Parts, agree_on, open_parts
 from prime_megatron.config import KlPlace, TrainConfig, UpdateOrder
 from prime_megatron.errors import StopRequested
 from prime_megatron.losses import critic_loss, policy_loss, prm_loss
 from prime_megatron.mcore.role import Learning, Role, TrainResult
+from prime_megatron.output_dir import mark_done
 from prime_megatron.step_batch import StepBatch
 from prime_megatron.step_metrics import StepRecord
 from prime_megatron.step_plan import OldLogprobs, plan_step
@@ -62,6 +63,7 @@ class PrimeTrainer:
             return exit_codes.REQUEUE
         parts.save_models()
         parts.reporter.finish()
+        agree_on(lambda: mark_done(self.config))
         return exit_codes.DONE
 
     def finish_step(self, index: int) -> None:

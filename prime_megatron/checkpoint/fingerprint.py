@@ -8,7 +8,7 @@ from prime_megatron.errors import InputError
 
 FREE = (
     "run.name", "run.output_dir", "run.max_nonfinite", "run.stall_timeout_s", "run.steps", "preset",
-    "models.logprob_impl", "models.trust_remote_code", "verify.workers", "rollout.engine", "rollout.tensor",
+    "trust_remote_code", "models.logprob_impl", "models.trust_remote_code", "verify.workers", "rollout.engine", "rollout.tensor",
     "rollout.expert", "rollout.data",
     "rollout.max_concurrent", "rollout.dtype", "rollout.bucket_bytes", "rollout.check_every", "rollout.logprob_alarm",
     "rollout.max_restarts", "rollout.generate_timeout_s", "rollout.record", "rollout.vllm", "rollout.sglang",
@@ -64,11 +64,11 @@ def _is_free(key: str) -> bool:
 def _steps(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """run.steps may change where no schedule ends with it."""
     before, after = saved["run"]["steps"], now["run"]["steps"]
-    decaying = [
-        role
-        for role in ("policy", "prm", "critic")
-        if saved["models"].get(role) and saved["models"][role]["optimizer"]["schedule"] != "constant"
-    ]
+    if "models" in saved:
+        optimizers = {role: saved["models"][role]["optimizer"] for role in ("policy", "prm", "critic")}
+    else:  # a supervised run has one model
+        optimizers = {"model": saved["optimizer"]}
+    decaying = [role for role, optimizer in optimizers.items() if optimizer["schedule"] != "constant"]
     if before == after or not decaying:
         return []
     return [f"  run.steps: {before} -> {after} (the learning rate of {', '.join(decaying)} decays to the last step)"]

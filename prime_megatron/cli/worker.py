@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -36,6 +37,13 @@ def world_size() -> int:
     if "WORLD_SIZE" not in os.environ:
         raise InputError("RANK is set in the environment and WORLD_SIZE is not: start with torchrun, or unset RANK")
     return int(os.environ["WORLD_SIZE"])
+
+
+def worker_command(verb: str, args: argparse.Namespace) -> list[str]:
+    """A worker's command line: the verb's own words again."""
+    options = [] if args.resume is None else ["--resume", args.resume]
+    options += ["--overwrite"] if args.overwrite else []
+    return [sys.executable, "-m", "prime_megatron", verb, args.config, *options, *args.overrides]
 
 
 def run_worker(body: Callable[[], int]) -> int:

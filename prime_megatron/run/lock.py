@@ -53,8 +53,8 @@ class Owner:
     @classmethod
     def this_process(cls) -> Owner:
         """The calling process as an owner."""
-        job = os.environ["SLURM_JOB_ID"] if "SLURM_JOB_ID" in os.environ else ""
-        restarts = os.environ["SLURM_RESTART_COUNT"] if "SLURM_RESTART_COUNT" in os.environ else "0"
+        job = os.environ.get("SLURM_JOB_ID", "")
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "0")
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         pid = os.getpid()
         attempt = restarts if job else ""

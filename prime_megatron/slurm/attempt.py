@@ -1,9 +1,10 @@
 """What the job script asks Python: `begin` before an attempt's processes, `end` after them.
 
-    python -m prime_megatron.slurm.attempt begin OUTPUT_DIR
-    python -m prime_megatron.slurm.attempt end OUTPUT_DIR --code 85 --warned USR1 --requeue 1
+    python -m prime_megatron.slurm.attempt begin OUTPUT_DIR --logs FOLDER --steps 500
+    python -m prime_megatron.slurm.attempt end OUTPUT_DIR --logs FOLDER --code 85 --warned USR1 --requeue 1
 
-`begin` refuses a folder that another run owns and notes the newest checkpoint. `end` prints one line for the script:
+`begin` refuses a folder that another run owns, notes the newest checkpoint, and prints "go", or "done" where the run has
+nothing left to do. `end` prints one line for the script:
 "requeue" or "stop", the script's exit code, and a text for the log. Neither needs torch.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from prime_megatron import exit_codes
 from prime_megatron.checkpoint.layout import CHECKPOINTS, MARKER_FILE, step_of
 from prime_megatron.errors import InputError
+from prime_megatron.output_dir import is_done
 from prime_megatron.run.lock import check_owner
 from prime_megatron.slurm.duration import seconds_of
 from prime_megatron.slurm.requeue import Ended, Verdict, decide
@@ -57,13 +59,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("moment", choices=("begin", "end"))
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--logs", type=Path, required=True, help="the attempt's own log folder")
+    parser.add_argument("--steps", type=int, default=0, help="run.steps")
+    parser.add_argument("--export", type=int, choices=(0, 1), default=1, help="checkpoint.export_final")
     parser.add_argument("--code", type=int, default=0, help="of the run")
     parser.add_argument("--warned", default="", help="the signal that the script was sent")
     parser.add_argument("--requeue", type=int, choices=(0, 1), default=1)
     args = parser.parse_args(argv)
     try:
         if args.moment == "begin":
-            begin(args.output_dir, args.logs)
+            print(begin(args.output_dir, args.logs, steps=args.steps, export=bool(args.export)))
         else:
             verdict = end(args.output_dir, args.logs, args.code, args.warned, may_requeue=bool(args.requeue))
             print("requeue" if verdict.requeue else "stop", verdict.code, verdict.text)
@@ -73,14 +77,17 @@ def main(argv: Sequence[str]) -> int:
     return exit_codes.DONE
 
 
-def begin(output: Path, logs: Path) -> None:
-    """Note where the attempt begins.
+def begin(output: Path, logs: Path, *, steps: int, export: bool) -> str:
+    """Note where the attempt begins; returns "done" where the run has nothing left to do, else "go".
 
     Raises:
         InputError: another run owns the output folder.
     """
     check_owner(output)
+    if is_done(output, steps=steps, export=export):
+        return "done"
     (logs / BEGAN_FILE).write_text(f"{newest_step(output)}\n", encoding="ascii")
+    return "go"
 
 
 def end(output: Path, logs: Path, code: int, warned: str, *, may_requeue: bool) -> Verdict:
@@ -89,7 +96,7 @@ def end(output: Path, logs: Path, code: int, warned: str, *, may_requeue: bool) 
     now = newest_step(output)
     before = int(began.read_text(encoding="ascii")) if began.exists() else now
     job = os.environ["SLURM_JOB_ID"]
-    restarts = int(os.environ["SLURM_RESTART_COUNT"]) if "SLURM_RESTART_COUNT" in os.environ else 0
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     this = Attempt(job, restarts, code, before, now, warned)
     path = output / "logs" / ATTEMPTS_FILE
     earlier = _read(path, job)

@@ -107,7 +107,11 @@ finish() { # CODE: asks what comes next, says it, does it, and exits
     exit "$code"
 }
 
-ask begin || fail "the run cannot begin: see above"
+first=$(ask begin --steps "$STEPS" --export "$EXPORT") || fail "the run cannot begin: see above"
+if [ "$first" = done ]; then
+    say "all $STEPS steps are done; nothing to run"
+    exit 0
+fi
 
 # shellcheck disable=SC2317  # called on the nodes
 # On every node: end what an earlier attempt of this run left, then check GPUs, shared folder and port.

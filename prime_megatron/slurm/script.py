@@ -102,6 +102,8 @@ def _settings(config: TrainConfig | SftConfig, job: Job) -> list[str]:
         "GPUS_PER_NODE": gpus.rpartition(":")[2],
         "STOP_SIGNAL": config.checkpoint.signal,
         "REQUEUE": 1 if job.requeue else 0,
+        "STEPS": config.run.steps,
+        "EXPORT": int(config.checkpoint.export_final),
         "OUTPUT_DIR": config.run.output_dir,
         "CONTAINER_IMAGE": job.container_image,
         "CONTAINER_MOUNTS": job.container_mounts,

@@ -1,0 +1,108 @@
+"""Signal x moment: every cell ends as it should, and what resumes equals the undisturbed run to the last bit.
+
+`make test-slurm` runs four cells; `make test-slurm-matrix` all of them, and prints the table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.resume_runs import assert_same, outcome
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import Job, Toy, two_nodes
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+
+MOMENTS = ("start", "rendezvous", "engine", "rollout", "update", "save", "export")
+
+
+def batch_signal(name: str) -> Callable[[Job], None]:
+    def send(job: Job) -> None:
+        job.cluster.tell("scancel", "--batch", f"--signal={name}", job.id)
+
+    return send
+
+
+def cancel(job: Job) -> None:
+    job.cluster.tell("scancel", job.id)
+
+
+def requeue(job: Job) -> None:
+    job.cluster.tell("scontrol", "requeue", job.id)
+
+
+def suspend(job: Job) -> None:
+    job.cluster.tell("scontrol", "suspend", job.id)
+    time.sleep(5)
+    job.cluster.tell("scontrol", "resume", job.id)
+
+
+def lose_node(job: Job) -> None:
+    job.cluster.power_off("node2")
+
+
+SIGNALS: dict[str, Callable[[Job], None]] = {
+    "USR1": batch_signal("USR1"),
+    "TERM": batch_signal("TERM"),
+    "scancel": cancel,
+    "requeue": requeue,
+    "suspend": suspend,
+    "node lost": lose_node,
+}
+IN_CI = {("USR1", "start"), ("USR1", "rollout"), ("scancel", "rollout"), ("node lost", "rollout")}
+
+
+def cells() -> list[object]:
+    return [
+        pytest.param(name, moment, id=f"{name}-{moment}", marks=() if (name, moment) in IN_CI else pytest.mark.matrix)
+        for name in SIGNALS
+        for moment in MOMENTS
+    ]
+
+
+@pytest.mark.parametrize(("name", "moment"), cells())
+def test_cell(name: str, moment: str, cluster: Cluster, straight: Toy, folder: Path, record_property: object) -> None:
+    job = Job(cluster, two_nodes(straight, folder), environment={"PRIME_TEST_MOMENT": moment})
+    try:
+        job.until_at(moment)
+        SIGNALS[name](job)
+        job.go()
+        result = after(name, job)
+        assert_same(outcome(job.output), straight.expected)
+        assert "Traceback" not in (folder / "job.log").read_text(), job.log
+    finally:
+        job.cancel()
+        if name == "node lost":
+            cluster.power_on("node2")
+    assert callable(record_property)
+    record_property("cell", f"{name}|{moment}|{result}")
+
+
+def after(name: str, job: Job) -> str:
+    """Check what SLURM does with the job, let it come to its end; returns what the table says."""
+    if name == "suspend":
+        assert job.ends() == "COMPLETED", job.log
+        assert job.cluster.field(job.id, "Restarts") == "0", job.log
+        return "goes on"
+    if name == "scancel":
+        assert job.ends() == "CANCELLED", job.log
+        time.sleep(3)
+        assert job.cluster.state(job.id) == "CANCELLED", job.log
+        job.id = job.submit()
+        assert job.ends() == "COMPLETED", job.log
+        return "CANCELLED"
+    if name == "node lost":
+        # Down after SlurmdTimeout; SLURM has the job's other node finish, and requeues.
+        assert job.ends("PENDING") == "PENDING", job.log
+        job.cluster.power_on("node2")
+        job.cluster.ask("scontrol", "update", "nodename=node2", "state=resume")
+    else:
+        assert job.ends("PENDING") == "PENDING", job.log
+    job.cluster.let_run(job.id)
+    assert job.ends("RUNNING") in ("RUNNING", "COMPLETED"), job.log
+    assert job.ends() == "COMPLETED", job.log
+    return "queue"
