@@ -7,23 +7,24 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from prime_megatron import device, exit_codes
-from prime_megatron.assemble import agree_on, build_watchdog, on_first_rank
+from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.config import SftConfig
 from prime_megatron.data.rows import read_sft_rows
 from prime_megatron.data.stream import SftStream
 from prime_megatron.data.tokenizer import load_tokenizer
-from prime_megatron.losses import nll_loss
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.errors import ExitCode
+from prime_megatron.families.read import read_config
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role, TrainResult
 from prime_megatron.metrics import SFT_COLUMNS, Clock, open_metrics_log
-from prime_megatron.output_dir import check_output_dir, mark_done, own_output_dir
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.preemption import Stop
-from prime_megatron.roles import DTYPES
-from prime_megatron.step_batch import Batcher
+from prime_megatron.run.assemble import agree_on, build_watchdog, on_first_rank
+from prime_megatron.run.models import DTYPES
+from prime_megatron.run.output_dir import check_output_dir, mark_done, own_output_dir
+from prime_megatron.run.stop import Stop
+from prime_megatron.step.batch import Batcher
+from prime_megatron.step.losses import nll_loss
 from prime_megatron.types import Group
 
 MODEL_FOLDER = "model"
@@ -104,12 +105,12 @@ class SftTrainer:
                 checkpoints.close()
             if step < config.run.steps:
                 log.message(f"stopped after step {step}: {stop.reason}")
-                return exit_codes.REQUEUE
+                return ExitCode.REQUEUE
             log.message(f"{self.stream.skipped} rows over data.max_tokens were skipped")
             if config.checkpoint.export_final:
                 log.message(f"model: {self._export()}")
         agree_on(lambda: mark_done(config))
-        return exit_codes.DONE
+        return ExitCode.DONE
 
     def step(self, groups: list[Group]) -> TrainResult:
         """One optimizer step on these rows. Collective over the world."""

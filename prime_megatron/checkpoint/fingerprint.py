@@ -8,8 +8,8 @@ from prime_megatron.errors import InputError
 
 FREE = (
     "run.name", "run.output_dir", "run.max_nonfinite", "run.stall_timeout_s", "run.steps", "preset",
-    "trust_remote_code", "models.logprob_impl", "models.trust_remote_code", "verify.workers", "rollout.engine", "rollout.tensor",
-    "rollout.expert", "rollout.data",
+    "trust_remote_code", "models.logprob_impl", "models.trust_remote_code", "verify.workers", "rollout.engine",
+    "rollout.tensor", "rollout.expert", "rollout.data",
     "rollout.max_concurrent", "rollout.dtype", "rollout.bucket_bytes", "rollout.check_every", "rollout.logprob_alarm",
     "rollout.max_restarts", "rollout.generate_timeout_s", "rollout.record", "rollout.vllm", "rollout.sglang",
     "rollout.filter.max_rounds", "parallel", "packing", "eval", "data.eval", "log", "checkpoint", "launch",

@@ -7,8 +7,8 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -19,11 +19,10 @@ from typing import Any
 
 import psutil
 
-from prime_megatron import exit_codes
 from prime_megatron.cli.srun import node_rank
 from prime_megatron.cli.worker import LAUNCHED, as_error
 from prime_megatron.config import LaunchConfig
-from prime_megatron.errors import InputError
+from prime_megatron.errors import ExitCode, InputError
 from prime_megatron.run.signals import heard
 
 
@@ -129,7 +128,7 @@ class _StopForwarder:
                     worker.send_signal(number)
         elif not self._had_workers:
             shutil.rmtree(self._logs, ignore_errors=True)
-            os._exit(exit_codes.REQUEUE)
+            os._exit(ExitCode.REQUEUE)
 
 
 def _is_rank(process: psutil.Process) -> bool:
@@ -188,13 +187,13 @@ def _run_agent(
         return 128 + int(error.sigval)
     except RendezvousError as error:
         if stop.seen:
-            return exit_codes.REQUEUE
+            return ExitCode.REQUEUE
         # The agents talk through the first node for as long as they run; workers' logs tell that all had met.
         met = any(Path(logs).iterdir())
         what = "another node was lost" if met else f"the nodes did not meet at {rendezvous.endpoint}"
         print(as_error(f"{what}: {error}"), file=sys.stderr)
-        return exit_codes.FAILED
-    return exit_codes.DONE
+        return ExitCode.FAILED
+    return ExitCode.DONE
 
 
 def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
@@ -207,18 +206,18 @@ def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
     rank = first_failure(failures)
     failure = failures[rank]
     code = int(failure.exitcode)
-    if code == exit_codes.REQUEUE or (stop_seen and code < 0):
-        return exit_codes.REQUEUE
-    if code == exit_codes.GAVE_UP:
+    if code == ExitCode.REQUEUE or (stop_seen and code < 0):
+        return ExitCode.REQUEUE
+    if code == ExitCode.GAVE_UP:
         return code
     report = _report_of(failure)
     if report is not None:
         print(as_error(report[1]), file=sys.stderr)
-    if code != exit_codes.BAD_INPUT:
+    if code != ExitCode.BAD_INPUT:
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         print(as_error(f"rank {rank} (process {failure.pid}) {end}; the run is over"), file=sys.stderr)
     sys.stderr.flush()
-    return code if code in (exit_codes.BAD_INPUT, exit_codes.FAILED) else exit_codes.FAILED
+    return code if code in (ExitCode.BAD_INPUT, ExitCode.FAILED) else ExitCode.FAILED
 
 
 def first_failure(failures: dict[int, Any]) -> int:

@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 
-from prime_megatron import __version__, exit_codes
+from prime_megatron import __version__
 from prime_megatron.cli.worker import as_error
-from prime_megatron.errors import InputError, RunError
+from prime_megatron.errors import ExitCode, InputError, RunError
 from prime_megatron.run.signals import STOP_SIGNALS, heard
 
 VERBS = {
@@ -52,17 +52,17 @@ def main(argv: list[str] | None = None) -> int:
             return int(args.run(args))
     except InputError as error:
         print(as_error(str(error)), file=sys.stderr, flush=True)
-        return exit_codes.BAD_INPUT
+        return ExitCode.BAD_INPUT
     except RunError as error:
         print(as_error(str(error)), file=sys.stderr, flush=True)
-        return exit_codes.FAILED
+        return ExitCode.FAILED
     except KeyboardInterrupt:
-        return exit_codes.INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _stopped(number: signal.Signals) -> None:
     # No clean-up: it may be inside a library's initialisation, and there is nothing to save.
-    os._exit(exit_codes.REQUEUE)
+    os._exit(ExitCode.REQUEUE)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 
-from prime_megatron import exit_codes
 from prime_megatron.cli.launch import add_launch_options, rendezvous_of, start
 from prime_megatron.cli.options import add_config, add_overwrite, add_resume, new_verb
 from prime_megatron.cli.preflight import check_sft_inputs, says_done
@@ -14,6 +13,7 @@ from prime_megatron.cli.srun import place_of_rank
 from prime_megatron.cli.worker import is_worker, run_worker, worker_command, world_size
 from prime_megatron.config.check import check_sft_config
 from prime_megatron.config.load import load_sft_config
+from prime_megatron.errors import ExitCode
 
 _EPILOG = """\
 examples:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         return _work(args)
     rendezvous = rendezvous_of(args, config.launch)
     if says_done(config, args.resume):
-        return exit_codes.DONE
+        return ExitCode.DONE
     check_sft_inputs(config, resume=args.resume, overwrite=args.overwrite)
     command = worker_command("sft", args)
     return start(command, lambda: _work(args), config.launch, rendezvous, stop_signal=config.checkpoint.signal)

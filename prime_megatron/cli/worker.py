@@ -12,9 +12,8 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-from prime_megatron import exit_codes
-from prime_megatron.errors import InputError, RunError
-from prime_megatron.parentage import end_with_parent
+from prime_megatron.errors import ExitCode, InputError, RunError
+from prime_megatron.run.parentage import end_with_parent
 
 LAUNCHED = "PRIME_MEGATRON_LAUNCHED"
 """Set by our launcher, to its process id: it prints the one failure that matters; the workers keep quiet, and end when
@@ -60,19 +59,19 @@ def run_worker(body: Callable[[], int]) -> int:
         return body()
     except InputError as error:
         _report(str(error), everyone=False)
-        return exit_codes.BAD_INPUT
+        return ExitCode.BAD_INPUT
     except RunError as error:
         _report(str(error), everyone=False)
-        return exit_codes.FAILED
+        return ExitCode.FAILED
     except KeyboardInterrupt:
-        return exit_codes.INTERRUPTED
+        return ExitCode.INTERRUPTED
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _report(_disk_full(error) if full else traceback.format_exc(), everyone=True)
-        return exit_codes.FAILED
+        return ExitCode.FAILED
     except Exception:
         _report(traceback.format_exc(), everyone=True)
-        return exit_codes.FAILED
+        return ExitCode.FAILED
 
 
 def _disk_full(error: OSError) -> str:

@@ -12,10 +12,10 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 
-from prime_megatron.mcore.attention import PackedAttention, varlen_backend
-from prime_megatron.mcore.linear import ColumnLinear, RowLinear
-from prime_megatron.mcore.norm import RMSNorm
-from prime_megatron.mcore.swiglu import SwiGLU
+from prime_megatron.mcore.cpu.attention import PackedAttention, varlen_backend
+from prime_megatron.mcore.cpu.linear import ColumnLinear, RowLinear
+from prime_megatron.mcore.cpu.norm import RMSNorm
+from prime_megatron.mcore.cpu.swiglu import SwiGLU
 
 
 def has_transformer_engine() -> bool:
@@ -31,15 +31,15 @@ def describe(dtype: torch.dtype) -> str:
     return f"layers: megatron-core local with our RMSNorm; attention: {'sdpa loop' if loop else varlen_backend()}"
 
 
-def layer_spec(config: TransformerConfig, *, engine: bool) -> ModuleSpec:
+def layer_spec(config: TransformerConfig, *, te: bool) -> ModuleSpec:
     """The spec of every decoder layer."""
-    make: Any = get_gpt_layer_with_transformer_engine_spec if engine else get_gpt_layer_local_spec
+    make: Any = get_gpt_layer_with_transformer_engine_spec if te else get_gpt_layer_local_spec
     kwargs: dict[str, Any] = {
         "num_experts": config.num_moe_experts,
         "moe_grouped_gemm": config.moe_grouped_gemm,
         "qk_layernorm": config.qk_layernorm,
     }
-    if engine:
+    if te:
         return make(**kwargs)
     spec = make(**kwargs, normalization="RMSNorm")
     layer = spec.submodules

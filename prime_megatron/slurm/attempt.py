@@ -3,9 +3,9 @@
     python -m prime_megatron.slurm.attempt begin OUTPUT_DIR --logs FOLDER --steps 500
     python -m prime_megatron.slurm.attempt end OUTPUT_DIR --logs FOLDER --code 85 --warned USR1 --requeue 1
 
-`begin` refuses a folder that another run owns, notes the newest checkpoint, and prints "go", or "done" where the run has
-nothing left to do. `end` prints one line for the script:
-"requeue" or "stop", the script's exit code, and a text for the log. Neither needs torch.
+`begin` refuses a folder that another run owns, notes the newest checkpoint, and prints "go", or "done" where nothing is
+left to do. `end` prints one line for the script: "requeue" or "stop", the script's exit code, and a text for the log.
+Neither needs torch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from prime_megatron import exit_codes
 from prime_megatron.checkpoint.layout import CHECKPOINTS, MARKER_FILE, step_of
-from prime_megatron.errors import InputError
-from prime_megatron.output_dir import is_done
+from prime_megatron.errors import ExitCode, InputError
 from prime_megatron.run.lock import check_owner
+from prime_megatron.run.output_dir import is_done
 from prime_megatron.slurm.duration import seconds_of
 from prime_megatron.slurm.requeue import Ended, Verdict, decide
 
@@ -73,8 +72,8 @@ def main(argv: Sequence[str]) -> int:
             print("requeue" if verdict.requeue else "stop", verdict.code, verdict.text)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return exit_codes.BAD_INPUT
-    return exit_codes.DONE
+        return ExitCode.BAD_INPUT
+    return ExitCode.DONE
 
 
 def begin(output: Path, logs: Path, *, steps: int, export: bool) -> str:
@@ -112,7 +111,7 @@ def end(output: Path, logs: Path, code: int, warned: str, *, may_requeue: bool) 
             ran_out=ran_out,
             progressed=this.progressed,
             fruitless=_in_a_row([not attempt.progressed for attempt in attempts]),
-            failures=_in_a_row([attempt.code != exit_codes.REQUEUE and not attempt.warned for attempt in attempts]),
+            failures=_in_a_row([attempt.code != ExitCode.REQUEUE and not attempt.warned for attempt in attempts]),
             may_requeue=may_requeue,
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
-from prime_megatron import exit_codes
+from prime_megatron.errors import ExitCode
 
 MAX_FRUITLESS = 3
 """Attempts in a row that end without a newer checkpoint; after these a job is not requeued."""
@@ -61,15 +61,15 @@ def decide(ended: Ended) -> Verdict:
                                           `MAX_FAILURES` times in a row
     ====================================  =============================================================
     """
-    if ended.code == exit_codes.DONE:
+    if ended.code == ExitCode.DONE:
         return Verdict(False, 0, "done")
-    if ended.code == exit_codes.GAVE_UP:
+    if ended.code == ExitCode.GAVE_UP:
         text = "the run ended itself with its state saved; it would end the same way again, so it is not requeued"
         return Verdict(False, ended.code if ended.may_requeue else 0, text)
-    if ended.code == exit_codes.BAD_INPUT:
+    if ended.code == ExitCode.BAD_INPUT:
         return Verdict(False, ended.code, "error: the input is bad: mend what the error says and submit again")
-    stopped = ended.code == exit_codes.REQUEUE or (ended.warned != "" and _killed_by_stop_signal(ended.code))
-    code = exit_codes.REQUEUE if stopped else ended.code
+    stopped = ended.code == ExitCode.REQUEUE or (ended.warned != "" and _killed_by_stop_signal(ended.code))
+    code = ExitCode.REQUEUE if stopped else ended.code
     said = "stopped with its state saved" if ended.progressed else "stopped; nothing newer had to be saved"
     if not stopped:
         said = f"error: the run ended with exit code {code}"
@@ -84,7 +84,7 @@ def decide(ended: Ended) -> Verdict:
     if ended.fruitless >= MAX_FRUITLESS:
         return Verdict(
             False,
-            exit_codes.FAILED,
+            ExitCode.FAILED,
             f"error: {ended.fruitless} attempts in a row ended without a newer checkpoint, so the job is not requeued: "
             "give it more --time, or see what keeps a step from ending",
         )

@@ -120,8 +120,9 @@ class Cluster:
         )  # fmt: skip
         (self.folder / "slurm.conf").write_text(settings)
         munge = self.folder / "munge"
-        self._begin("munged", ["munged", "--foreground", f"--socket={munge}/socket", f"--key-file={key}",
-                               f"--seed-file={munge}/seed", f"--pid-file={munge}/pid", f"--log-file={munge}/log"])  # fmt: skip
+        files = ("socket", "key", "seed", "pid", "log")
+        options = [f"--{name}{'' if name == 'socket' else '-file'}={munge / name}" for name in files]
+        self._begin("munged", ["munged", "--foreground", *options])
         until(lambda: (munge / "socket").exists(), 20, "munged")
         self._begin("slurmctld", ["slurmctld", "-D", "-i"])
         for name in self.names:
@@ -155,8 +156,9 @@ class Cluster:
             private = f"mount -t tmpfs tmpfs {self.private};" if self.private is not None else ""
             inside = f'hostname "$1"; mount --bind "$2" /etc/hosts; {private} shift 2; "$@" & wait'
             net = f"/run/netns/{self._net}n{self.names.index(name) + 1}"
-            slurmd = ["nsenter", f"--net={net}", "unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child",
-                      "--mount-proc", "bash", "-c", inside, "bash", name, str(self.folder / "hosts"), *slurmd]  # fmt: skip
+            apart = "--uts --mount --pid --fork --kill-child --mount-proc".split()
+            shell = ["bash", "-c", inside, "bash", name, str(self.folder / "hosts")]
+            slurmd = ["nsenter", f"--net={net}", "unshare", *apart, *shell, *slurmd]
         self._begin(name, slurmd)
 
     def power_off(self, name: str) -> None:

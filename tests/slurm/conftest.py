@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.resume_runs import at, outcome, toy
 from tests.slurm.cluster import Cluster, missing, until
+from tests.support.resume_runs import at, outcome, toy
 
 ROOT = Path(__file__).parents[2]
 PAUSES = Path(__file__).with_name("pauses")

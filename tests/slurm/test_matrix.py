@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.resume_runs import assert_same, outcome
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Job, Toy, two_nodes
+from tests.support.resume_runs import assert_same, outcome
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 

@@ -18,11 +18,11 @@ from typing import Any
 # Moment -> (module, class or "", function, the call at which it holds). Rank or node 0 holds, the others meet it there.
 MOMENTS = {
     "rendezvous": ("prime_megatron.mcore.initialize", "", "_init_process_group", 1),
-    "engine": ("prime_megatron.assemble", "", "build_engine", 1),
+    "engine": ("prime_megatron.run.assemble", "", "build_engine", 1),
     "rollout": ("prime_megatron.rollout.collect", "Collector", "collect", 2),
     "update": ("prime_megatron.trainer", "PrimeTrainer", "update_policy", 2),
     "save": ("prime_megatron.checkpoint.save", "Save", "write", 2),
-    "export": ("prime_megatron.assemble", "Parts", "save_models", 1),
+    "export": ("prime_megatron.run.assemble", "Parts", "save_models", 1),
 }
 
 
