@@ -82,6 +82,7 @@ class SftTrainer:
             num_steps=config.run.steps,
             columns=SFT_COLUMNS,
             run_config=config.model_dump(mode="json"),
+            slurm_comment=config.launch.slurm_comment,
         )
         with log:
             checkpoints = Checkpoints(config, (self.policy,), {"rows": self.stream}, log)

@@ -228,6 +228,7 @@ def build_reporter(
         num_steps=config.run.steps,
         columns=TRAIN_COLUMNS,
         run_config=config.model_dump(mode="json"),
+        slurm_comment=config.launch.slurm_comment,
     )
     if inputs.num_held_out_skipped:
         log.warn(f"data.eval: {inputs.num_held_out_skipped} prompts over data.max_prompt_tokens are skipped")

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch")
+ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+"""States of a job that is over."""
 SETTINGS = """\
 ClusterName=here
 SlurmctldHost={host}({controller})
@@ -172,6 +174,14 @@ class Cluster:
             for path in Path("/proc").glob("[0-9]*"):
                 _kill_if_on(path, name, str(self.folder))
 
+    def power_on_all(self) -> None:
+        """Bring back nodes that were powered off."""
+        for name in self.names:
+            if name not in self._processes:
+                self.power_on(name)
+                self.ask("scontrol", "update", f"nodename={name}", "state=resume")
+        until(lambda: "down" not in self.ask("sinfo", "-h", "-o", "%T"), 60, "the nodes")
+
     def sbatch(self, script: Path, *options: str, cwd: Path) -> str:
         """Submit; returns the job's number."""
         done = subprocess.run(["sbatch", "--parsable", *options, str(script)], env=self.environment, cwd=cwd,
@@ -196,13 +206,14 @@ class Cluster:
 
     def field(self, job: str, name: str) -> str:
         """A field of `scontrol show job`."""
-        match = re.search(rf"\b{name}=(\S*)", self.ask("scontrol", "--oneliner", "show", "job", job))
+        match = re.search(rf"(?:^|\s){name}=(\S*)", self.ask("scontrol", "--oneliner", "show", "job", job))
         return match[1] if match else ""
 
     def until_state(self, job: str, *states: str, timeout_s: float = 120.0) -> str:
         """Wait for one of these states, or for an end; returns the state."""
-        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", *states)
-        until(lambda: self.state(job) in ends, timeout_s, f"job {job} to be {states} (is {self.state(job)})")
+        until(
+            lambda: self.state(job) in (*ENDS, *states), timeout_s, f"job {job} to be {states} (is {self.state(job)})"
+        )
         return self.state(job)
 
     def let_run(self, job: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing, until
+from tests.slurm.cluster import ENDS, Cluster, missing, until
 from tests.support.resume_runs import at, outcome, toy
 
 ROOT = Path(__file__).parents[2]
@@ -33,10 +33,10 @@ def open_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes."""
+    """Four nodes: jobs take two, so that two jobs run at once and a lost node has a spare."""
     assert not missing(), f"not installed: {missing()}; run make test-slurm"
     folder = open_folder()
-    made = Cluster(folder / "slurm")
+    made = Cluster(folder / "slurm", 4)
     try:
         made.start()
         yield made
@@ -78,23 +78,26 @@ class Job:
 
     Args:
         cluster: where.
-        config: the run's; its output folder must lie in a folder of this job's own.
+        config: the run's.
+        folder: of this job alone: its config, script and log.
         options: of `prime-megatron slurm`.
-        submit: of sbatch.
         environment: of the run.
+        start: submit it, not only write it.
     """
 
     def __init__(
         self,
         cluster: Cluster,
         config: dict[str, Any],
+        folder: Path,
         options: tuple[str, ...] = (),
-        submit: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
+        *,
+        start: bool = True,
     ) -> None:
         self.cluster = cluster
         self.output = Path(config["run"]["output_dir"])
-        self.folder = self.output.parent
+        self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         source = self.folder / "run.yaml"
         source.write_text(json.dumps(config))
@@ -110,11 +113,10 @@ class Job:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         self.script = self.folder / "run.sbatch"
-        self.submit_options = (f"--output={self.folder}/job.log", *submit)
-        self.id = self.submit()
+        self.id = self.submit() if start else ""
 
     def submit(self, *options: str) -> str:
-        return self.cluster.sbatch(self.script, *self.submit_options, *options, cwd=self.folder)
+        return self.cluster.sbatch(self.script, f"--output={self.folder}/job.log", *options, cwd=self.folder)
 
     @property
     def log(self) -> str:
@@ -132,14 +134,34 @@ class Job:
         until(there, timeout_s, f"moment {moment}")
         time.sleep(0.3)
 
+    @property
+    def nodes(self) -> list[str]:
+        """Where it runs."""
+        return self.cluster.ask("scontrol", "show", "hostnames", self.cluster.field(self.id, "NodeList")).split()
+
     def go(self) -> None:
         (self.folder / "go").touch()
 
-    def ends(self, *states: str, timeout_s: float = 180.0) -> str:
-        """Wait for one of the states, or any end."""
-        return self.cluster.until_state(self.id, *states, timeout_s=timeout_s)
+    def ends(self, timeout_s: float = 180.0) -> str:
+        """Wait for the job's end; returns its state."""
+        return self.cluster.until_state(self.id, *ENDS, timeout_s=timeout_s)
+
+    def ends_or_requeues(self, turn: int = 1, timeout_s: float = 180.0) -> str:
+        """Wait for the job to be back in the queue for this turn (PENDING), or any end; returns the state."""
+
+        def over() -> bool:
+            state = self.cluster.state(self.id)
+            if state == "PENDING":
+                return self.cluster.field(self.id, "Restarts") == str(turn)
+            return state in ENDS
+
+        until(over, timeout_s, f"the end of job {self.id}")
+        return self.cluster.state(self.id)
 
     def cancel(self) -> None:
+        """End what was submitted, if it runs."""
+        if not self.id:
+            return
         self.cluster.ask("scancel", self.id)
         until(lambda: self.cluster.state(self.id) not in ("RUNNING", "PENDING", "COMPLETING"), 90, "the cancel")
 
@@ -155,3 +177,21 @@ def folder() -> Iterator[Path]:
     made = open_folder()
     yield made
     shutil.rmtree(made, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table of docs/slurm.md, of the cells that ran."""
+    table: dict[str, dict[str, str]] = {}
+    for outcome_name in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome_name):
+            if "test_cell[" in report.nodeid:
+                name, _, moment = report.nodeid.partition("test_cell[")[2].rstrip("]").rpartition("-")
+                said = dict(report.user_properties).get("cell", "FAILED")
+                table.setdefault(name, {})[moment] = f"{said} ({report.duration:.0f} s)"
+    moments = list(dict.fromkeys(moment for row in table.values() for moment in row))
+    if not table:
+        return
+    terminalreporter.write_line("| | " + " | ".join(moments) + " |")
+    terminalreporter.write_line("|" + "---|" * (len(moments) + 1))
+    for name, row in table.items():
+        terminalreporter.write_line(f"| {name} | " + " | ".join(row.get(moment, "") for moment in moments) + " |")
