@@ -70,11 +70,11 @@ test-slurm: $(DEV_STAMP) slurm-installed ## job scripts on real Slurm, on this m
 	$(PYTEST) -m "slurm and not matrix" tests/slurm $(PYTEST_ARGS)
 
 test-slurm-matrix: $(DEV_STAMP) slurm-installed ## every signal at every moment of a job: root, most of an hour
-	$(PYTEST) -m matrix tests/slurm $(PYTEST_ARGS)
+	$(PYTEST) -m slurm tests/slurm/test_matrix.py $(PYTEST_ARGS)
 
 slurm-installed:
 	@PATH="$$PATH:/usr/sbin:/sbin"; \
-	if command -v slurmctld slurmd munged >/dev/null; then exit 0; fi; \
+	if command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then \
 	  echo "error: NO SLURM HERE, so nothing of the job scripts is tested: as root on Debian or Ubuntu this installs slurm-wlm and munge; elsewhere install slurmctld, slurmd and munged" >&2; exit 2; fi; \
 	echo "installing slurm-wlm and munge"; \

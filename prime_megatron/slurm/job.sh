@@ -108,7 +108,7 @@ finish() { # CODE: asks what comes next, says it, does it, and exits
 }
 
 first=$(ask begin --steps "$STEPS" --export "$EXPORT") || fail "the run cannot begin: see above"
-if [ "$first" = done ]; then
+if [ "$first" = "done" ]; then
     say "all $STEPS steps are done; nothing to run"
     exit 0
 fi
