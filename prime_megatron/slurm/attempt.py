@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -62,13 +61,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--export", type=int, choices=(0, 1), default=1, help="checkpoint.export_final")
     parser.add_argument("--code", type=int, default=0, help="of the run")
     parser.add_argument("--warned", default="", help="the signal that the script was sent")
+    parser.add_argument("--job", default="", help="what `scontrol --oneliner show job` says of the job")
     parser.add_argument("--requeue", type=int, choices=(0, 1), default=1)
     args = parser.parse_args(argv)
     try:
         if args.moment == "begin":
             print(begin(args.output_dir, args.logs, steps=args.steps, export=bool(args.export)))
         else:
-            verdict = end(args.output_dir, args.logs, args.code, args.warned, may_requeue=bool(args.requeue))
+            verdict = end(args.output_dir, args.logs, args.code, args.warned, args.job, may_requeue=bool(args.requeue))
             print("requeue" if verdict.requeue else "stop", verdict.code, verdict.text)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,8 +89,8 @@ def begin(output: Path, logs: Path, *, steps: int, export: bool) -> str:
     return "go"
 
 
-def end(output: Path, logs: Path, code: int, warned: str, *, may_requeue: bool) -> Verdict:
-    """Note how the attempt ended and decide what comes next."""
+def end(output: Path, logs: Path, code: int, warned: str, said: str, *, may_requeue: bool) -> Verdict:
+    """Note how the attempt ended and decide what comes next; the last four as `Ended` and `slurm_ends` have them."""
     began = logs / BEGAN_FILE
     now = newest_step(output)
     before = int(began.read_text(encoding="ascii")) if began.exists() else now
@@ -102,12 +102,12 @@ def end(output: Path, logs: Path, code: int, warned: str, *, may_requeue: bool) 
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(this)) + "\n")
     attempts = [*earlier, this]
-    state, ran_out = job_state(job)
+    slurm_ends_it, ran_out = slurm_ends(said, warned)
     return decide(
         Ended(
             code=code,
             warned=warned,
-            slurm_ends_it=state not in ("RUNNING", "SUSPENDED"),
+            slurm_ends_it=slurm_ends_it,
             ran_out=ran_out,
             progressed=this.progressed,
             fruitless=_in_a_row([not attempt.progressed for attempt in attempts]),
@@ -126,19 +126,19 @@ def newest_step(output: Path) -> int:
     return max((step for step in steps if step is not None), default=-1)
 
 
-def job_state(job: str) -> tuple[str, bool]:
-    """(SLURM's state of the job, whether it has run as long as its limit); ("RUNNING", False) if SLURM does not say."""
-    try:
-        asked = subprocess.run(
-            ["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "RUNNING", False
-    fields = dict(re.findall(r"(JobState|RunTime|TimeLimit)=(\S+)", asked.stdout))
+def slurm_ends(said: str, warned: str) -> tuple[bool, bool]:
+    """(SLURM is ending the job, the job has run as long as its limit).
+
+    Args:
+        said: `scontrol --oneliner show job`; empty where SLURM does not answer. Then a job that got TERM counts as one
+            that SLURM ends: a cancel must stay a cancel.
+        warned: the signal that the script was sent.
+    """
+    fields = dict(re.findall(r"(?:^|\s)(JobState|RunTime|TimeLimit)=(\S+)", said))
     if len(fields) < 3:
-        return "RUNNING", False
+        return warned == "TERM", False
     limit, ran = seconds_of(fields["TimeLimit"]), seconds_of(fields["RunTime"])
-    return fields["JobState"], limit is not None and ran is not None and ran >= limit
+    return fields["JobState"] not in ("RUNNING", "SUSPENDED"), limit is not None and ran is not None and ran >= limit
 
 
 def _read(path: Path, job: str) -> list[Attempt]:

@@ -93,7 +93,10 @@ ask() { # begin|end OPTIONS...
 finish() { # CODE: asks what comes next, says it, does it, and exits
     local next code text
     [ -z "$again" ] || kill "$again" 2>/dev/null
-    read -r next code text < <(ask end --code "$1" --warned "$warned" --requeue "$REQUEUE")
+    read -r next code text < <(
+        ask end --code "$1" --warned "$warned" --requeue "$REQUEUE" \
+            --job "$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null)"
+    )
     if [ -z "${next:-}" ]; then
         say "error: $PYTHON cannot say what comes next; not requeued" >&2
         exit "$1"
@@ -165,7 +168,8 @@ say "on ${hosts[*]}; nodes meet at ${hosts[0]}:$port; progress: $logs/node-0.log
 # A node's end gives the others two minutes to end by themselves: their exit codes count, not srun's kill.
 srun "${one_a_node[@]}" "${in_container[@]}" --kill-on-bad-exit=0 --wait=120 --output="$logs/node-%n.log" \
     "${COMMAND[@]}" --resume auto \
-    --rdzv-endpoint "${hosts[0]}:$port" --rdzv-id "$SLURM_JOB_ID-$attempt" &
+    --rdzv-endpoint "${hosts[0]}:$port" --rdzv-id "$SLURM_JOB_ID-$attempt" \
+    2> >(grep --line-buffered -vE 'Exited with exit code 8[56]$' >&2) & # a healthy stop is no error
 step=$!
 [ -z "$warned" ] || hand_on
 

@@ -104,7 +104,8 @@ def test_a_warning_saves_and_requeues(submit: Standing, name: str) -> None:
     submit.cluster.tell("scancel", "--batch", f"--signal={name}", job.id)
     assert job.ends_or_requeues() == "PENDING", job.log
     assert f"{name} received, saving" in job.log and "back into the queue" in job.log
-    assert "Killed" not in job.log
+    frightening = [line for line in job.log.splitlines() if "rror" in line and not line.startswith("slurmstepd-")]
+    assert not frightening and "Killed" not in job.log, job.log  # slurmstepd says CANCELLED of what is requeued
 
 
 @pytest.mark.parametrize("when", ["setup", "tasks without handlers"])
@@ -177,6 +178,28 @@ def test_another_job_is_told_who_owns_the_folder(submit: Standing) -> None:
     assert submit.cluster.state(first.id) == "RUNNING"
     submit.cluster.tell("scancel", "--batch", "--signal=USR1", first.id)
     assert first.ends_or_requeues() == "PENDING", first.log
+
+
+def test_a_second_submission_waits_and_finds_the_run_done(submit: Standing) -> None:
+    done = '{"steps": 9, "exported": true}'
+    job = submit(f"touch FOLDER/runs-$SLURM_NODEID\nsleep 2\necho '{done}' > OUT/.prime-megatron-done\nexit 0")
+    again = job.submit()
+    submit.until_it_runs(job)
+    assert submit.cluster.state(again) == "PENDING"
+    assert job.ends() == "COMPLETED", job.log
+    job.id = again
+    assert job.ends() == "COMPLETED", job.log
+    assert "all 9 steps are done; nothing to run" in job.log
+    assert not list(job.output.glob(f"logs/job-{again}-*/node-*.log"))
+
+
+def test_what_an_earlier_attempt_left_is_ended(submit: Standing) -> None:
+    job = submit("[ ${SLURM_RESTART_COUNT:-0} = 1 ] && exit 0\n(setsid sleep 300 &)\nexit 85")
+    assert job.ends_or_requeues() == "PENDING", job.log
+    submit.cluster.let_run(job.id)
+    until(lambda: submit.cluster.state(job.id) != "PENDING", 60, "the second attempt")
+    assert job.ends() == "COMPLETED", job.log
+    assert "left by an earlier attempt" in job.log
 
 
 def test_an_environment_that_sbatch_does_not_export(submit: Standing) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,16 +48,7 @@ def test_policy(changes: dict[str, object], requeue: bool, code: int, words: str
     assert words in verdict.text and "\n" not in verdict.text
 
 
-@pytest.fixture
-def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A scontrol that says what its file holds."""
-    answer = tmp_path / "answer"
-    answer.write_text("JobId=7 JobState=RUNNING RunTime=00:01:00 TimeLimit=00:20:00 X=1")
-    (tmp_path / "scontrol").write_text(f"#!/bin/bash\ncat {answer}\n")
-    (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    return answer
+RUNNING = "JobId=7 JobState=RUNNING RunTime=00:01:00 TimeLimit=00:20:00 X=1"
 
 
 def one_attempt(
@@ -74,11 +64,11 @@ def one_attempt(
         folder = output / "checkpoints" / f"step-{saves:08d}"
         folder.mkdir(parents=True)
         (folder / "COMPLETE").touch()
-    verdict = attempt.end(output, logs, code, "USR1" if code == 85 else "", may_requeue=True)
+    verdict = attempt.end(output, logs, code, "USR1" if code == 85 else "", RUNNING, may_requeue=True)
     return f"{verdict.requeue} {verdict.code}"
 
 
-def test_attempts_are_counted_by_job(tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_are_counted_by_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "out"
     said = [one_attempt(output, number, monkeypatch, 85, saves) for number, saves in enumerate((0, 0, 1, 0, 0, 0))]
     assert said == ["True 85"] * 5 + ["False 1"]
@@ -92,23 +82,24 @@ def test_attempts_are_counted_by_job(tmp_path: Path, scontrol: Path, monkeypatch
     ]  # fmt: skip
 
 
-def test_what_slurm_says_of_the_job(tmp_path: Path, scontrol: Path) -> None:
-    assert attempt.job_state("7") == ("RUNNING", False)
-    scontrol.write_text("JobState=COMPLETING RunTime=1-00:00:01 TimeLimit=1-00:00:00")
-    assert attempt.job_state("7") == ("COMPLETING", True)
-    scontrol.write_text("slurm_load_jobs error")
-    assert attempt.job_state("7") == ("RUNNING", False)
+def test_what_slurm_says_of_the_job() -> None:
+    assert attempt.slurm_ends(RUNNING, "TERM") == (False, False)
+    assert attempt.slurm_ends("JobState=COMPLETING RunTime=1-00:00:01 TimeLimit=1-00:00:00", "TERM") == (True, True)
+    assert attempt.slurm_ends("JobState=COMPLETING RunTime=00:00:09 TimeLimit=UNLIMITED", "TERM") == (True, False)
+    assert attempt.slurm_ends("", "TERM") == (True, False), "a cancel stays a cancel"
+    assert attempt.slurm_ends("", "USR1") == (False, False)
 
 
 def test_commands_of_the_job_script(
-    tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     output, logs = tmp_path / "out", tmp_path / "out" / "logs" / "a"
     logs.mkdir(parents=True)
     assert attempt.main(["begin", str(output), "--logs", str(logs), "--steps", "9"]) == 0
     assert capsys.readouterr().out == "go\n"
-    assert attempt.main(["end", str(output), "--logs", str(logs), "--code", "85", "--warned", "USR1"]) == 0
+    assert attempt.main(["end", str(output), "--logs", str(logs), "--code", "85", "--job", RUNNING]) == 0
     assert capsys.readouterr().out.startswith("requeue 85 stopped")
     (output / ".prime-megatron-done").write_text('{"steps": 9, "exported": false}')
     for steps, export, said in (("9", "0", "done"), ("9", "1", "go"), ("10", "0", "go")):
