@@ -67,7 +67,7 @@ test-vllm: .venv-vllm/.engine_env ## the tests with vLLM, in an environment of i
 	PYTHONPATH=. .venv-vllm/bin/python -m pytest $(ENGINE_LIMIT) -m vllm $(call engine_tests,vllm) $(PYTEST_ARGS)
 
 test-slurm: $(DEV_STAMP) slurm-installed ## job scripts on real Slurm, on this machine: root, minutes
-	$(PYTEST) -m "slurm and not matrix" tests/slurm $(PYTEST_ARGS)
+	$(PYTEST) -n 2 -m "slurm and not matrix" tests/slurm $(PYTEST_ARGS)
 
 test-slurm-matrix: $(DEV_STAMP) slurm-installed ## every signal at every moment of a job: root, most of an hour
 	$(PYTEST) -m slurm tests/slurm/test_matrix.py $(PYTEST_ARGS)

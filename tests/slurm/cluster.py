@@ -96,7 +96,7 @@ class Cluster:
         assert self.isolated or private is None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._net = f"p{os.getpid() % 10000}x{random.randrange(100)}"
-        self._subnet = f"10.231.{random.randrange(1, 255)}"
+        self._subnet = _free_subnet()
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _path()}
 
     def start(self) -> None:
@@ -251,6 +251,16 @@ class Cluster:
             for words in (("link", "set", "lo", "up"), ("addr", "add", f"{self._subnet}.{index + 1}/24", "dev", "eth0"),
                           ("link", "set", "eth0", "up")):  # fmt: skip
                 ip("-n", name, *words)
+
+
+def _free_subnet() -> str:
+    """The first three numbers of a subnet that no interface here has; other tests may look for one, too."""
+    if shutil.which("ip") is None:
+        return ""
+    taken = subprocess.run(["ip", "-4", "-o", "addr"], capture_output=True, text=True, check=True).stdout
+    offset = os.getpid() % 250
+    candidates = (f"10.231.{1 + (offset + index) % 250}" for index in range(250))
+    return next(subnet for subnet in candidates if f" {subnet}." not in taken)
 
 
 def _kill_if_on(process: Path, node: str, folder: str) -> None:
