@@ -11,32 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from prime_megatron.errors import ExitCode
 from tests.support.ranks import run_ranks
 from tests.support.resume_runs import at, no_fault
-from tests.support.runs import TIMINGS
-from tests.support.toy import make_model, make_sft
+from tests.support.sft_runs import assert_same, outcome, sft_config
 
-STEPS = 4
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one": (1, {}), "dp2": (2, {}), "pp2": (2, {"pipeline": 2}), "tp2": (2, {"tensor": 2}),
 }  # fmt: skip
-
-
-def sft_config(folder: Path, **parallel: Any) -> dict[str, Any]:
-    return {
-        "run": {"output_dir": str(folder / "straight"), "steps": STEPS},
-        "model": make_model(folder / "model", hidden=32, layers=2),
-        "dtype": "float32",
-        "data": {"train": [make_sft(folder / "rows.jsonl", 10)], "max_tokens": 64},  # four rows a step: epochs change
-        "batch_size": 4,
-        "optimizer": {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 1},
-        "parallel": parallel,
-        "checkpoint": {"every": 1, "keep_last": 10},
-        "log": {"tensorboard": False},
-    }
 
 
 def sft_rank(text: str, resume: str | None, fault: Callable[[], None]) -> int:
@@ -49,19 +32,6 @@ def sft_rank(text: str, resume: str | None, fault: Callable[[], None]) -> int:
 
 def train(config: dict[str, Any], world: int, resume: str | None = None, fault: Any = no_fault) -> set[int]:
     return set(run_ranks(sft_rank, world, json.dumps(config), resume, fault, timeout_s=200))
-
-
-def outcome(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """(metrics without timings, the exported tensors)."""
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in rows]
-    return metrics, load_file(output / "model" / "model.safetensors")
-
-
-def assert_same(one: Any, two: Any) -> None:
-    assert one[0] == two[0]
-    assert one[1].keys() == two[1].keys() and one[1]
-    assert all(tensor.equal(two[1][key]) for key, tensor in one[1].items())
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)

@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster, until
-from tests.slurm.conftest import Job, Toy, two_nodes
-from tests.support.resume_runs import assert_same, outcome
+from tests.slurm.conftest import ROOT, Job, Toy, two_nodes
+from tests.support.resume_runs import assert_same, at, outcome
+from tests.support.sft_runs import assert_same as assert_same_sft
+from tests.support.sft_runs import outcome as sft_outcome
+from tests.support.sft_runs import sft_config
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -103,3 +110,25 @@ def after(name: str, job: Job) -> str:
     until(lambda: job.cluster.state(job.id) != "PENDING", 60, "the second attempt")
     assert job.ends() == "COMPLETED", job.log
     return "queue"
+
+
+@pytest.mark.matrix
+def test_a_supervised_run_is_warned_and_continues(cluster: Cluster, folder: Path) -> None:
+    """The same script, signals and exit codes as a run of `train`."""
+    base = sft_config(folder)
+    base |= {"checkpoint": {"every": 0, "grace_s": 60.0}, "launch": {"nodes": 1, "processes_per_node": 2}}
+    config = folder / "straight.yaml"
+    config.write_text(json.dumps(base))
+    command = [sys.executable, "-m", "prime_megatron", "sft", str(config)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=240)
+    two = at(base, folder / "out", launch={"nodes": 2, "processes_per_node": 1})
+    job = Job(cluster, two, folder, environment={"PRIME_TEST_MOMENT": "sft step"})
+    try:
+        job.until_at("sft step")
+        SIGNALS["USR1"](job)
+        job.go()
+        after("USR1", job)
+        assert "resumed after step 2" in job.log
+        assert_same_sft(sft_outcome(folder / "out"), sft_outcome(folder / "straight"))
+    finally:
+        job.cancel()

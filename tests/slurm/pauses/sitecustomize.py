@@ -22,6 +22,7 @@ MOMENTS = {
     "rollout": ("prime_megatron.rollout.collect", "Collector", "collect", 2),
     "update": ("prime_megatron.trainer", "PrimeTrainer", "update_policy", 2),
     "save": ("prime_megatron.checkpoint.save", "Save", "write", 2),
+    "sft step": ("prime_megatron.sft", "SftTrainer", "step", 2),
     "export": ("prime_megatron.run.assemble", "Parts", "save_models", 1),
 }
 
