@@ -165,11 +165,13 @@ seen=("$logs"/seen-by-*)
 
 say "on ${hosts[*]}; nodes meet at ${hosts[0]}:$port; progress: $logs/node-0.log"
 
+# What srun says of a healthy stop, and of a cluster without core binding.
+harmless='Exited with exit code 8[56]$|: User defined signal [12]$|lacks support for cpu binding$'
 # A node's end gives the others two minutes to end by themselves: their exit codes count, not srun's kill.
 srun "${one_a_node[@]}" "${in_container[@]}" --kill-on-bad-exit=0 --wait=120 --output="$logs/node-%n.log" \
     "${COMMAND[@]}" --resume auto \
     --rdzv-endpoint "${hosts[0]}:$port" --rdzv-id "$SLURM_JOB_ID-$attempt" \
-    2> >(grep --line-buffered -vE 'Exited with exit code 8[56]$' >&2) & # a healthy stop is no error
+    2> >(grep --line-buffered -vE "$harmless" >&2) &
 step=$!
 [ -z "$warned" ] || hand_on
 
