@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron.config import Estimator, SftConfig, TrainConfig
+from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
+from prime_megatron.plan.fit import check_memory
 from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir, is_done
+from prime_megatron.step.plan import plan_step
+from prime_megatron.verify import check_custom
 
 
 def says_done(config: TrainConfig | SftConfig, resume: str | None) -> bool:
@@ -21,25 +24,24 @@ def says_done(config: TrainConfig | SftConfig, resume: str | None) -> bool:
 
 
 def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:
-    """Output folder, model folders, tokenizer, the first row of every data file.
+    """Output folder, model folders, tokenizer, the first row of every data file, custom rewards.
 
     Raises:
         InputError: naming the key, the folder or the file.
     """
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
-    if config.models.policy.path is None:
-        raise InputError("models.policy.path: is required; give the HF folder of the model to train")
-    models = [config.models.policy.path, config.models.prm.path, config.models.reference]
-    if config.advantage.estimator is Estimator.gae:
-        models.append(config.models.critic.path)
-    _check_models([path for path in models if path is not None], config.models.trust_remote_code)
+    models = plan_step(config).models
+    check_memory(config)
+    _check_models(list(dict.fromkeys(model.folder for model in models)), config.models.trust_remote_code)
     _check_data((*config.data.train, *config.data.eval))
+    check_custom(config.verify.custom)
 
 
 def check_sft_inputs(config: SftConfig, *, resume: str | None, overwrite: bool) -> None:
     """As `check_train_inputs`, for supervised fine-tuning."""
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, inputs)
+    check_memory(config)
     _check_models([config.model], config.trust_remote_code)
     _check_data(config.data.train)
 

@@ -48,8 +48,6 @@ class FamilyConfig:
     expert_ffn: int
     normalize_expert_weights: bool
     """The chosen experts' weights sum to 1."""
-    router_aux_coef: float
-    """Load-balancing loss coefficient of the config; the trainer decides whether to use it."""
 
     def size(self, name: str) -> int:
         """A named dimension of a tensor."""

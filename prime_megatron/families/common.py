@@ -37,7 +37,6 @@ def common_config(
     experts_per_token: int = 0,
     expert_ffn: int = 0,
     normalize_expert_weights: bool = True,
-    router_aux_coef: float = 0.0,
 ) -> FamilyConfig:
     """The keys that every Llama-like config.json has; raises InputError (without the file's name) and KeyError."""
     if raw["hidden_act"] != "silu":
@@ -68,7 +67,6 @@ def common_config(
         experts_per_token=experts_per_token,
         expert_ffn=expert_ffn,
         normalize_expert_weights=normalize_expert_weights,
-        router_aux_coef=router_aux_coef,
     )
 
 

@@ -20,7 +20,6 @@ def parse(raw: Mapping[str, Any]) -> FamilyConfig:
         experts=raw["num_local_experts"],
         experts_per_token=raw["num_experts_per_tok"],
         expert_ffn=raw["intermediate_size"],
-        router_aux_coef=raw["router_aux_loss_coef"],
     )
 
 
@@ -39,7 +38,6 @@ FAMILY = Family(
         "max_position_embeddings": 131072,
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
-        "router_aux_loss_coef": 0.001,
     },
     parse,
     rules,

@@ -26,7 +26,6 @@ def parse(raw: Mapping[str, Any]) -> FamilyConfig:
         experts_per_token=raw["num_experts_per_tok"],
         expert_ffn=raw["moe_intermediate_size"],
         normalize_expert_weights=raw["norm_topk_prob"],
-        router_aux_coef=raw["router_aux_loss_coef"],
     )
 
 
@@ -49,7 +48,6 @@ FAMILY = Family(
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 768,
         "norm_topk_prob": False,
-        "router_aux_loss_coef": 0.001,
     },
     parse,
     rules,

@@ -12,7 +12,7 @@ Who calls what, when:
 3. `rollout.collect` and the evaluation call `generate` with this replica's share of the requests.
 4. Around training the trainer calls `sleep(level)`, and `wake` in two parts: `wake({"weights"})`, the sync,
    `wake({"kv_cache"})`.
-5. `healthy()` is asked after a failed call; `close()` ends the engine, and may be called twice.
+5. `close()` ends the engine, and may be called twice.
 """
 
 from __future__ import annotations
@@ -113,28 +113,9 @@ class Engine(Protocol):
         """Take device memory back for "weights" and/or "kv_cache"."""
         ...
 
-    def healthy(self) -> bool:
-        """False when the engine can no longer answer."""
-        ...
-
     def close(self) -> None:
         """End the engine and free what it holds."""
         ...
-
-
-def end_token_ids(model_path: str, trust_remote_code: bool = False) -> tuple[int, ...]:
-    """The tokens that end a response: those of generation_config.json where it exists, else of config.json."""
-    from transformers import AutoConfig, GenerationConfig  # seconds, for every process that only wants the types
-
-    try:
-        end = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:
-        end = None
-    if end is None:
-        end = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).eos_token_id
-    if end is None:
-        return ()
-    return (end,) if isinstance(end, int) else tuple(end)
 
 
 def check_lengths(requests: Sequence[Request], max_tokens: int) -> None:
