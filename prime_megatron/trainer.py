@@ -11,7 +11,8 @@ from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.config import TrainConfig, UpdateOrder
 from prime_megatron.errors import ExitCode, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
-from prime_megatron.run.assemble import Parts, open_parts
+from prime_megatron.run.assemble import Parts, agree_on, open_parts
+from prime_megatron.run.output_dir import mark_done
 from prime_megatron.step.advantages import step_advantages
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.losses import critic_loss, policy_loss, prm_loss
@@ -60,6 +61,7 @@ class PrimeTrainer:
             return ExitCode.REQUEUE
         parts.save_models()
         parts.reporter.finish()
+        agree_on(lambda: mark_done(self.config))
         return ExitCode.DONE
 
     def finish_step(self, index: int) -> None:

@@ -7,9 +7,20 @@ from pathlib import Path
 from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.plan.fit import check_memory
-from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir
+from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir, is_done
 from prime_megatron.step.plan import plan_step
 from prime_megatron.verify import check_custom
+
+
+def says_done(config: TrainConfig | SftConfig, resume: str | None) -> bool:
+    """Whether --resume auto has nothing left to do, said in a line. On many nodes the job script asks, once for all."""
+    path = Path(config.run.output_dir)
+    if resume != "auto" or config.launch.nodes > 1:
+        return False
+    if not is_done(path, steps=config.run.steps, export=config.checkpoint.export_final):
+        return False
+    print(f"{path}: all {config.run.steps} steps are done")
+    return True
 
 
 def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:
@@ -26,10 +37,10 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     check_custom(config.verify.custom)
 
 
-def check_sft_inputs(config: SftConfig, *, overwrite: bool) -> None:
+def check_sft_inputs(config: SftConfig, *, resume: str | None, overwrite: bool) -> None:
     """As `check_train_inputs`, for supervised fine-tuning."""
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
-    _check_output(config.run.output_dir, config.launch.nodes, None, overwrite, inputs)
+    _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, inputs)
     check_memory(config)
     _check_models([config.model], config.trust_remote_code)
     _check_data(config.data.train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from prime_megatron.run.engines import build_engine, build_sync
 from prime_megatron.run.inputs import Inputs, read_inputs
 from prime_megatron.run.models import DTYPES, Roles, build_roles
 from prime_megatron.run.nonfinite import NONFINITE_FOLDER, NonFinite
-from prime_megatron.run.output_dir import check_output_dir, prepare_output_dir
+from prime_megatron.run.output_dir import check_output_dir, own_output_dir
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.transport import describe_engine
@@ -110,14 +110,22 @@ def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> I
             agree_on(verifiers.try_custom)
             inputs = read_inputs(config, verifiers)
             roles = build_roles(config, topology, plan_step(config))
-            agree_on(lambda: prepare_output_dir(output, resume=resume, overwrite=overwrite))
-            parts = build_parts(config, topology, verifiers, inputs, roles, stop)
-            try:
-                yield parts
-            finally:
-                parts.close()
+            with on_first_rank(lambda: own_output_dir(output, resume=resume, overwrite=overwrite)):
+                parts = build_parts(config, topology, verifiers, inputs, roles, stop)
+                try:
+                    yield parts
+                finally:
+                    parts.close()
     finally:
         stop_megatron()
+
+
+@contextmanager
+def on_first_rank(enter: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """A context of the first rank's, such as a lock; what it refuses is raised on all. Collective over the world."""
+    with ExitStack() as stack:
+        agree_on(lambda: stack.enter_context(enter()))
+        yield
 
 
 def agree_on(action: Callable[[], None]) -> None:
@@ -199,7 +207,7 @@ def build_colocation(config: TrainConfig, engine: Engine, sync: WeightSync, role
     return Colocation(engine, sync, roles.policy, others, models=roles.distinct)
 
 
-def build_watchdog(config: TrainConfig, topology: Topology, stop: Stop) -> Watchdog:
+def build_watchdog(config: TrainConfig | SftConfig, topology: Topology, stop: Stop) -> Watchdog:
     """The thread that ends this process when it gets nowhere."""
     return Watchdog(
         Path(config.run.output_dir) / STALL_FOLDER,
@@ -241,6 +249,7 @@ def build_reporter(
         num_steps=config.run.steps,
         columns=TRAIN_COLUMNS,
         run_config=config.model_dump(mode="json"),
+        slurm_comment=config.launch.slurm_comment,
     )
     if inputs.num_held_out_skipped:
         log.warn(f"data.eval: {inputs.num_held_out_skipped} prompts over data.max_prompt_tokens are skipped")
