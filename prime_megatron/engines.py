@@ -17,7 +17,7 @@ from prime_megatron import device
 from prime_megatron.config import TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.families import FamilyConfig
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.families.read import read_config
 from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.parallel.topology import Topology

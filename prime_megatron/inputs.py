@@ -9,7 +9,7 @@ from prime_megatron.data.rows import read_prompt_rows
 from prime_megatron.data.stream import PromptStream, eval_prompts
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.mcore.families import FamilyConfig
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.families.read import read_config
 from prime_megatron.roles import policy_folder_of
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Verifiers

@@ -11,7 +11,7 @@ from prime_megatron.data.rows import read_sft_rows
 from prime_megatron.data.stream import SftStream
 from prime_megatron.data.tokenizer import load_tokenizer
 from prime_megatron.losses import nll_loss
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.families.read import read_config
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role, TrainResult
 from prime_megatron.metrics import SFT_COLUMNS, Clock, open_metrics_log

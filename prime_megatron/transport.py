@@ -5,7 +5,7 @@ from __future__ import annotations
 from prime_megatron import device
 from prime_megatron.config import TrainConfig
 from prime_megatron.errors import InputError
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.families.read import read_config
 from prime_megatron.roles import policy_folder_of
 
 

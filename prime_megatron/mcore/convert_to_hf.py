@@ -22,7 +22,7 @@ from prime_megatron.mcore.convert import (
 )
 from prime_megatron.mcore.convert_map import tensor_map
 from prime_megatron.mcore.convert_read import HfRows, MegatronRows, missing_keys
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.families.read import read_config
 from prime_megatron.mcore.hf_folder import (
     VALUE_HEAD_TENSOR,
     HfFolder,

@@ -42,7 +42,7 @@ from prime_megatron.mcore.convert import (
 )
 from prime_megatron.mcore.convert_map import Entry, TensorMap, tensor_map
 from prime_megatron.mcore.convert_read import HfRows, MegatronRows
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.families.read import read_config
 from prime_megatron.mcore.hf_folder import VALUE_HEAD_TENSOR, HfFolder
 from prime_megatron.mcore.hf_weights import copy_companions
 

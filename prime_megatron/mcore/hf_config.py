@@ -1,65 +1,21 @@
-"""config.json -> FamilyConfig -> megatron TransformerConfig."""
+"""FamilyConfig -> megatron TransformerConfig."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from prime_megatron.config.model import ParallelConfig
-from prime_megatron.errors import InputError
-from prime_megatron.mcore.families import FAMILIES, FamilyConfig
+from prime_megatron.mcore.families import FamilyConfig
 from prime_megatron.mcore.hf_map import padded_groups
 from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.topology import ParallelSizes
 
 if TYPE_CHECKING:
     from megatron.core.transformer import TransformerConfig
-
-
-def read_config(folder: Path | str) -> FamilyConfig:
-    """Reads folder/config.json. Raises InputError: no such file, not JSON, unknown architecture, missing key,
-    a value that this project does not compute."""
-    path = Path(folder) / "config.json"
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{path}: no such file; a model folder has a config.json in Hugging Face format") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    names = raw["architectures"] if isinstance(raw, dict) and "architectures" in raw else None
-    architecture = names[0] if isinstance(names, list) and names else None
-    if architecture not in FAMILIES:
-        raise InputError(f"{path}: architecture {architecture!r} is unknown; known: {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[architecture]
-    try:
-        return family.parse({**family.defaults, **raw})
-    except KeyError as error:
-        raise InputError(f"{path}: key {error.args[0]!r} is missing") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
-def inverse_frequencies(config: FamilyConfig) -> torch.Tensor:
-    """Rotary inverse frequencies, float32 [head_dim / 2], scaled as the config says.
-
-    Source: Su et al. 2021; linear: Chen et al. 2023 (positions divided by the factor); llama3: the Llama 3.1
-    release (low frequencies divided by the factor, high ones kept, a linear blend between).
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling.kind == "linear":
-        return frequencies / scaling.factor
-    turns = scaling.original_max_positions * frequencies / (2 * torch.pi)
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = blend.clamp(0.0, 1.0)
-    return (1 - kept) * frequencies / scaling.factor + kept * frequencies
 
 
 def transformer_config(
@@ -84,11 +40,13 @@ def transformer_config(
         "qk_layernorm": config.qk_norm,
         "gated_linear_unit": True,
         "activation_func": F.silu,
-        "add_bias_linear": False,
+        # Of the feed-forward; attention's output may differ (``spec.layer_spec``).
+        "add_bias_linear": config.mlp_bias,
         "add_qkv_bias": config.qkv_bias,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "window_size": None if config.window is None else (config.window - 1, 0),
+        "window_attn_skip_freq": _windowed(config) if config.full_layers else None,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
@@ -116,7 +74,19 @@ def transformer_config(
     kwargs.update(_recompute(parallel))
     if config.experts:
         kwargs.update(_moe(config, engine))
-    return TransformerConfig(**kwargs)
+    made = TransformerConfig(**kwargs)
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.attention_factor != 1.0:
+        # Upstream multiplies cosines and sines by 0.1 mscale ln(scaling factor) + 1 where these are set.
+        made.yarn_rotary_scaling_factor = math.e
+        made.yarn_mscale = 10.0 * (scaling.attention_factor - 1.0)
+        made.yarn_mscale_all_dim = 0.0
+    return made
+
+
+def _windowed(config: FamilyConfig) -> list[int]:
+    """1 for a layer with the window, 0 without."""
+    return [int(config.layer_window(layer) is not None) for layer in range(config.layers)]
 
 
 def _leave(weight: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,11 @@ from torch import Tensor
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.device import current_device
 from prime_megatron.mcore.families import FamilyConfig
-from prime_megatron.mcore.hf_config import inverse_frequencies, transformer_config
+from prime_megatron.mcore.hf_config import transformer_config
 from prime_megatron.mcore.hf_map import check_layout, padded_vocab
 from prime_megatron.mcore.norm import RMSNorm
 from prime_megatron.mcore.packed import Packed
-from prime_megatron.mcore.rotary import rotary_table
+from prime_megatron.mcore.rotary import attention_factor, inverse_frequencies, rotary_table
 from prime_megatron.mcore.spec import has_transformer_engine, layer_spec
 from prime_megatron.parallel.topology import Topology
 
@@ -69,7 +69,9 @@ class HiddenStatesModel(GPTModel):
         if self.transformer_engine:
             return prepared
         frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)
-        packed_seq_params.rotary = rotary_table(position_ids[0], frequencies, self.config.params_dtype)
+        packed_seq_params.rotary = rotary_table(
+            position_ids[0], frequencies, self.config.params_dtype, attention_factor(self.family)
+        )
         decoder_input, _, *others = prepared
         return (decoder_input, None, *others)
 
@@ -173,7 +175,7 @@ def _chunk(
     first = topology.is_first_stage and chunk == 0
     last = topology.is_last_stage and chunk == topology.sizes.virtual_pipeline - 1
     virtual = chunk if topology.sizes.virtual_pipeline > 1 else None
-    spec: Any = layer_spec(config, engine=engine)
+    spec: Any = layer_spec(config, family, engine=engine)
     if not engine:
         num_layers = get_num_layers_to_build(config, vp_stage=virtual)
         spec = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)

@@ -57,7 +57,7 @@ def serve(settings: str, a: str, b: str) -> dict[str, Any]:
 
 def _publish(engine: Any, config: Any, model: str, version: int) -> None:
     from prime_megatron.engines import _layout
-    from prime_megatron.mcore.hf_config import read_config
+    from prime_megatron.mcore.families.read import read_config
 
     weights = load_file(Path(model) / "model.safetensors")
     targets = engine.named_targets()
@@ -72,7 +72,7 @@ def _publish(engine: Any, config: Any, model: str, version: int) -> None:
 
 def _differing(engine: Any, config: Any, model: str) -> list[str]:
     """Parameters in vLLM's own model that are not the folder's, cut and fused in numpy."""
-    from prime_megatron.mcore.hf_config import read_config
+    from prime_megatron.mcore.families.read import read_config
 
     arrays = {name: value.numpy() for name, value in load_file(Path(model) / "model.safetensors").items()}
     family, tensor = read_config(model), config.rollout.tensor

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.families.read import read_config
 from prime_megatron.reshard.layouts import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces
 from prime_megatron.rollout.hosted import HostedEngine
 from prime_megatron.rollout.live_weights import open_segment

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.families.read import read_config
 from prime_megatron.parallel.shards import ShardSlice, as_slices
 from prime_megatron.reshard.layouts import fused_pieces
 from prime_megatron.reshard.slices import part

@@ -29,7 +29,7 @@ def started() -> Iterator[Any]:
 
 def _build(folder: Path, topology: Any, dtype: torch.dtype) -> Any:
     from prime_megatron.config.model import ParallelConfig
-    from prime_megatron.mcore.hf_config import read_config
+    from prime_megatron.mcore.families.read import read_config
     from prime_megatron.mcore.hf_weights import load_hf
     from prime_megatron.mcore.model import build_model
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from prime_megatron.errors import InputError
-from prime_megatron.mcore.hf_config import inverse_frequencies, read_config
+from prime_megatron.mcore.families.read import read_config
+from prime_megatron.mcore.rotary import inverse_frequencies
 
 # As published: keys that transformers has defaults for are left out.
 QWEN25: dict[str, Any] = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from prime_megatron.errors import InputError
-from prime_megatron.mcore.hf_config import read_config
+from prime_megatron.mcore.families.read import read_config
 from prime_megatron.mcore.hf_folder import (
     INDEX,
     SINGLE,

@@ -105,7 +105,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def write_model(folder: Path, gb: float) -> int:
     """A Qwen2 of about that size in bfloat16, in files of at most 1 GB; returns its bytes."""
-    from prime_megatron.mcore.hf_config import read_config
+    from prime_megatron.mcore.families.read import read_config
     from prime_megatron.mcore.hf_folder import SafetensorsStream, TensorSpec, split_files, write_index
     from prime_megatron.mcore.hf_map import shard_map
     from prime_megatron.mcore.hf_weights import file_names

@@ -78,7 +78,7 @@ def reference_logits(model: Any, seqs: Sequence[Tensor]) -> Tensor:
 def start(parallel: dict[str, Any], folder: Path | str, *, ddp: Any = False, dtype: str = "float32", **build: Any):
     """(topology, chunks) of a model folder on this rank; ddp: True, or options of Megatron's wrapper."""
     from prime_megatron.config.model import ParallelConfig
-    from prime_megatron.mcore.hf_config import read_config
+    from prime_megatron.mcore.families.read import read_config
     from prime_megatron.mcore.hf_weights import load_hf
     from prime_megatron.mcore.initialize import start_megatron
     from prime_megatron.mcore.model import build_model
