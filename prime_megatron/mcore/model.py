@@ -18,11 +18,12 @@ from torch import Tensor
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.device import current_device
 from prime_megatron.mcore.families import FamilyConfig
+from prime_megatron.mcore.families.frequencies import attention_factor, inverse_frequencies
 from prime_megatron.mcore.hf_config import transformer_config
 from prime_megatron.mcore.hf_map import check_layout, padded_vocab
 from prime_megatron.mcore.norm import RMSNorm
 from prime_megatron.mcore.packed import Packed
-from prime_megatron.mcore.rotary import attention_factor, inverse_frequencies, rotary_table
+from prime_megatron.mcore.rotary import rotary_table
 from prime_megatron.mcore.spec import has_transformer_engine, layer_spec
 from prime_megatron.parallel.topology import Topology
 

@@ -16,8 +16,8 @@ from prime_megatron.device import current_device
 from prime_megatron.kernels.token_loss import TokenLoss
 from prime_megatron.mcore.context import LocalTokens, localize
 from prime_megatron.mcore.families import FamilyConfig
-from prime_megatron.mcore.head import Head, learn_next, predict_next
 from prime_megatron.mcore.families.read import read_config
+from prime_megatron.mcore.head import Head, learn_next, predict_next
 from prime_megatron.mcore.hf_map import shard_map
 from prime_megatron.mcore.hf_weights import export_hf, load_hf
 from prime_megatron.mcore.model import build_model, unwrap

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from prime_megatron.errors import InputError
+from prime_megatron.mcore.families.frequencies import inverse_frequencies
 from prime_megatron.mcore.families.read import read_config
-from prime_megatron.mcore.rotary import inverse_frequencies
 
 # As published: keys that transformers has defaults for are left out.
 QWEN25: dict[str, Any] = {

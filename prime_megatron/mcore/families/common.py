@@ -82,7 +82,9 @@ def common_config(
 def _head_dim(keys: Keys, hidden: int, heads: int) -> int:
     given = keys.whole_or_none("head_dim")
     if given is None and hidden % heads:
-        raise InputError(f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and no head_dim says more")
+        raise InputError(
+            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, and no head_dim says more"
+        )
     head_dim = hidden // heads if given is None else given
     if head_dim % 2:
         raise InputError(f"head_dim {head_dim} is odd; rotary embeddings turn pairs")
@@ -101,7 +103,9 @@ def number_of_experts(keys: Keys) -> int:
     names = [name for name in ("num_experts", "num_local_experts") if name in keys.raw]
     found = {name: keys.whole(name) for name in names}
     if len(set(found.values())) > 1:
-        raise InputError(f"num_experts {found['num_experts']} and num_local_experts {found['num_local_experts']} disagree")
+        raise InputError(
+            f"num_experts {found['num_experts']} and num_local_experts {found['num_local_experts']} disagree"
+        )
     return found[names[0]] if names else keys.whole("num_experts")
 
 

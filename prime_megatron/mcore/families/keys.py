@@ -1,4 +1,4 @@
-"""Typed access to the keys of one config.json: every fault is one line that names the key, its value and what is right."""
+"""Typed access to the keys of one config.json: a fault is one line of key, value and what is right."""
 
 from __future__ import annotations
 

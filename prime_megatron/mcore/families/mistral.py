@@ -12,7 +12,9 @@ ARCHITECTURE = "MistralForCausalLM"
 
 def parse(keys: Keys) -> FamilyConfig:
     if "layer_types" in keys.raw:
-        raise InputError("layer_types: transformers reads a Mistral that has them as a Ministral, which is unknown here")
+        raise InputError(
+            "layer_types: transformers reads a Mistral that has them as a Ministral, which is unknown here"
+        )
     no_bias(keys, "attention_bias", "mlp_bias", "bias")
     window = keys.whole_or_none("sliding_window")
     return common_config(keys, family="mistral", architecture=ARCHITECTURE, window=window)

@@ -61,7 +61,7 @@ def read_raw(folder: Path | str) -> dict[str, Any]:
 
 def _family(raw: dict[str, Any], value_head: bool) -> Family:
     """By architectures, which transformers' model_type must agree with: AutoModel goes by the latter."""
-    names = raw["architectures"] if "architectures" in raw else None
+    names = raw.get("architectures")
     known = ", ".join(sorted(FAMILIES))
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         shown = "is missing" if names is None else f"= {names!r} is not a list of one name"
@@ -73,7 +73,7 @@ def _family(raw: dict[str, Any], value_head: bool) -> Family:
         hint = " (it is a head for critics: models.critic.path)" if _is_head(name) else ""
         raise InputError(f"architecture {name!r} is unknown{hint}; known: {known}")
     family = FAMILIES[name]
-    model_type = raw["model_type"] if "model_type" in raw else None
+    model_type = raw.get("model_type")
     if model_type != family.name:
         raise InputError(f"model_type = {model_type!r}, but architectures says {names[0]} ({family.name!r})")
     return family

@@ -39,8 +39,8 @@ def read_rope(raw: Mapping[str, Any], default_base: float, max_positions: int) -
         if keys.value("partial_rotary_factor") is not None and keys.number("partial_rotary_factor") != 1.0:
             keys.refuse("partial_rotary_factor", "1.0 (heads are turned as a whole)")
     merged = dict(given)
-    merged.setdefault("rope_type", given["type"] if "type" in given else "default")
-    beside = raw["original_max_position_embeddings"] if "original_max_position_embeddings" in raw else None
+    merged.setdefault("rope_type", given.get("type", "default"))
+    beside = raw.get("original_max_position_embeddings", None)
     if beside is not None and merged["rope_type"] in ("llama3", "yarn"):
         merged["original_max_position_embeddings"] = beside
     keys = Keys(merged, {"original_max_position_embeddings": max_positions}, (), place)
@@ -58,14 +58,16 @@ def _dict_of(raw: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """(the dict's name with a dot, its content), empty where there is none."""
     found: tuple[str, dict[str, Any]] = ("rope_parameters.", {})
     for name in ("rope_parameters", "rope_scaling"):  # the last one wins
-        value = raw[name] if name in raw else None
+        value = raw.get(name, None)
         if value is None:
             continue
         if not isinstance(value, dict):
             raise InputError(f"{name} = {value!r} is not supported, only a dict such as {{'rope_type': 'default'}}")
         nested = [key for key, inner in value.items() if isinstance(inner, dict) or key.endswith("_attention")]
         if nested:
-            raise InputError(f"{name}: one dict for each kind of layer ({nested[0]}) is not supported, only one for all")
+            raise InputError(
+                f"{name}: one dict for each kind of layer ({nested[0]}) is not supported, only one for all"
+            )
         if value:
             found = (f"{name}.", value)
     return found
