@@ -143,8 +143,11 @@ def windows(keys: Keys) -> tuple[int | None, tuple[int, ...]]:
 
 def _layer_types(keys: Keys) -> list[str]:
     layers, kinds = keys.whole("num_hidden_layers"), keys.raw["layer_types"]
-    if not isinstance(kinds, list) or len(kinds) != layers:
-        raise InputError(f"layer_types = {kinds!r} is not a list of one kind for each of {layers} layers")
+    if not isinstance(kinds, list):
+        raise InputError(f"layer_types = {kinds!r} is not a list")
+    if len(kinds) != layers:
+        which = f"model.layers.{min(len(kinds), layers)} is {'too many' if len(kinds) > layers else 'left out'}"
+        raise InputError(f"layer_types has {len(kinds)} entries, num_hidden_layers is {layers}: {which}")
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise InputError(f"layer_types: {kind!r} is not supported, only full_attention and sliding_attention")
