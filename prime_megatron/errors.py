@@ -1,4 +1,20 @@
-"""The errors that speak to the user, and the one that ends a step early."""
+"""The errors that speak to the user, the one that ends a step early, and the exit codes."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process's exit code says to the job script; a contract, see the README."""
+
+    DONE = 0
+    FAILED = 1
+    """A run that could not go on, a bug, a killed process."""
+    BAD_INPUT = 2
+    """The user can mend it: a config key, a file, a row, an option."""
+    REQUEUE = 85
+    """Stopped by a signal or a wall-clock limit with its state saved: start it again with --resume auto."""
+    INTERRUPTED = 130
+    """Ctrl-C."""
 
 
 class InputError(Exception):
@@ -11,6 +27,10 @@ class InputError(Exception):
 
 class StopRequested(Exception):
     """All ranks agreed, at a point where a step can be dropped, to stop: a signal or the wall-clock limit."""
+
+
+class EngineDied(Exception):
+    """An engine's process died, hangs or failed; the message says how. Its replica starts it again."""
 
 
 class RunError(Exception):

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron import device, exit_codes
-from prime_megatron.assemble import agree_on
+from prime_megatron import device
 from prime_megatron.config import SftConfig
 from prime_megatron.data.rows import read_sft_rows
 from prime_megatron.data.stream import SftStream
 from prime_megatron.data.tokenizer import load_tokenizer
-from prime_megatron.losses import nll_loss
-from prime_megatron.mcore.families.read import read_config
+from prime_megatron.errors import ExitCode
+from prime_megatron.families.read import read_config
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role, TrainResult
 from prime_megatron.metrics import SFT_COLUMNS, Clock, open_metrics_log
-from prime_megatron.output_dir import check_output_dir, prepare_output_dir
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.roles import DTYPES
-from prime_megatron.step_batch import Batcher
+from prime_megatron.run.assemble import agree_on
+from prime_megatron.run.models import DTYPES
+from prime_megatron.run.output_dir import check_output_dir, prepare_output_dir
+from prime_megatron.step.batch import Batcher
+from prime_megatron.step.losses import nll_loss
 from prime_megatron.types import Group
 
 
@@ -33,7 +34,7 @@ def train_sft(config: SftConfig, *, overwrite: bool) -> int:
         trainer = SftTrainer(config, topology)  # bad data or a bad model leaves no folder behind
         agree_on(lambda: prepare_output_dir(output, resume=None, overwrite=overwrite))
         trainer.run()
-        return exit_codes.DONE
+        return ExitCode.DONE
     finally:
         stop_megatron()
 

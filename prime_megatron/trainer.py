@@ -6,19 +6,18 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from prime_megatron import exit_codes
 from prime_megatron.algo.advantage import compute_advantages
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.prm_loss import sibling_terms
 from prime_megatron.algo.process_reward import log_ratio, process_rewards, sequence_log_ratio
-from prime_megatron.assemble import Parts, open_parts
 from prime_megatron.config import KlPlace, TrainConfig, UpdateOrder
-from prime_megatron.errors import StopRequested
-from prime_megatron.losses import critic_loss, policy_loss, prm_loss
+from prime_megatron.errors import ExitCode, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
-from prime_megatron.step_batch import StepBatch
-from prime_megatron.step_metrics import StepRecord
-from prime_megatron.step_plan import OldLogprobs, plan_step
+from prime_megatron.run.assemble import Parts, open_parts
+from prime_megatron.step.batch import StepBatch
+from prime_megatron.step.losses import critic_loss, policy_loss, prm_loss
+from prime_megatron.step.metrics import StepRecord
+from prime_megatron.step.plan import OldLogprobs, plan_step
 from prime_megatron.types import Advantages, MiniBatch, Scores
 
 
@@ -53,16 +52,16 @@ class PrimeTrainer:
             while self.version < steps and not parts.stop.agreed():
                 self.finish_step(self.version + 1)
             parts.watchdog.saving()
-            parts.colocation.train()
+            parts.colocation.sleep_engine()
             if self.version < steps or self.config.checkpoint.save_final:
                 parts.checkpoints.save_last(self.version)
             parts.checkpoints.close()
         if self.version < steps:
             parts.reporter.log.message(f"stopped after step {self.version}: {parts.stop.reason}")
-            return exit_codes.REQUEUE
+            return ExitCode.REQUEUE
         parts.save_models()
         parts.reporter.finish()
-        return exit_codes.DONE
+        return ExitCode.DONE
 
     def finish_step(self, index: int) -> None:
         """Step, report, save; a step that is stopped in its rollout leaves no trace."""
@@ -84,7 +83,7 @@ class PrimeTrainer:
         parts, clock = self.parts, self.parts.clock
         with clock("rollout"):
             collected = parts.collector.collect(index)
-            parts.colocation.train()
+            parts.colocation.sleep_engine()
             batch = parts.batcher(collected.groups)
         with clock("score"):
             scores = self.score(batch)

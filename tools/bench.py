@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HELPERS = {"__init__", "common"}
+HELPERS = {"__init__", "common", "reshard_table"}
 
 
 def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported by a bench
-    sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+    sys.path.insert(0, str(ROOT))
     names = sorted(p.stem for p in (ROOT / "tools" / "benches").glob("*.py") if p.stem not in HELPERS)
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
@@ -20,11 +20,11 @@ def main() -> None:
     for name in names:
         command = commands.add_parser(name)
         if name == chosen:  # only the chosen bench is imported
-            bench = importlib.import_module(f"benches.{name}")
+            bench = importlib.import_module(f"tools.benches.{name}")
             command.description = bench.__doc__
             bench.add_arguments(command)
     arguments = parser.parse_args()
-    common = importlib.import_module("benches.common")
+    common = importlib.import_module("tools.benches.common")
     common.emit(bench.run(arguments))
 
 

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 
+from prime_megatron.convert.target import ConversionPlan, OnBytes
 from prime_megatron.errors import InputError
-from prime_megatron.mcore.convert import OnBytes, Plan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,7 +23,7 @@ class Conversion(Protocol):
     target: Path
     changes: tuple[str, ...]
 
-    def plan(self) -> Plan: ...
+    def plan(self) -> ConversionPlan: ...
 
     def run(self, on_bytes: OnBytes) -> None: ...
 
@@ -42,7 +42,7 @@ def make_parser(description: str, source: str, target: str) -> argparse.Argument
 
 
 def convert(args: argparse.Namespace, make: Callable[[], Conversion]) -> int:
-    """Plan, convert and verify as the options ask; returns the exit code."""
+    """ConversionPlan, convert and verify as the options ask; returns the exit code."""
     try:
         conversion = make()
         plan = conversion.plan()
@@ -64,7 +64,7 @@ def convert(args: argparse.Namespace, make: Callable[[], Conversion]) -> int:
     return 0
 
 
-def print_plan(plan: Plan, source: Path, target: Path) -> None:
+def print_plan(plan: ConversionPlan, source: Path, target: Path) -> None:
     """What will be done, on standard output."""
     print(f"{source} -> {target}")
     print(

@@ -7,7 +7,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 
 from convert_cli import DTYPES, convert, make_parser  # noqa: E402
 
-from prime_megatron.mcore.convert_to_megatron import HfToMegatron  # noqa: E402
+from prime_megatron.convert.to_megatron import HfToMegatron  # noqa: E402
 
 
 def main() -> int:

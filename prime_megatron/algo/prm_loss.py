@@ -26,7 +26,7 @@ from torch.nn.functional import logsigmoid, softplus
 
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.algo.segments import Siblings, sequence_index
-from prime_megatron.config.algorithm import PrmAlgorithm, PrmLoss
+from prime_megatron.config.algorithm import PrmAlgorithm, PrmLossKind
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def sibling_terms(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, config: PrmAl
 
     q_N: Q of the whole batch, [N], not scaled by beta. Siblings share a rank, so this needs no communication.
     """
-    if config.loss is PrmLoss.ce:
+    if config.loss is PrmLossKind.ce:
         return None
     with torch.no_grad():
         siblings = Siblings.of(group_N)
@@ -59,10 +59,10 @@ def sibling_terms(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, config: PrmAl
         opposite_NK = torch.where(own_outcome_N1 > 0.0, outcome_NK < own_outcome_N1, outcome_NK > own_outcome_N1)
         opposite_NK = opposite_NK & present_N1K
         opposite_N = torch.where(opposite_NK, q_NK, 0.0).sum(1) / opposite_NK.sum(1).clamp(min=1)
-        if config.loss is PrmLoss.dpo:
+        if config.loss is PrmLossKind.dpo:
             weight_N = torch.ones_like(opposite_N)
         else:
-            below_NK = q_NK <= own_q_N1 if config.loss is PrmLoss.bon_rm else outcome_NK <= own_outcome_N1
+            below_NK = q_NK <= own_q_N1 if config.loss is PrmLossKind.bon_rm else outcome_NK <= own_outcome_N1
             share_N = (below_NK & present_N1K).sum(1) / siblings.size_N
             weight_N = config.bon_n * share_N ** (config.bon_n - 1)
         return SiblingTerms(opposite_N.to(q_N.dtype), weight_N.to(q_N.dtype))
@@ -71,7 +71,7 @@ def sibling_terms(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, config: PrmAl
 def sequence_losses(q_N: Tensor, outcome_N: Tensor, terms: SiblingTerms | None, config: PrmAlgorithm) -> Tensor:
     """l_i of the table above: [N], differentiable in q_N."""
     outcome_N = outcome_N.to(q_N.dtype)
-    if config.loss is PrmLoss.ce:
+    if config.loss is PrmLossKind.ce:
         logit_N = config.beta * q_N
         return softplus(logit_N) - outcome_N * logit_N
     assert terms is not None, "dpo and bon losses need sibling_terms of the whole batch"
@@ -88,7 +88,7 @@ def loss_coefficients(
     """
     with torch.no_grad():
         outcome_N = outcome_N.to(q_N.dtype)
-        if config.loss is PrmLoss.ce:
+        if config.loss is PrmLossKind.ce:
             return config.beta * (torch.sigmoid(config.beta * q_N) - outcome_N) / num_sequences
         assert terms is not None, "dpo and bon losses need sibling_terms of the whole batch"
         sign_N = _sign(outcome_N)

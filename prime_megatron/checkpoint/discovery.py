@@ -14,7 +14,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """What a search came to."""
 
     path: Path | None
@@ -39,7 +39,7 @@ def find(
     resume: str,
     check: Callable[[Path], str | None] = damage,
     agree: Callable[[Listing], Listing] = lambda listing: listing,
-) -> Found:
+) -> FoundCheckpoint:
     """The checkpoint that ``--resume`` names; every byte of it is checked.
 
     Args:
@@ -55,14 +55,14 @@ def find(
         problem = check(Path(resume))
         if problem is not None:
             raise InputError(f"--resume {resume}: {problem}; give another checkpoint, or --resume auto")
-        return Found(Path(resume))
+        return FoundCheckpoint(Path(resume))
     listing = agree(Listing(candidates(root), leftovers(root)))
     passed_over = [f"{path} was never finished; it is passed over" for path in listing.unfinished]
     broken = []
     for path in listing.candidates:
         problem = check(path)
         if problem is None:
-            return Found(path, tuple(passed_over), tuple(broken))
+            return FoundCheckpoint(path, tuple(passed_over), tuple(broken))
         passed_over.append(f"{path} {problem}; it is passed over")
         broken.append(path)
     if broken:
@@ -70,7 +70,7 @@ def find(
             f"--resume auto: no checkpoint in {root} is whole; mend one, or move them away to start over\n"
             + "\n".join(passed_over)
         )
-    return Found(None, tuple(passed_over))
+    return FoundCheckpoint(None, tuple(passed_over))
 
 
 def candidates(root: Path) -> list[Path]:

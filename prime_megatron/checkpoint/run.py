@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from prime_megatron import __version__
 from prime_megatron.checkpoint import rng
-from prime_megatron.checkpoint.discovery import Found, find
+from prime_megatron.checkpoint.discovery import FoundCheckpoint, find
 from prime_megatron.checkpoint.fingerprint import check_same_run
 from prime_megatron.checkpoint.layout import CHECKPOINTS, RNG_FILE, STATE_FILE, step_folder
 from prime_megatron.checkpoint.manifest import content_damage, structural_damage
@@ -146,7 +146,7 @@ class Checkpoints:
             limits = self.config.checkpoint
             prune(self.root, limits.keep_last, limits.keep_every, self._broken)
 
-    def _load(self, found: Found, path: Path) -> int:
+    def _load(self, found: FoundCheckpoint, path: Path) -> int:
         state = from_rank(json.loads((path / STATE_FILE).read_text(encoding="utf-8")) if dist.get_rank() == 0 else None)
         check_same_run(state["config"], self.config.model_dump(mode="json"))
         for role in self.roles:

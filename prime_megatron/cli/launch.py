@@ -19,10 +19,9 @@ from typing import Any
 
 import psutil
 
-from prime_megatron import exit_codes
 from prime_megatron.cli.worker import LAUNCHED, as_error, signal_number
 from prime_megatron.config import LaunchConfig
-from prime_megatron.errors import InputError
+from prime_megatron.errors import ExitCode, InputError
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class _StopForwarder:
         self.seen = True
         workers = [child for child in psutil.Process().children() if _is_rank(child)]
         if not workers:
-            raise SystemExit(exit_codes.REQUEUE)
+            raise SystemExit(ExitCode.REQUEUE)
         for worker in workers:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.send_signal(number)
@@ -180,8 +179,8 @@ def _run_agent(
         return 128 + int(error.sigval)
     except RendezvousError as error:
         print(as_error(f"the nodes did not meet at {rendezvous.endpoint}: {error}"), file=sys.stderr)
-        return exit_codes.FAILED
-    return exit_codes.DONE
+        return ExitCode.FAILED
+    return ExitCode.DONE
 
 
 def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
@@ -194,16 +193,16 @@ def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
     rank = first_failure(failures)
     failure = failures[rank]
     code = int(failure.exitcode)
-    if code == exit_codes.REQUEUE or (stop_seen and code < 0):
-        return exit_codes.REQUEUE
+    if code == ExitCode.REQUEUE or (stop_seen and code < 0):
+        return ExitCode.REQUEUE
     report = _report_of(failure)
     if report is not None:
         print(as_error(report[1]), file=sys.stderr)
-    if code != exit_codes.BAD_INPUT:
+    if code != ExitCode.BAD_INPUT:
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         print(as_error(f"rank {rank} (process {failure.pid}) {end}; the run is over"), file=sys.stderr)
     sys.stderr.flush()
-    return code if code in (exit_codes.BAD_INPUT, exit_codes.FAILED) else exit_codes.FAILED
+    return code if code in (ExitCode.BAD_INPUT, ExitCode.FAILED) else ExitCode.FAILED
 
 
 def first_failure(failures: dict[int, Any]) -> int:

@@ -7,9 +7,9 @@ import difflib
 import importlib
 import sys
 
-from prime_megatron import __version__, exit_codes
+from prime_megatron import __version__
 from prime_megatron.cli.worker import as_error
-from prime_megatron.errors import InputError, RunError
+from prime_megatron.errors import ExitCode, InputError, RunError
 
 VERBS = {
     "train": "train a policy with PRIME",
@@ -42,12 +42,12 @@ def main(argv: list[str] | None = None) -> int:
         return int(args.run(args))
     except InputError as error:
         print(as_error(str(error)), file=sys.stderr, flush=True)
-        return exit_codes.BAD_INPUT
+        return ExitCode.BAD_INPUT
     except RunError as error:
         print(as_error(str(error)), file=sys.stderr, flush=True)
-        return exit_codes.FAILED
+        return ExitCode.FAILED
     except KeyboardInterrupt:
-        return exit_codes.INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import sys
 from prime_megatron.cli.options import add_config, new_verb
 from prime_megatron.config.check import check_train_config
 from prime_megatron.config.load import load_train_config
-from prime_megatron.step_plan import Pass, StepPlan, plan_step
+from prime_megatron.step.plan import Pass, StepPlan, plan_step
 
 _EPILOG = """\
 examples:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prime_megatron.config import Estimator, SftConfig, TrainConfig
 from prime_megatron.errors import InputError
-from prime_megatron.output_dir import check_inputs_outside, check_output_dir
+from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir
 
 
 def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:

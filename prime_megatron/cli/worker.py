@@ -13,9 +13,8 @@ import warnings
 from collections.abc import Callable
 from types import FrameType
 
-from prime_megatron import exit_codes
-from prime_megatron.errors import InputError, RunError
-from prime_megatron.parentage import end_with_parent
+from prime_megatron.errors import ExitCode, InputError, RunError
+from prime_megatron.run.parentage import end_with_parent
 
 LAUNCHED = "PRIME_MEGATRON_LAUNCHED"
 """Set by our launcher, to its process id: it prints the one failure that matters; the workers keep quiet, and end when
@@ -56,19 +55,19 @@ def run_worker(body: Callable[[], int]) -> int:
         return body()
     except InputError as error:
         _report(str(error), everyone=False)
-        return exit_codes.BAD_INPUT
+        return ExitCode.BAD_INPUT
     except RunError as error:
         _report(str(error), everyone=False)
-        return exit_codes.FAILED
+        return ExitCode.FAILED
     except KeyboardInterrupt:
-        return exit_codes.INTERRUPTED
+        return ExitCode.INTERRUPTED
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         _report(_disk_full(error) if full else traceback.format_exc(), everyone=True)
-        return exit_codes.FAILED
+        return ExitCode.FAILED
     except Exception:
         _report(traceback.format_exc(), everyone=True)
-        return exit_codes.FAILED
+        return ExitCode.FAILED
 
 
 def _disk_full(error: OSError) -> str:
@@ -109,7 +108,7 @@ def signal_number(name: str) -> signal.Signals:
 
 def _requeue(number: int, frame: FrameType | None) -> None:
     # No clean-up: it may be inside a library's initialisation, and there is nothing to save yet.
-    os._exit(exit_codes.REQUEUE)
+    os._exit(ExitCode.REQUEUE)
 
 
 def _report(text: str, *, everyone: bool) -> None:

@@ -9,7 +9,7 @@ from prime_megatron.config.algorithm import (
     LeaveOneOut,
     PolicyAlgorithm,
     PrmAlgorithm,
-    PrmLoss,
+    PrmLossKind,
     PrmReference,
     RewardNorm,
     UpdateOrder,
@@ -28,6 +28,6 @@ from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig,
 __all__ = [
     "AdvantageAlgorithm", "CheckpointConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig", "Granularity",
     "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "OptimizerConfig",
-    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLoss", "PrmReference", "RewardNorm",
+    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind", "PrmReference", "RewardNorm",
     "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

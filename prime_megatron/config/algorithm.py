@@ -22,7 +22,7 @@ class UpdateOrder(StrEnum):
     """Score only: a frozen PRM."""
 
 
-class PrmLoss(StrEnum):
+class PrmLossKind(StrEnum):
     """What the PRM learns from the outcome."""
 
     ce = "ce"
@@ -107,7 +107,7 @@ class PrmAlgorithm(Section):
     """Reward coefficient: r = beta * log(prm / ref)."""
     update: UpdateOrder = UpdateOrder.after
     """When the PRM learns against when it scores."""
-    loss: PrmLoss = PrmLoss.ce
+    loss: PrmLossKind = PrmLossKind.ce
     """What the PRM learns from the outcome."""
     bon_n: PositiveInt = 4
     """n of the best-of-n losses."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
-from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLoss, UpdateOrder
+from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLossKind, UpdateOrder
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.run import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
 
 __all__ = ["check_parallel", "check_sft_config", "check_train_config", "needs_prm"]
 
-SIBLING_LOSSES = (PrmLoss.dpo, PrmLoss.bon_acc, PrmLoss.bon_rm)
+SIBLING_LOSSES = (PrmLossKind.dpo, PrmLossKind.bon_acc, PrmLossKind.bon_rm)
 
 
 def check_train_config(
@@ -127,11 +127,11 @@ def _check_engine(config: TrainConfig) -> None:
                 f"rollout.tensor: {rollout.tensor} does not divide launch.processes_per_node {per_node}; "
                 "an engine replica stays within a node"
             )
-        beside = rollout.engine == "vllm" and rollout.vllm.beside
+        beside = rollout.engine == "vllm" and rollout.vllm.in_process
         if beside and rollout.transport in ("broadcast", "disk"):
             raise InputError(
                 f"rollout.transport: {rollout.transport} is for an engine in processes of its own, and "
-                "rollout.vllm.beside is true; set it to auto, live or bucket"
+                "rollout.vllm.in_process is true; set it to auto, live or bucket"
             )
         return
     if rollout.tensor > 1:

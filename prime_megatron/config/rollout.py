@@ -57,7 +57,7 @@ EngineArgument = bool | int | float | str | list[str] | None
 class VllmConfig(Section):
     """Settings of the vLLM engine."""
 
-    beside: bool = False
+    in_process: bool = False
     """Run vLLM in the trainer's own processes (its external launcher) in place of processes of its own: weights are
     written straight into its parameters on every device, but an engine that dies takes the run with it."""
     memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)

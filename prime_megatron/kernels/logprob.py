@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from prime_megatron import device
 from prime_megatron.kernels import logprob_cpu
-from prime_megatron.kernels.logprob_chunks import Gradients, Head, Sink, weight_grad_out
+from prime_megatron.kernels.logprob_chunks import ChunkSink, Gradients, OutputLayer, weight_grad_out
 from prime_megatron.kernels.logprob_naive import naive_logprobs
 from prime_megatron.kernels.token_loss import TokenLoss
 from prime_megatron.kernels.vocab_parallel import (
@@ -31,7 +31,7 @@ from prime_megatron.kernels.vocab_parallel import (
 
 
 @dataclass(frozen=True)
-class LogProbs:
+class HeadOutput:
     """What the head returns: fp32 [T] in nats; entropy_T is None where it was not asked for."""
 
     logprobs_T: torch.Tensor
@@ -63,7 +63,7 @@ def token_logprobs(
     sequence_parallel: bool = False,
     entropy: bool = True,
     impl: str = "auto",
-) -> LogProbs:
+) -> HeadOutput:
     """log p(label) and entropy of softmax(hidden @ weight.T / temperature), differentiable in hidden and weight.
 
     hidden_TH: fp32 or bf16 [T, H], the same on every rank of `group`; [T / tp, H] with `sequence_parallel`.
@@ -81,7 +81,7 @@ def token_logprobs(
     else:
         part = head.partial(head.gathered(hidden_TH), slice(None))
         logprobs_T, entropy_T, _ = head.finish(part, head.keep_T)
-    return LogProbs(logprobs_T, entropy_T if entropy else None)
+    return HeadOutput(logprobs_T, entropy_T if entropy else None)
 
 
 def fused_logprob_loss(
@@ -139,7 +139,7 @@ def _head(
     sequence_parallel: bool,
     entropy: bool,
     impl: str,
-) -> Head:
+) -> OutputLayer:
     num_tokens = hidden.shape[0] * (group_size(group) if sequence_parallel else 1)
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden [T, H] and weight [V, H] do not match: {tuple(hidden.shape)}, {tuple(weight.shape)}")
@@ -158,7 +158,7 @@ def _head(
         keep_T = keep_T & ~ignore_mask
     shard = Shard.of(weight.shape[0], vocab_size, group)
     local_T = torch.where(keep_T, shard.local_labels(labels_T), -1)
-    return Head(_ops(impl, hidden), shard, weight, local_T, keep_T, 1.0 / temperature, group,
+    return OutputLayer(_ops(impl, hidden), shard, weight, local_T, keep_T, 1.0 / temperature, group,
                  sequence_parallel and group_size(group) > 1, entropy)  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def _ops(impl: str, hidden: torch.Tensor) -> ModuleType:
 
 
 def _naive(
-    hidden: torch.Tensor, weight: torch.Tensor, labels_T: torch.Tensor, head: Head, temperature: float
+    hidden: torch.Tensor, weight: torch.Tensor, labels_T: torch.Tensor, head: OutputLayer, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logprobs_T, entropy_T = naive_logprobs(hidden, weight[: head.shard.num_rows], head.labels_T.clamp(min=0),
                                            temperature)  # fmt: skip
@@ -186,7 +186,7 @@ class _Recompute(torch.autograd.Function):
     """Forward keeps lse and entropy per token; backward multiplies the logits out again, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, head: Head) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, head: OutputLayer) -> tuple[torch.Tensor, ...]:
         part = head.partial(head.gathered(hidden), slice(None))
         logprobs_T, entropy_T, lse_T = head.finish(part, head.keep_T)
         ctx.head = head
@@ -196,7 +196,7 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dlogprobs_T: torch.Tensor | None, dentropy_T: torch.Tensor | None) -> tuple[Any, ...]:
-        head: Head = ctx.head
+        head: OutputLayer = ctx.head
         hidden, lse_T, logprobs_T, entropy_T = ctx.saved_tensors
         hidden_TH = head.gathered(hidden)
         dlogprobs_T = torch.zeros_like(lse_T) if dlogprobs_T is None else torch.where(head.keep_T, dlogprobs_T, 0.0)
@@ -218,14 +218,14 @@ class _GradInForward(torch.autograd.Function):
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
-        head: Head,
+        head: OutputLayer,
         token_loss: TokenLoss,
         wanted: tuple[bool, bool],
         grad_scale: float | None,
         stats: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, ...]:
         hidden_TH = head.gathered(hidden)
-        sink = Sink(head, token_loss, hidden_TH, stats)
+        sink = ChunkSink(head, token_loss, hidden_TH, stats)
         if any(wanted):
             grads = Gradients(head, hidden_TH, *wanted, scale=grad_scale)
             for begin, end in grads.chunks(token_loss.boundaries):

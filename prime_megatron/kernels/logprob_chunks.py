@@ -17,7 +17,7 @@ from prime_megatron.kernels.vocab_parallel import Partial, Shard, combine, gathe
 
 
 @dataclass(frozen=True)
-class Head:
+class OutputLayer:
     """Everything about a call that is not a differentiable tensor."""
 
     ops: ModuleType
@@ -93,7 +93,7 @@ class Gradients:
     """
 
     def __init__(
-        self, head: Head, hidden_TH: torch.Tensor, want_hidden: bool, want_weight: bool, *, scale: float | None
+        self, head: OutputLayer, hidden_TH: torch.Tensor, want_hidden: bool, want_weight: bool, *, scale: float | None
     ) -> None:
         self.head, self._hidden_TH, self._rows_VH = head, hidden_TH, head.rows()
         self._num_tokens, num_rows = hidden_TH.shape[0], head.shard.num_rows
@@ -179,11 +179,11 @@ class Gradients:
         return torch.zeros_like(self._rows_VH) if self._dweight_VH is None else self._dweight_VH
 
 
-class Sink:
+class ChunkSink:
     """Per-token results and the loss's sums, filled chunk by chunk."""
 
     def __init__(
-        self, head: Head, token_loss: TokenLoss, hidden_TH: torch.Tensor, stats: dict[str, torch.Tensor]
+        self, head: OutputLayer, token_loss: TokenLoss, hidden_TH: torch.Tensor, stats: dict[str, torch.Tensor]
     ) -> None:
         self._head, self._token_loss, self._stats = head, token_loss, stats
         self.loss = torch.zeros((), device=hidden_TH.device)

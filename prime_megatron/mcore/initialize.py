@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.device import bind_local_rank, keep_freed_memory
-from prime_megatron.mcore import cpu_shims, upstream_fixes
+from prime_megatron.mcore import fixes
+from prime_megatron.mcore.cpu import shims
 from prime_megatron.parallel.topology import ParallelSizes, Topology
 
 
@@ -21,8 +22,8 @@ def start_megatron(config: ParallelConfig, *, seed: int, backend: str, timeout_s
     without it). seed: of the model-parallel random states. Raises InputError where sizes do not divide.
     """
     keep_freed_memory()
-    cpu_shims.apply()
-    upstream_fixes.apply()
+    shims.apply()
+    fixes.apply()
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 

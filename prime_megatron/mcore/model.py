@@ -17,14 +17,14 @@ from torch import Tensor
 
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.device import current_device
-from prime_megatron.mcore.families import FamilyConfig
-from prime_megatron.mcore.families.frequencies import attention_factor, inverse_frequencies
-from prime_megatron.mcore.hf_config import transformer_config
-from prime_megatron.mcore.hf_map import check_layout, padded_vocab
-from prime_megatron.mcore.norm import RMSNorm
+from prime_megatron.families import FamilyConfig
+from prime_megatron.families.frequencies import attention_factor, inverse_frequencies
+from prime_megatron.families.megatron_layout import check_layout, padded_vocab
+from prime_megatron.mcore.cpu.norm import RMSNorm
+from prime_megatron.mcore.cpu.rotary import rotary_table
 from prime_megatron.mcore.packed import Packed
-from prime_megatron.mcore.rotary import rotary_table
 from prime_megatron.mcore.spec import has_transformer_engine, layer_spec
+from prime_megatron.mcore.transformer_config import transformer_config
 from prime_megatron.parallel.topology import Topology
 
 _ATTENTION = re.compile(r"self_attention\.linear_(qkv|proj)\.(weight|bias)$")
@@ -128,11 +128,11 @@ def build_model(
     Raises InputError where the model does not split over the sizes.
     """
     check_layout(family, parallel, topology.sizes)
-    engine = has_transformer_engine()
-    config = transformer_config(family, parallel, topology.sizes, dtype, engine=engine)
+    te = has_transformer_engine()
+    config = transformer_config(family, parallel, topology.sizes, dtype, te=te)
     config.finalize_model_grads_func = None
     chunks = [
-        _chunk(config, family, topology, parallel.pipeline_layers, chunk, engine=engine, value_head=value_head)
+        _chunk(config, family, topology, parallel.pipeline_layers, chunk, te=te, value_head=value_head)
         for chunk in range(topology.sizes.virtual_pipeline)
     ]
     if not wrap_ddp:
@@ -170,14 +170,14 @@ def _chunk(
     stage_layers: tuple[int, ...] | None,
     chunk: int,
     *,
-    engine: bool,
+    te: bool,
     value_head: bool,
 ) -> HiddenStatesModel:
     first = topology.is_first_stage and chunk == 0
     last = topology.is_last_stage and chunk == topology.sizes.virtual_pipeline - 1
     virtual = chunk if topology.sizes.virtual_pipeline > 1 else None
-    spec: Any = layer_spec(config, family, engine=engine)
-    if not engine:
+    spec: Any = layer_spec(config, family, te=te)
+    if not te:
         num_layers = get_num_layers_to_build(config, vp_stage=virtual)
         spec = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
     model = HiddenStatesModel(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megatron.core.packed_seq_params import PackedSeqParams
 
-from prime_megatron.mcore.rotary import Rotary
+from prime_megatron.mcore.cpu.rotary import Rotary
 
 
 @dataclass

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.device import current_device
+from prime_megatron.families import FamilyConfig
+from prime_megatron.families.megatron_layout import shard_map
+from prime_megatron.families.read import read_config
 from prime_megatron.kernels.token_loss import TokenLoss
 from prime_megatron.mcore.context import LocalTokens, localize
-from prime_megatron.mcore.families import FamilyConfig
-from prime_megatron.mcore.families.read import read_config
 from prime_megatron.mcore.head import Head, learn_next, predict_next
-from prime_megatron.mcore.hf_map import shard_map
-from prime_megatron.mcore.hf_weights import export_hf, load_hf
 from prime_megatron.mcore.model import build_model, unwrap
 from prime_megatron.mcore.offload import HostCopy
 from prime_megatron.mcore.optimizer import Optimizer, UpdateResult
 from prime_megatron.mcore.schedule import Consume, run_pipeline
 from prime_megatron.mcore.spec import has_transformer_engine
+from prime_megatron.mcore.weights import export_hf, load_hf
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.types import LogProbs, MiniBatch, PackedSequences

@@ -14,11 +14,11 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 
-from prime_megatron.mcore.attention import PackedAttention, varlen_backend
-from prime_megatron.mcore.families import FamilyConfig
-from prime_megatron.mcore.linear import ColumnLinear, RowLinear
-from prime_megatron.mcore.norm import RMSNorm
-from prime_megatron.mcore.swiglu import SwiGLU
+from prime_megatron.families import FamilyConfig
+from prime_megatron.mcore.cpu.attention import PackedAttention, varlen_backend
+from prime_megatron.mcore.cpu.linear import ColumnLinear, RowLinear
+from prime_megatron.mcore.cpu.norm import RMSNorm
+from prime_megatron.mcore.cpu.swiglu import SwiGLU
 
 
 def has_transformer_engine() -> bool:
@@ -43,22 +43,22 @@ class OtherBiasAttention(SelfAttention):
         super().__init__(own, *args, **kwargs)
 
 
-def layer_spec(config: TransformerConfig, family: FamilyConfig, *, engine: bool) -> ModuleSpec:
+def layer_spec(config: TransformerConfig, family: FamilyConfig, *, te: bool) -> ModuleSpec:
     """The spec of every decoder layer. Upstream has one switch for the biases of attention's output and of the MLP."""
-    spec = _plain_spec(config, engine=engine)
+    spec = _plain_spec(config, te=te)
     if family.output_bias != config.add_bias_linear:
         spec.submodules.self_attention.module = OtherBiasAttention
     return spec
 
 
-def _plain_spec(config: TransformerConfig, *, engine: bool) -> Any:
-    make: Any = get_gpt_layer_with_transformer_engine_spec if engine else get_gpt_layer_local_spec
+def _plain_spec(config: TransformerConfig, *, te: bool) -> Any:
+    make: Any = get_gpt_layer_with_transformer_engine_spec if te else get_gpt_layer_local_spec
     kwargs: dict[str, Any] = {
         "num_experts": config.num_moe_experts,
         "moe_grouped_gemm": config.moe_grouped_gemm,
         "qk_layernorm": config.qk_layernorm,
     }
-    if engine:
+    if te:
         return make(**kwargs)
     spec = make(**kwargs, normalization="RMSNorm")
     layer = spec.submodules

@@ -125,6 +125,11 @@ class Topology:
         return self.at.pipeline == self.sizes.pipeline - 1
 
     @property
+    def leads_model(self) -> bool:
+        """One rank of every model-parallel block, the first: it reports for all that share the batch."""
+        return (self.at.tensor, self.at.context, self.at.pipeline) == (0, 0, 0)
+
+    @property
     def last_stage_rank(self) -> int:
         """Global rank of the last pipeline stage with this rank's other coordinates."""
         per_stage = self.sizes.world // self.sizes.pipeline

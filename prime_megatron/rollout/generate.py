@@ -45,7 +45,7 @@ class Generator:
 
     Args:
         engine: this rank's replica.
-        speaks: True on the one rank of each replica that reports its answers.
+        leads: True on the one rank of each replica that reports its answers.
         verifiers: outcome rewards.
         tokenizer: turns responses into text for the verifier.
         publish_again: gives the engines the weights that they had, after one has lost them; collective.
@@ -54,14 +54,14 @@ class Generator:
     def __init__(
         self,
         engine: Engine,
-        speaks: bool,
+        leads: bool,
         verifiers: Verifiers,
         tokenizer: PreTrainedTokenizerBase,
         publish_again: Callable[[], None],
     ) -> None:
         self.engine = engine
         self.publish_again = publish_again
-        self.speaks = speaks
+        self.leads = leads
         self.verifiers = verifiers
         self.tokenizer = tokenizer
 
@@ -120,8 +120,8 @@ class Generator:
             answer = Answer(prompt.ability, self._text(completion.token_ids), prompt.ground_truth)
             verdicts[completion.request.key] = self.verifiers.submit(answer)
 
-        completions = self.engine.generate(requests, verify if self.speaks else None)
-        if not self.speaks:
+        completions = self.engine.generate(requests, verify if self.leads else None)
+        if not self.leads:
             return []
         return [
             _Answered(

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from prime_megatron.report import Reporter
-from tests.distributed.spawn import run_ranks
-from tests.unit.echo_driver import DIE
-from tests.unit.test_rollout_hosted import WEIGHT, live, publish, requests, start
+from prime_megatron.run.reporter import Reporter
+from tests.support.echo_driver import DIE
+from tests.support.ranks import run_ranks
+from tests.unit.test_rollout_process import WEIGHT, live, publish, requests, start
 
 
 def reporter(engine: Any, rows: list[dict[str, float]]) -> Reporter:

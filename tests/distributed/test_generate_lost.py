@@ -12,7 +12,7 @@ from prime_megatron.rollout.engine import Completion, Request, Sampling, Weights
 from prime_megatron.rollout.generate import Draw, Generator
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Answer, Verdict
-from tests.distributed.spawn import run_ranks
+from tests.support.ranks import run_ranks
 
 NUM_PROMPTS, NUM_SAMPLES = 5, 2
 

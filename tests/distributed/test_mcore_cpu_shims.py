@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mcore_models
 import torch
-from spawn import run_ranks
+
+from tests.support import models as mcore_models
+from tests.support.ranks import run_ranks
 
 
 def _megatron_globals() -> dict[str, dict[str, int]]:
@@ -26,22 +27,22 @@ def _megatron_globals() -> dict[str, dict[str, int]]:
 def _inert() -> None:
     import importlib
 
-    from prime_megatron.mcore import cpu_shims
+    from prime_megatron.mcore.cpu import shims
 
-    for name in cpu_shims._MODULES:
+    for name in shims._MODULES:
         importlib.import_module(name)
     before = _megatron_globals()
     available = torch.cuda.is_available
     torch.cuda.is_available = lambda: True
     try:
-        assert not cpu_shims.apply()
+        assert not shims.apply()
         assert _megatron_globals() == before
     finally:
         torch.cuda.is_available = available
-    assert cpu_shims.apply()
+    assert shims.apply()
     assert _megatron_globals() != before
     again = _megatron_globals()
-    assert cpu_shims.apply()
+    assert shims.apply()
     assert _megatron_globals() == again
 
 
@@ -53,9 +54,9 @@ def _contained() -> None:
     """torch itself stays as it is, but for the one method that could only fail."""
     names = ("current_device", "synchronize", "manual_seed", "Stream", "get_rng_state")
     before = [getattr(torch.cuda, name) for name in names] + [torch.zeros, torch.tensor, torch.get_rng_state]
-    from prime_megatron.mcore import cpu_shims
+    from prime_megatron.mcore.cpu import shims
 
-    cpu_shims.apply()
+    shims.apply()
     after = [getattr(torch.cuda, name) for name in names] + [torch.zeros, torch.tensor, torch.get_rng_state]
     assert all(one is two for one, two in zip(before, after, strict=True))
     from megatron.core.pipeline_parallel import schedules

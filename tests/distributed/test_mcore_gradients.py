@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mcore_models
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from spawn import run_ranks
+
+from tests.support import models as mcore_models
+from tests.support.ranks import run_ranks
 
 LENGTHS = [7, 3, 12, 9, 16, 5, 8, 4]
 NUM_TARGETS = sum(LENGTHS) - len(LENGTHS)
@@ -38,10 +39,10 @@ def _export_gradients(folder: str, layouts: list[dict[str, Any]]) -> None:
 
     The layers take oneDNN's products although the weights are small; test_mcore_parity.py takes Megatron's.
     """
-    from prime_megatron.mcore import cpu_shims
+    from prime_megatron.mcore.cpu import shims
 
-    cpu_shims.apply()
-    from prime_megatron.mcore import linear
+    shims.apply()
+    from prime_megatron.mcore.cpu import linear
 
     linear.MIN_WEIGHTS = 0
     for index, layout in enumerate(layouts):
@@ -90,7 +91,7 @@ def _backward(chunks: Any, topology: Any) -> None:
 
 
 def _write_gradients(chunks: Any, topology: Any, source: str, target: str) -> None:
-    from prime_megatron.mcore.hf_weights import export_hf, local_pieces
+    from prime_megatron.mcore.weights import export_hf, local_pieces
 
     with torch.no_grad():
         for param, pieces in local_pieces(chunks, topology):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mcore_models
 import pytest
 import torch
-from spawn import run_ranks
+
+from tests.support import models as mcore_models
+from tests.support.ranks import run_ranks
 
 CYCLES = 20
 
@@ -45,7 +46,7 @@ def _minis(role: Any) -> tuple[Any, ...]:
 
 
 def _train(role: Any) -> float:
-    from prime_megatron.losses import nll_loss
+    from prime_megatron.step.losses import nll_loss
 
     result = role.train(_minis(role), nll_loss(), 16)
     assert result.updates[0].applied

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mcore_models
 import pytest
 import torch
 from safetensors.torch import load_file
-from spawn import run_ranks
+
+from tests.support import models as mcore_models
+from tests.support.ranks import run_ranks
 
 LENGTHS = [7, 1, 12, 9, 30]
 MOE = [name for name in mcore_models.FAMILIES if "moe" in name or name == "mixtral"]
@@ -36,7 +37,7 @@ FOUR_RANKS: list[dict[str, Any]] = [
 
 def _logits_and_exports(folders: dict[str, str], layouts: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """For each model and layout its logits; the model is exported beside its folder."""
-    from prime_megatron.mcore.hf_weights import export_hf
+    from prime_megatron.mcore.weights import export_hf
 
     results: dict[str, list[Any]] = {}
     for name, folder in folders.items():

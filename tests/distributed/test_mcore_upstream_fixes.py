@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mcore_models
 import pytest
 import torch
-from spawn import run_ranks
+
+from tests.support import models as mcore_models
+from tests.support.ranks import run_ranks
 
 NAMES = [
     "moe router without Transformer Engine",
@@ -20,15 +21,16 @@ NAMES = [
 
 
 def _router() -> None:
-    from prime_megatron.mcore import cpu_shims, upstream_fixes
+    from prime_megatron.mcore import fixes
+    from prime_megatron.mcore.cpu import shims
 
-    cpu_shims.apply()
+    shims.apply()
     from megatron.core.transformer.moe.moe_utils import router_gating_linear
 
     x, weight = torch.randn(5, 8), torch.randn(3, 8, requires_grad=True)
     with pytest.raises(NameError):
         router_gating_linear(x, weight, None, torch.float32)
-    assert upstream_fixes.apply() == tuple(NAMES)
+    assert fixes.apply() == tuple(NAMES)
     out = router_gating_linear(x, weight, None, torch.float32)
     torch.testing.assert_close(out, x @ weight.T)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mcore_models
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from spawn import run_ranks
+
+from tests.support import models as mcore_models
+from tests.support.ranks import run_ranks
 
 
 def _run(folder: str, layout: dict[str, Any], out: str) -> Any:
-    from prime_megatron.mcore.hf_weights import export_hf
     from prime_megatron.mcore.model import unwrap
+    from prime_megatron.mcore.weights import export_hf
 
     topology, chunks = mcore_models.start(layout, folder, value_head=True)
     model = unwrap(chunks[-1])

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from prime_megatron.cli.main import main
-from tests.e2e.toy import make_model, make_prompts, make_sft, merge, settings
+from tests.support.toy import make_model, make_prompts, make_sft, merge, settings
 
 
 @pytest.fixture(scope="module")

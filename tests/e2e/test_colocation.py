@@ -7,10 +7,10 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from prime_megatron.colocation import Colocation
-from tests.distributed.spawn import run_ranks
-from tests.e2e import resume_runs, toy
-from tests.e2e.runs import TIMINGS, differences, read_lines, train_all
+from prime_megatron.run.colocation import Colocation
+from tests.support import resume_runs, toy
+from tests.support.ranks import run_ranks
+from tests.support.runs import TIMINGS, differences, read_lines, train_all
 
 
 def test_offload_changes_no_number_and_is_saved(tmp_path: Path) -> None:
@@ -93,15 +93,15 @@ def test_the_order_around_generation() -> None:
     trains = ["sleep", "prm back", "policy back"]
     colocation.publish(4)
     assert seen == publishes
-    colocation.train()
+    colocation.sleep_engine()
     assert seen == publishes + trains
-    edges = colocation.lap()
+    edges = colocation.take_readings()
     assert [key.split("/")[1] for key in edges] == [
         f"{edge}_host_bytes"
         for edge in ("updated", "trained", "weights_awake", "synced", "cache_awake", "generated", "asleep")
     ]
     assert all(value > 0 for value in edges.values())
-    assert colocation.lap() == {}
+    assert colocation.take_readings() == {}
     seen.clear()
     with colocation.saving(due=False):
         assert seen == []

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.spawn import run_ranks
-from tests.e2e.runs import check_same, judge, read_lines, run, train_all
-from tests.e2e.toy import make_model, make_prompts, merge, settings
+from tests.support.ranks import run_ranks
+from tests.support.runs import check_same, judge, read_lines, run, train_all
+from tests.support.toy import make_model, make_prompts, merge, settings
 
 GAE = {
     "advantage": {"estimator": "gae", "gamma_process": 0.98, "gamma_outcome": 0.98, "gae_lambda": 0.9},

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.runs import TIMINGS, read_lines, run
-from tests.e2e.toy import make_model, make_prompts, merge, settings
+from tests.support.runs import TIMINGS, read_lines, run
+from tests.support.toy import make_model, make_prompts, merge, settings
 
 
 def facts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

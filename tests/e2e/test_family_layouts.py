@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from prime_megatron.metrics.jsonl import read_jsonl
-
-sys.path.append(str(Path(__file__).parents[2] / "tools"))
-from benches import parity
+from tools.benches import parity
 
 ROWS = [
     # Expert parallelism with and without tensor parallelism; tensor parallelism around experts that are whole, whose

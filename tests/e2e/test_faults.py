@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from prime_megatron import exit_codes
-from tests.e2e.resume_runs import assert_same, at, outcome, said, toy, train
+from prime_megatron.errors import ExitCode
+from tests.support.resume_runs import assert_same, at, outcome, said, toy, train
 
 STEP = 3
 """The step in which things go wrong; steps 1 and 2 are saved by then."""
@@ -104,7 +104,7 @@ def test_stop_signal(straight: Any, stage: str, act: Callable[[], None], tmp_pat
     saves = {"every": 3 if stage == "mid-save" else 0}
     config = at(base, tmp_path / "out", checkpoint=saves)
     fault = functools.partial(in_save, act) if stage == "mid-save" else functools.partial(in_stage, stage, act)
-    assert train(config, 2, fault=fault) == {exit_codes.REQUEUE}
+    assert train(config, 2, fault=fault) == {ExitCode.REQUEUE}
     saved = sorted(path.name for path in (tmp_path / "out" / "checkpoints").iterdir())
     assert saved == ["step-00000002" if stage == "rollout" else "step-00000003"]
     assert train(config, 2, resume="auto") == {0}
@@ -331,7 +331,7 @@ def term_and_hang() -> None:
 def test_wall_limit(straight: Any, tmp_path: Path) -> None:
     base, expected = straight
     config = at(base, tmp_path / "out", checkpoint={"wall_limit_s": 0.1})
-    assert train(config, 2) == {exit_codes.REQUEUE}
+    assert train(config, 2) == {ExitCode.REQUEUE}
     assert not (tmp_path / "out" / "checkpoints").exists(), "the limit came before the first step"
     assert train(at(base, tmp_path / "out"), 2, resume="auto") == {0}
     assert_same(outcome(tmp_path / "out"), expected)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.runs import check_same, judge, run
-from tests.e2e.toy import make_model, make_prompts, merge, settings
+from tests.support.runs import check_same, judge, run
+from tests.support.toy import make_model, make_prompts, merge, settings
 
 LAYOUTS = {
     "dp2": (2, {}),

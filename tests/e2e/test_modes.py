@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.spawn import run_ranks
-from tests.e2e.runs import judge, read_lines, run, train_all
-from tests.e2e.toy import make_model, make_prompts, merge, settings
+from tests.support.ranks import run_ranks
+from tests.support.runs import judge, read_lines, run, train_all
+from tests.support.toy import make_model, make_prompts, merge, settings
 
 MODES: dict[str, dict[str, Any]] = {
     "after": {"prm": {"update": "after"}},

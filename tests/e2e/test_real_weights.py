@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed import mcore_models
-from tests.distributed.spawn import run_ranks
+from tests.support import models as mcore_models
+from tests.support.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "runs" / "smollm2"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.resume_runs import assert_same, at, outcome, stopped_at, toy, train
-from tests.e2e.runs import differences
+from tests.support.resume_runs import assert_same, at, outcome, stopped_at, toy, train
+from tests.support.runs import differences
 
 LAYOUTS: dict[str, dict[str, Any]] = {"dp2": {}, "pp2": {"pipeline": 2}, "tp2": {"tensor": 2}}
 

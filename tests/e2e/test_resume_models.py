@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.resume_runs import assert_same, at, outcome, stopped_at, toy, train
-from tests.e2e.toy import make_model, make_tokenizer
-from tools.parity_work import models
+from tests.support import models
+from tests.support.resume_runs import assert_same, at, outcome, stopped_at, toy, train
+from tests.support.toy import make_model, make_tokenizer
 
 STEP = 2
 """Of three: the only one that is saved."""

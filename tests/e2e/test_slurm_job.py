@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.resume_runs import assert_same, at, outcome, toy, train
+from tests.support.resume_runs import assert_same, at, outcome, toy, train
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8

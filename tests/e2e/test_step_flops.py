@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from prime_megatron.assemble import Parts, open_parts
 from prime_megatron.config import TrainConfig, UpdateOrder
 from prime_megatron.mcore.role import TrainResult
-from prime_megatron.step_batch import StepBatch
-from prime_megatron.step_plan import OldLogprobs
+from prime_megatron.run.assemble import Parts, open_parts
+from prime_megatron.step.batch import StepBatch
+from prime_megatron.step.plan import OldLogprobs
 from prime_megatron.trainer import PrimeTrainer
 from prime_megatron.types import Scores
-from tests.distributed.spawn import run_ranks
-from tests.e2e.toy import make_model, make_prompts, merge, settings
-from tools.step_work import flops
+from tests.support import flops
+from tests.support.ranks import run_ranks
+from tests.support.toy import make_model, make_prompts, merge, settings
 
 STEPS = 2
 LR = 1e-3

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.shards import as_slices
 from prime_megatron.rollout.engine import Completion, Request, WeightsLost
-from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.process.engine import ProcessEngine
 from prime_megatron.rollout.recording import read_recording
 from prime_megatron.types import Bucket
-from tests.distributed.spawn import run_ranks
-from tests.e2e import toy
-from tests.e2e.runs import read_lines, train_rank
 from tests.engines.tiny import END, buckets, largest_gap, layout, make_model, publish, requests, segment, workers
+from tests.support import toy
+from tests.support.ranks import run_ranks
+from tests.support.runs import read_lines, train_rank
 
 PARITY = 1e-4
 
@@ -35,7 +35,7 @@ def two_models(folder: Path) -> tuple[str, str]:
     return make_model(folder / "a", 0), make_model(folder / "b", 1)
 
 
-def check_generation(engine: HostedEngine, a: str, b: str, tensor: int) -> None:
+def check_generation(engine: ProcessEngine, a: str, b: str, tensor: int) -> None:
     """Updates arrive (twice, so that no prefix cache survives), log-probs are transformers', samples stream."""
     for version, model in ((0, a), (1, b)):
         publish(engine, model, version, tensor=tensor)
@@ -55,7 +55,7 @@ def check_generation(engine: HostedEngine, a: str, b: str, tensor: int) -> None:
     assert greedy[0] == greedy[1]
 
 
-def check_live_weights(engine: HostedEngine, model: str, tensor: int) -> None:
+def check_live_weights(engine: ProcessEngine, model: str, tensor: int) -> None:
     """The engine's memory holds the folder's tensors bit for bit, fused and cut as the engine has them."""
     weights = load_file(Path(model) / "model.safetensors")
     for rank, pieces in enumerate(layout(model, tensor)):
@@ -66,7 +66,7 @@ def check_live_weights(engine: HostedEngine, model: str, tensor: int) -> None:
             assert torch.equal(held, weights[piece.hf_name][as_slices(piece.hf)]), piece.param
 
 
-def check_sleep(engine: HostedEngine, a: str, b: str, tensor: int) -> None:
+def check_sleep(engine: ProcessEngine, a: str, b: str, tensor: int) -> None:
     """Down, weights up, sync, cache up: the new weights answer. Waking or sleeping twice does no harm."""
     engine.sleep(1)
     engine.sleep(1)
@@ -88,7 +88,7 @@ def check_sleep(engine: HostedEngine, a: str, b: str, tensor: int) -> None:
     assert engine.num_restarts == restarts
 
 
-def check_wrong_names(engine: HostedEngine, model: str) -> None:
+def check_wrong_names(engine: ProcessEngine, model: str) -> None:
     """A tensor that the model has not, and one that does not come, stop the run by name; then all is well again."""
     weights = load_file(Path(model) / "model.safetensors")
     unknown = Bucket(["model.layers.0.nope.weight"], [torch.zeros(3)], 12, 20)
@@ -103,7 +103,7 @@ def check_wrong_names(engine: HostedEngine, model: str) -> None:
     assert largest_gap(model, engine.generate(requests(3))) < PARITY
 
 
-def check_refusal(engine: HostedEngine, model: str) -> None:
+def check_refusal(engine: ProcessEngine, model: str) -> None:
     """Weights that the engine does not take stop the run, whose engine is not started again and answers nothing; the
     next update is taken."""
     restarts = engine.num_restarts
@@ -123,7 +123,7 @@ def check_refusal(engine: HostedEngine, model: str) -> None:
     assert engine.num_restarts == restarts
 
 
-def check_version(engine: HostedEngine) -> None:
+def check_version(engine: ProcessEngine) -> None:
     """A response of other weights than the trainer thinks is refused."""
     true = engine._version
     engine._version = true + 1
@@ -134,7 +134,7 @@ def check_version(engine: HostedEngine) -> None:
 
 
 def check_death(
-    engine: HostedEngine, model: str, *, hit: Callable[[int], None], patience_s: float, tensor: int = 1
+    engine: ProcessEngine, model: str, *, hit: Callable[[int], None], patience_s: float, tensor: int = 1
 ) -> None:
     """The engine is hit when two of the responses are there: the batch is complete, nothing twice, weights right."""
     version = engine.version
@@ -176,7 +176,7 @@ def check_death(
     assert largest_gap(model, made) < PARITY
 
 
-def check_death_in_mid_update(engine: HostedEngine, model: str, version: int) -> None:
+def check_death_in_mid_update(engine: ProcessEngine, model: str, version: int) -> None:
     """The engine is killed between two buckets: the update is lost as a whole, another process gets all of it."""
     weights = load_file(Path(model) / "model.safetensors")
     restarts = engine.num_restarts
@@ -195,7 +195,7 @@ def check_death_in_mid_update(engine: HostedEngine, model: str, version: int) ->
     assert largest_gap(model, engine.generate(requests(4))) < PARITY
 
 
-def check_end(engine: HostedEngine) -> None:
+def check_end(engine: ProcessEngine) -> None:
     """No restart is left: the run stops, with the reason."""
     engine._limits = replace(engine._limits, max_restarts=0)
     with pytest.raises(RunError, match=r"rollout engine 0: .*process.* ended.*rollout\.max_restarts"):
@@ -255,10 +255,10 @@ def check_training(engine: str, folder: Path, layout: str, **rollout: object) ->
 def train_and_kill(settings: str, note: str) -> int:
     """`train_rank`; the engine of rank 0 is killed when the first response of the second step is there: the longest
     take several times as long."""
-    generate = HostedEngine.generate
+    generate = ProcessEngine.generate
 
     def watched(
-        self: HostedEngine, asked: Sequence[Request], on_finished: Callable[[Completion], None] | None = None
+        self: ProcessEngine, asked: Sequence[Request], on_finished: Callable[[Completion], None] | None = None
     ) -> list[Completion]:
         mine = self.pid is not None and os.environ["RANK"] == "0" and asked[0].key.step == 2
 
@@ -275,5 +275,5 @@ def train_and_kill(settings: str, note: str) -> int:
             Path(note).write_text("step 2, engine started again")
         return made
 
-    HostedEngine.generate = watched
+    ProcessEngine.generate = watched
     return train_rank(settings)

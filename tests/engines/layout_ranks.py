@@ -20,13 +20,13 @@ from torch import Tensor
 
 from prime_megatron.errors import RunError
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.reshard.sync import WeightSync
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.live_weights import open_segment
-from tests.distributed.mcore_models import restart
-from tests.engine_oracle import engine_tensors
+from prime_megatron.rollout.process.engine import ProcessEngine
+from prime_megatron.weights.segment import open_segment
+from prime_megatron.weights.sync import WeightSync
 from tests.engines.tiny import END, largest_gap, requests
-from tools.parity_work.toy import merge
+from tests.support.engine_oracle import engine_tensors
+from tests.support.models import restart
+from tests.support.toy import merge
 
 if TYPE_CHECKING:
     from prime_megatron.config import TrainConfig
@@ -89,7 +89,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, topology: Topology, out: Path) -> None:
         from prime_megatron.mcore.role import Role
-        from prime_megatron.roles import DTYPES, policy_folder_of
+        from prime_megatron.run.models import DTYPES, policy_folder_of
 
         folder = policy_folder_of(config)
         dtype = DTYPES[config.models.dtype]
@@ -119,33 +119,33 @@ class Host:
     """This rank's engine, and the memory that its parameters of this rank lie in."""
 
     def __init__(self, config: TrainConfig, topology: Topology) -> None:
-        from prime_megatron.engines import build_engine
+        from prime_megatron.run.engines import build_engine
 
         engine = build_engine(config, topology, (END,))
-        assert isinstance(engine, HostedEngine)
+        assert isinstance(engine, ProcessEngine)
         self.engine = engine
         self.memory: Mapping[str, Tensor] = engine.named_targets() or {}
         self.name, self.tensor, self.rank = config.rollout.engine, config.rollout.tensor, topology.rank
-        self.uplinks = {"live": engine._uplink}
+        self.uplinks = {"live": engine._transport}
         self.version = -1
 
     def switch(self, config: TrainConfig, topology: Topology, policy: Role) -> WeightSync:
         """The path of a policy's weights into the engine, by the config's way."""
-        from prime_megatron import engines
+        from prime_megatron.run import engines
 
         way = config.rollout.transport
         if self.engine._process is not None:
-            uplink = self.uplinks.get(way) or engines._uplink(config)
-            uplink.restore(self.engine._process, -1)
-            self.uplinks[way] = self.engine._uplink = uplink
+            transport = self.uplinks.get(way) or engines._transport(config)
+            transport.restore(self.engine._process, -1)
+            self.uplinks[way] = self.engine._transport = transport
         self.engine._targets = self.memory if way == "live" else None
         return engines.build_sync(config, topology, policy, self.engine)
 
     def close(self) -> None:
         self.engine.close()
-        for uplink in self.uplinks.values():
-            if uplink is not None:
-                uplink.close()
+        for transport in self.uplinks.values():
+            if transport is not None:
+                transport.close()
 
     def differing(self, policy: Role, exported: Tensors) -> list[str]:
         """Of this rank's part of the engine's memory, bit by bit; on the leader also by the engine's own account."""

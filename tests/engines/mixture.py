@@ -13,16 +13,16 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from prime_megatron.mcore.families.read import read_config
-from prime_megatron.reshard.layouts import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.live_weights import open_segment
-from prime_megatron.rollout.uplink import BucketUplink
-from tests.e2e import toy
-from tests.e2e.runs import run
-from tests.engine_oracle import engine_tensors
+from prime_megatron.families.engine_layout import SGLANG_EXPERTS, VLLM_EXPERTS, fused_pieces
+from prime_megatron.families.read import read_config
+from prime_megatron.rollout.process.engine import ProcessEngine
+from prime_megatron.weights.segment import open_segment
+from prime_megatron.weights.transports import BucketTransport
 from tests.engines.cases import PARITY
 from tests.engines.tiny import END, VOCAB, buckets, largest_gap, make_engine, requests, write
+from tests.support import toy
+from tests.support.engine_oracle import engine_tensors
+from tests.support.runs import run
 
 APART = 1.0
 """Nats by which the other model's log-probs differ at least somewhere."""
@@ -74,7 +74,7 @@ def check_training(name: str, folder: Path, **rollout: object) -> None:
 class Mixture:
     """An engine, the two models that it gets, and the memory that its parameters lie in, by engine rank."""
 
-    def __init__(self, name: str, engine: HostedEngine, models: tuple[str, str], expert: int) -> None:
+    def __init__(self, name: str, engine: ProcessEngine, models: tuple[str, str], expert: int) -> None:
         self._engine, self._models, self._expert = engine, models, expert
         self._config = read_config(models[0])
         self._module = VLLM_EXPERTS if name == "vllm" else SGLANG_EXPERTS
@@ -89,7 +89,7 @@ class Mixture:
 
     def check_live(self) -> None:
         """Weights written in place are the checkpoint's bit for bit, and answer."""
-        self._engine._uplink, self._engine._targets = self._live, self._memory[0]
+        self._engine._transport, self._engine._targets = self._live, self._memory[0]
         for version, model in enumerate(self._models):
             weights = load_file(Path(model) / "model.safetensors")
             for memory, pieces in zip(self._memory, self._layout, strict=True):
@@ -98,9 +98,9 @@ class Mixture:
             self._check(model, version)
 
     def check_buckets(self) -> None:
-        """Weights that the engine's own loader takes from buckets (checksums compared by the uplink) lie where the
+        """Weights that the engine's own loader takes from buckets (checksums compared by the transport) lie where the
         layout says, and answer."""
-        self._engine._uplink, self._engine._targets = BucketUplink(self._layout, torch.float32, 1, 120.0), None
+        self._engine._transport, self._engine._targets = BucketTransport(self._layout, torch.float32, 1, 120.0), None
         for version, model in enumerate(self._models, start=2):
             weights = load_file(Path(model) / "model.safetensors")
             self._engine.update_weights(buckets(weights, 3, version), version)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.mcore_models import make_model
-from tests.distributed.spawn import run_ranks
 from tests.engines.layout_ranks import SPOILED, every_layout
-from tools.parity_work.toy import make_prompts, settings
+from tests.support.models import make_model
+from tests.support.ranks import run_ranks
+from tests.support.toy import make_prompts, settings
 
 Layout = dict[str, Any]
 WAYS = ("live", "bucket", "broadcast", "disk")

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.process.engine import ProcessEngine
 from tests.engines import cases
 from tests.engines.tiny import make_engine, publish, requests, switch
 
@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def single(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
+def single(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessEngine]:
     folder = tmp_path_factory.mktemp("single")
     engine = make_engine(ENGINE, models[0], folder, alive_timeout_s=ALIVE_TIMEOUT_S)
     yield engine
@@ -40,7 +40,7 @@ def single(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def pair(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
+def pair(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessEngine]:
     folder = tmp_path_factory.mktemp("pair")
     engine = make_engine(ENGINE, models[0], folder, tensor=2, alive_timeout_s=120.0)
     yield engine
@@ -48,29 +48,29 @@ def pair(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def server(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
+def server(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessEngine]:
     folder = tmp_path_factory.mktemp("server")
     engine = make_engine(ENGINE, models[0], folder, server=True, alive_timeout_s=120.0)
     yield engine
     engine.close()
 
 
-def test_live_weights_at_tp1(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_live_weights_at_tp1(single: ProcessEngine, models: tuple[str, str]) -> None:
     cases.check_generation(single, *models, tensor=1)
     cases.check_live_weights(single, models[1], tensor=1)
     assert single.healthy()
 
 
-def test_sleep_and_wake_in_order(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_sleep_and_wake_in_order(single: ProcessEngine, models: tuple[str, str]) -> None:
     cases.check_sleep(single, *models, tensor=1)
 
 
-def test_a_response_of_another_version_is_refused(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_a_response_of_another_version_is_refused(single: ProcessEngine, models: tuple[str, str]) -> None:
     publish(single, models[0], 40)
     cases.check_version(single)
 
 
-def test_a_hang_is_noticed_and_the_engine_replaced(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_a_hang_is_noticed_and_the_engine_replaced(single: ProcessEngine, models: tuple[str, str]) -> None:
     publish(single, models[0], 60)
     cases.check_death(single, models[0], hit=cases.stop_one, patience_s=ALIVE_TIMEOUT_S + NOTICED_S)
     cases.check_live_weights(single, models[0], tensor=1)
@@ -78,46 +78,46 @@ def test_a_hang_is_noticed_and_the_engine_replaced(single: HostedEngine, models:
 
 
 @pytest.mark.parametrize("transport", ["bucket", "broadcast", "disk"])
-def test_sent_weights_at_tp1(single: HostedEngine, models: tuple[str, str], tmp_path: Path, transport: str) -> None:
+def test_sent_weights_at_tp1(single: ProcessEngine, models: tuple[str, str], tmp_path: Path, transport: str) -> None:
     switch(single, transport, models[0], tmp_path, 1)
     cases.check_generation(single, *models, tensor=1)
 
 
-def test_wrong_tensors_are_named(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_wrong_tensors_are_named(single: ProcessEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(single, "bucket", models[0], tmp_path, 1)
     cases.check_wrong_names(single, models[0])
 
 
-def test_a_refused_update_stops_the_run(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_a_refused_update_stops_the_run(single: ProcessEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(single, "disk", models[0], tmp_path, 1)
     cases.check_refusal(single, models[0])
 
 
-def test_the_last_death_stops_the_run(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_the_last_death_stops_the_run(single: ProcessEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(single, "bucket", models[0], tmp_path, 1)
     publish(single, models[0], 90)
     cases.check_end(single)
 
 
-def test_live_weights_at_tp2(pair: HostedEngine, models: tuple[str, str]) -> None:
+def test_live_weights_at_tp2(pair: ProcessEngine, models: tuple[str, str]) -> None:
     cases.check_generation(pair, *models, tensor=2)
     cases.check_live_weights(pair, models[1], tensor=2)
 
 
 @pytest.mark.parametrize("transport", ["bucket", "broadcast", "disk"])
-def test_sent_weights_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_path: Path, transport: str) -> None:
+def test_sent_weights_at_tp2(pair: ProcessEngine, models: tuple[str, str], tmp_path: Path, transport: str) -> None:
     switch(pair, transport, models[0], tmp_path, 2)
     cases.check_generation(pair, *models, tensor=2)
 
 
-def test_wrong_and_refused_tensors_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_wrong_and_refused_tensors_at_tp2(pair: ProcessEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(pair, "bucket", models[0], tmp_path, 2)
     cases.check_wrong_names(pair, models[0])
     switch(pair, "disk", models[0], tmp_path, 2)
     cases.check_refusal(pair, models[0])
 
 
-def test_sleep_and_versions_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_sleep_and_versions_at_tp2(pair: ProcessEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(pair, "broadcast", models[0], tmp_path, 2)
     cases.check_sleep(pair, *models, tensor=2)
     cases.check_version(pair)
@@ -125,7 +125,7 @@ def test_sleep_and_versions_at_tp2(pair: HostedEngine, models: tuple[str, str], 
 
 @pytest.mark.parametrize("transport", ["live", "bucket", "broadcast", "disk"])
 def test_the_server_takes_weights_and_generates(
-    server: HostedEngine, models: tuple[str, str], tmp_path: Path, transport: str
+    server: ProcessEngine, models: tuple[str, str], tmp_path: Path, transport: str
 ) -> None:
     if transport != "live":  # as it was started
         switch(server, transport, models[0], tmp_path, 1)
@@ -133,7 +133,7 @@ def test_the_server_takes_weights_and_generates(
 
 
 def test_the_server_sleeps_refuses_and_tells_its_version(
-    server: HostedEngine, models: tuple[str, str], tmp_path: Path
+    server: ProcessEngine, models: tuple[str, str], tmp_path: Path
 ) -> None:
     switch(server, "disk", models[0], tmp_path, 1)
     cases.check_sleep(server, *models, tensor=1)
@@ -141,11 +141,11 @@ def test_the_server_sleeps_refuses_and_tells_its_version(
     cases.check_refusal(server, models[0])
 
 
-def test_the_server_answers_on_loopback_to_the_key_alone(server: HostedEngine) -> None:
+def test_the_server_answers_on_loopback_to_the_key_alone(server: ProcessEngine) -> None:
     """The key stands in no process list; without it nothing but the questions whether it lives is answered."""
     assert server.pid is not None
     process = next(p for p in psutil.Process(server.pid).children() if "sglang_server" in " ".join(p.cmdline()))
-    assert process.cmdline()[1:] == ["-m", "prime_megatron.rollout.sglang_server"]
+    assert process.cmdline()[1:] == ["-m", "prime_megatron.rollout.sglang.server"]
     listening = [c.laddr for c in process.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
     (port,) = {address.port for address in listening if answers(address.port, "ready", None) == 200}
     assert {address.ip for address in listening if address.port == port} == {"127.0.0.1"}
@@ -169,7 +169,7 @@ def answers(port: int, route: str, key: str | None) -> int:
 
 
 def test_the_server_is_replaced_when_it_is_killed(
-    server: HostedEngine, models: tuple[str, str], tmp_path: Path
+    server: ProcessEngine, models: tuple[str, str], tmp_path: Path
 ) -> None:
     switch(server, "bucket", models[0], tmp_path, 1)
     publish(server, models[1], 100)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_megatron.rollout.hosted import HostedEngine
+from prime_megatron.rollout.process.engine import ProcessEngine
 from tests.engines import cases
 from tests.engines.tiny import make_engine, publish, requests, switch
 
@@ -24,7 +24,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def single(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
+def single(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessEngine]:
     folder = tmp_path_factory.mktemp("single")
     engine = make_engine(ENGINE, models[0], folder, alive_timeout_s=ALIVE_TIMEOUT_S)
     yield engine
@@ -32,99 +32,99 @@ def single(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
-def pair(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedEngine]:
+def pair(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessEngine]:
     folder = tmp_path_factory.mktemp("pair")
     engine = make_engine(ENGINE, models[0], folder, tensor=2, alive_timeout_s=ALIVE_TIMEOUT_S)
     yield engine
     engine.close()
 
 
-def test_live_weights_at_tp1(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_live_weights_at_tp1(single: ProcessEngine, models: tuple[str, str]) -> None:
     cases.check_generation(single, *models, tensor=1)
     cases.check_live_weights(single, models[1], tensor=1)
     assert single.healthy()
 
 
-def test_a_response_depends_on_its_own_seed_alone(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_a_response_depends_on_its_own_seed_alone(single: ProcessEngine, models: tuple[str, str]) -> None:
     publish(single, models[0], 30)
     together = single.generate(requests(6))
     alone = [single.generate([request])[0] for request in requests(6)]
     assert [c.token_ids for c in together] == [c.token_ids for c in alone]
 
 
-def test_sleep_and_wake_in_order_at_tp1(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_sleep_and_wake_in_order_at_tp1(single: ProcessEngine, models: tuple[str, str]) -> None:
     cases.check_sleep(single, *models, tensor=1)
 
 
-def test_a_response_of_another_version_is_refused_at_tp1(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_a_response_of_another_version_is_refused_at_tp1(single: ProcessEngine, models: tuple[str, str]) -> None:
     publish(single, models[0], 40)
     cases.check_version(single)
 
 
-def test_kill_9_in_mid_rollout_loses_and_doubles_nothing(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_kill_9_in_mid_rollout_loses_and_doubles_nothing(single: ProcessEngine, models: tuple[str, str]) -> None:
     publish(single, models[1], 50)
     cases.check_death(single, models[1], hit=cases.kill_one, patience_s=NOTICED_S)
     cases.check_live_weights(single, models[1], tensor=1)
 
 
-def test_a_hang_is_noticed_and_the_engine_replaced(single: HostedEngine, models: tuple[str, str]) -> None:
+def test_a_hang_is_noticed_and_the_engine_replaced(single: ProcessEngine, models: tuple[str, str]) -> None:
     publish(single, models[0], 60)
     cases.check_death(single, models[0], hit=cases.stop_one, patience_s=ALIVE_TIMEOUT_S + NOTICED_S)
 
 
 @pytest.mark.parametrize("transport", ["bucket", "broadcast", "disk"])
-def test_sent_weights_at_tp1(single: HostedEngine, models: tuple[str, str], tmp_path: Path, transport: str) -> None:
+def test_sent_weights_at_tp1(single: ProcessEngine, models: tuple[str, str], tmp_path: Path, transport: str) -> None:
     switch(single, transport, models[0], tmp_path, 1)
     cases.check_generation(single, *models, tensor=1)
 
 
-def test_a_death_in_mid_update(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_a_death_in_mid_update(single: ProcessEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(single, "broadcast", models[0], tmp_path, 1)
     publish(single, models[0], 65)
     cases.check_death_in_mid_update(single, models[1], 66)
 
 
-def test_wrong_tensors_are_named_at_tp1(single: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_wrong_tensors_are_named_at_tp1(single: ProcessEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(single, "bucket", models[0], tmp_path, 1)
     cases.check_wrong_names(single, models[0])
 
 
-def test_the_last_death_stops_the_run(single: HostedEngine) -> None:
+def test_the_last_death_stops_the_run(single: ProcessEngine) -> None:
     cases.check_end(single)
 
 
-def test_live_weights_at_tp2(pair: HostedEngine, models: tuple[str, str]) -> None:
+def test_live_weights_at_tp2(pair: ProcessEngine, models: tuple[str, str]) -> None:
     cases.check_generation(pair, *models, tensor=2)
     cases.check_live_weights(pair, models[1], tensor=2)
 
 
-def test_sleep_and_wake_in_order_at_tp2(pair: HostedEngine, models: tuple[str, str]) -> None:
+def test_sleep_and_wake_in_order_at_tp2(pair: ProcessEngine, models: tuple[str, str]) -> None:
     cases.check_sleep(pair, *models, tensor=2)
 
 
-def test_a_response_of_another_version_is_refused_at_tp2(pair: HostedEngine, models: tuple[str, str]) -> None:
+def test_a_response_of_another_version_is_refused_at_tp2(pair: ProcessEngine, models: tuple[str, str]) -> None:
     publish(pair, models[0], 40, tensor=2)
     cases.check_version(pair)
 
 
-def test_a_hang_of_one_tp_rank_is_noticed(pair: HostedEngine, models: tuple[str, str]) -> None:
+def test_a_hang_of_one_tp_rank_is_noticed(pair: ProcessEngine, models: tuple[str, str]) -> None:
     publish(pair, models[1], 50, tensor=2)
     cases.check_death(pair, models[1], hit=cases.stop_one, patience_s=ALIVE_TIMEOUT_S + NOTICED_S, tensor=2)
     cases.check_live_weights(pair, models[1], tensor=2)
 
 
 @pytest.mark.parametrize("transport", ["bucket", "broadcast", "disk"])
-def test_sent_weights_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_path: Path, transport: str) -> None:
+def test_sent_weights_at_tp2(pair: ProcessEngine, models: tuple[str, str], tmp_path: Path, transport: str) -> None:
     switch(pair, transport, models[0], tmp_path, 2)
     cases.check_generation(pair, *models, tensor=2)
 
 
-def test_wrong_tensors_are_named_at_tp2(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_wrong_tensors_are_named_at_tp2(pair: ProcessEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(pair, "bucket", models[0], tmp_path, 2)
     cases.check_wrong_names(pair, models[0])
 
 
-def test_kill_9_of_one_tp_rank_with_sent_weights(pair: HostedEngine, models: tuple[str, str], tmp_path: Path) -> None:
+def test_kill_9_of_one_tp_rank_with_sent_weights(pair: ProcessEngine, models: tuple[str, str], tmp_path: Path) -> None:
     switch(pair, "bucket", models[0], tmp_path, 2)
     publish(pair, models[1], 70, tensor=2)
     cases.check_death(pair, models[1], hit=cases.kill_one, patience_s=NOTICED_S, tensor=2)

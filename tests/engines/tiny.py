@@ -11,21 +11,27 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from prime_megatron.mcore.families.read import read_config
+from prime_megatron.families.engine_layout import fused_pieces
+from prime_megatron.families.read import read_config
 from prime_megatron.parallel.shards import ShardSlice, as_slices
-from prime_megatron.reshard.layouts import fused_pieces
-from prime_megatron.reshard.slices import part
-from prime_megatron.rollout.driver import DriverSettings
 from prime_megatron.rollout.engine import Completion, Request, Sampling
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.limits import Limits
-from prime_megatron.rollout.live_weights import open_segment
-from prime_megatron.rollout.place import Place
-from prime_megatron.rollout.process import EngineProcess
+from prime_megatron.rollout.process.driver import DriverSettings
+from prime_megatron.rollout.process.engine import ProcessEngine
+from prime_megatron.rollout.process.limits import Limits
+from prime_megatron.rollout.process.process import EngineProcess
+from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.sampling import SampleKey
-from prime_megatron.rollout.spool import Spool
-from prime_megatron.rollout.uplink import BroadcastUplink, BucketUplink, DiskUplink, LiveUplink, Uplink
 from prime_megatron.types import Bucket
+from prime_megatron.weights.folder import WeightFolder
+from prime_megatron.weights.segment import open_segment
+from prime_megatron.weights.slices import part
+from prime_megatron.weights.transports import (
+    BroadcastTransport,
+    BucketTransport,
+    DiskTransport,
+    LiveTransport,
+    Transport,
+)
 
 VOCAB = 130  # not a multiple of what the engines pad to
 END = 1
@@ -52,7 +58,7 @@ def make_model(folder: Path, seed: int) -> str:
 def make_engine(
     engine: str, model: str, folder: Path, *, tensor: int = 1, expert: int = 1, transport: str = "live",
     server: bool = False, max_restarts: int = 2, alive_timeout_s: float = 60.0,
-) -> HostedEngine:  # fmt: skip
+) -> ProcessEngine:  # fmt: skip
     """The engine on one rank that leads a replica of ``tensor`` engine ranks."""
     settings = DriverSettings(
         model_path=model, device="cpu", dtype="float32", tensor=tensor, max_tokens=MAX_TOKENS, max_concurrent=64,
@@ -60,8 +66,8 @@ def make_engine(
         can_sleep=True, expert=expert, server=server, start_timeout_s=500.0,
     )  # fmt: skip
     env = {"OMP_NUM_THREADS": "1", "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank) for rank in range(tensor))}
-    return HostedEngine(
-        Place(0, 1, 0, 0, None),
+    return ProcessEngine(
+        Member(0, 1, 0, 0, None),
         settings,
         Limits(max_restarts, 900.0, alive_timeout_s, 120.0),
         lambda: EngineProcess(engine, settings, env, folder / "engine.log"),
@@ -69,22 +75,22 @@ def make_engine(
     )
 
 
-def make_uplink(transport: str, model: str, folder: Path, tensor: int) -> Uplink:
+def make_uplink(transport: str, model: str, folder: Path, tensor: int) -> Transport:
     """The leader's side of a transport."""
     if transport == "live":
-        return LiveUplink(tensor, 120.0)
+        return LiveTransport(tensor, 120.0)
     how = (layout(model, tensor), torch.float32, 1, 120.0)
     if transport == "disk":
-        return DiskUplink(*how, Spool(folder / "spool", model))
-    return BroadcastUplink(*how) if transport == "broadcast" else BucketUplink(*how)
+        return DiskTransport(*how, WeightFolder(folder / "spool", model))
+    return BroadcastTransport(*how) if transport == "broadcast" else BucketTransport(*how)
 
 
-def switch(engine: HostedEngine, transport: str, model: str, folder: Path, tensor: int) -> None:
+def switch(engine: ProcessEngine, transport: str, model: str, folder: Path, tensor: int) -> None:
     """Let a running engine take its weights by another transport from now on."""
     assert engine._process is not None
-    engine._uplink = make_uplink(transport, model, folder, tensor)
+    engine._transport = make_uplink(transport, model, folder, tensor)
     engine._targets = None
-    engine._uplink.restore(engine._process, -1)
+    engine._transport.restore(engine._process, -1)
 
 
 def layout(model: str, tensor: int) -> list[list[ShardSlice]]:
@@ -92,7 +98,7 @@ def layout(model: str, tensor: int) -> list[list[ShardSlice]]:
     return [fused_pieces(read_config(model), tensor, rank) for rank in range(tensor)]
 
 
-def publish(engine: HostedEngine, model: str, version: int, *, tensor: int = 1, num_buckets: int = 3) -> None:
+def publish(engine: ProcessEngine, model: str, version: int, *, tensor: int = 1, num_buckets: int = 3) -> None:
     """Give the engine a folder's weights, by whatever way it has."""
     weights = load_file(Path(model) / "model.safetensors")
     if engine.named_targets() is None:
@@ -103,7 +109,7 @@ def publish(engine: HostedEngine, model: str, version: int, *, tensor: int = 1, 
     engine.update_weights((), version)
 
 
-def segment(engine: HostedEngine, rank: int) -> Mapping[str, Tensor]:
+def segment(engine: ProcessEngine, rank: int) -> Mapping[str, Tensor]:
     """The live weights of an engine rank; the other ranks' are reached as their trainer ranks would."""
     return open_segment(engine._link.paths[rank])
 

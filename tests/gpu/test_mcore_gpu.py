@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "distributed"))
-import mcore_models
+from tests.support import models as mcore_models
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 LENGTHS = [70, 1, 128, 33]
@@ -29,9 +27,9 @@ def started() -> Iterator[Any]:
 
 def _build(folder: Path, topology: Any, dtype: torch.dtype) -> Any:
     from prime_megatron.config.model import ParallelConfig
-    from prime_megatron.mcore.families.read import read_config
-    from prime_megatron.mcore.hf_weights import load_hf
+    from prime_megatron.families.read import read_config
     from prime_megatron.mcore.model import build_model
+    from prime_megatron.mcore.weights import load_hf
 
     chunks = build_model(read_config(folder), topology, ParallelConfig(), dtype, wrap_ddp=False)
     load_hf(chunks, folder, topology)
@@ -49,9 +47,9 @@ def _hidden(model: Any, topology: Any) -> torch.Tensor:
 def test_shims_are_inert() -> None:
     from megatron.core.pipeline_parallel import schedules
 
-    from prime_megatron.mcore import cpu_shims
+    from prime_megatron.mcore.cpu import shims
 
-    assert not cpu_shims.apply()
+    assert not shims.apply()
     assert schedules.torch is torch
 
 
@@ -68,7 +66,8 @@ def test_float32_against_transformers(started: Any, tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", ["qwen2", "mistral_window"])
 def test_bfloat16_attention_and_gradients(started: Any, tmp_path: Path, name: str) -> None:
     """The variable-length kernel against the loop over sequences, values and gradients."""
-    from prime_megatron.mcore import attention, spec
+    from prime_megatron.mcore import spec
+    from prime_megatron.mcore.cpu import attention
 
     mcore_models.make_model(tmp_path / "m", name, hidden_size=128, head_dim=32, intermediate_size=192)
     results = []
@@ -90,7 +89,7 @@ def test_bfloat16_attention_and_gradients(started: Any, tmp_path: Path, name: st
 def test_export_from_the_gpu(started: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from prime_megatron.mcore.hf_weights import export_hf
+    from prime_megatron.mcore.weights import export_hf
 
     mcore_models.make_model(tmp_path / "m", "qwen2")
     model = _build(tmp_path / "m", started, torch.float32)

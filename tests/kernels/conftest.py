@@ -1,12 +1,8 @@
 """Kernels are tested where they can run: on the GPU if there is one, else Triton's interpreter on CPU tensors."""
 
 import os
-import sys
-from pathlib import Path
 
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "distributed"))  # spawn.py

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from spawn import run_ranks
 
 from prime_megatron.kernels.logprob import fused_logprob_loss, token_logprobs
 from prime_megatron.kernels.losses import PolicyLoss, PrmLoss
 from prime_megatron.kernels.vocab_parallel import Shard
+from tests.support.ranks import run_ranks
 
 TOKENS, WIDTH, ROWS = 10, 16, 600
 EDGES = (0, 4, 10)

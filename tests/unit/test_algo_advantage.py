@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from algo_oracle import Case, at_last, cases, close, gae, make_case, on_ranks, returns, whiten
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from prime_megatron.algo.process_reward import log_ratio, process_rewards
 from prime_megatron.algo.reduction import LOCAL, Reduction
 from prime_megatron.config import AdvantageAlgorithm, Estimator, Granularity, LeaveOneOut, PrmAlgorithm
 from prime_megatron.types import Advantages
+from tests.support.algo_oracle import Case, at_last, cases, close, gae, make_case, on_ranks, returns, whiten
 
 gammas = st.one_of(st.just(1.0), st.floats(0.0, 1.0))
 

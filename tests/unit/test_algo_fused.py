@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from algo_oracle import close, make_case
 
 from prime_megatron.algo.policy_loss import policy_loss
 from prime_megatron.algo.prm_loss import prm_loss, sibling_terms
-from prime_megatron.config import KlEstimator, KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLoss, UpdateOrder
+from prime_megatron.config import KlEstimator, KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLossKind, UpdateOrder
 from prime_megatron.kernels import losses as fused
+from tests.support.algo_oracle import close, make_case
 
 
-@pytest.mark.parametrize("loss", list(PrmLoss))
-def test_prm_loss(loss: PrmLoss) -> None:
+@pytest.mark.parametrize("loss", list(PrmLossKind))
+def test_prm_loss(loss: PrmLossKind) -> None:
     config = PrmAlgorithm(loss=loss, beta=0.3, bon_n=3, update=UpdateOrder.reverse)
     case = make_case(0, [4, 3, 1], 9)
     batch = case.batch()
@@ -20,7 +20,7 @@ def test_prm_loss(loss: PrmLoss) -> None:
     prm, ref = case.pack(case.prm).requires_grad_(), case.pack(case.ref)
     value, stats = prm_loss(prm, ref, batch.response_mask_T, batch.cu_seqlens, batch.outcome_N, terms, config, case.n)
     value.backward()
-    hard = loss is not PrmLoss.ce
+    hard = loss is not PrmLossKind.ce
     weights_N = torch.ones(case.n) if terms is None else terms.weight_N
     closed = fused.PrmLoss(
         ref_logprobs_T=ref,

@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from algo_oracle import close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.policy_loss import policy_loss
 from prime_megatron.algo.value_loss import value_loss
 from prime_megatron.config import KlEstimator, KlPlace, PolicyAlgorithm
+from tests.support.algo_oracle import close
 
 configs = st.builds(
     PolicyAlgorithm,

@@ -3,15 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from algo_oracle import Case, cases, close, make_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.algo.prm_loss import loss_coefficients, prm_loss, sequence_losses, sibling_terms
-from prime_megatron.config import PrmAlgorithm, PrmLoss, UpdateOrder
+from prime_megatron.config import PrmAlgorithm, PrmLossKind, UpdateOrder
+from tests.support.algo_oracle import Case, cases, close, make_case
 
 
-def _config(loss: PrmLoss, beta: float = 0.05, n: int = 4) -> PrmAlgorithm:
+def _config(loss: PrmLossKind, beta: float = 0.05, n: int = 4) -> PrmAlgorithm:
     return PrmAlgorithm(loss=loss, beta=beta, bon_n=n, update=UpdateOrder.reverse)
 
 
@@ -40,8 +40,8 @@ def _oracle(case: Case, scores: list[float], q: list[float], loss: str, beta: fl
 
 
 @settings(max_examples=80, deadline=None)
-@given(cases(), st.sampled_from(PrmLoss), st.floats(0.01, 1.0), st.integers(1, 6), st.integers(1, 50))
-def test_every_loss_against_the_loops(case: Case, loss: PrmLoss, beta: float, n: int, num_sequences: int) -> None:
+@given(cases(), st.sampled_from(PrmLossKind), st.floats(0.01, 1.0), st.integers(1, 6), st.integers(1, 50))
+def test_every_loss_against_the_loops(case: Case, loss: PrmLossKind, beta: float, n: int, num_sequences: int) -> None:
     config = _config(loss, beta, n)
     batch = case.batch()
     scores = [(case.values - case.ref)[i, : case.length[i]].sum() for i in range(case.n)]
@@ -60,8 +60,8 @@ def test_every_loss_against_the_loops(case: Case, loss: PrmLoss, beta: float, n:
 
 
 @settings(max_examples=60, deadline=None)
-@given(cases(), st.sampled_from(PrmLoss))
-def test_closed_form_gradient_equals_autograd(case: Case, loss: PrmLoss) -> None:
+@given(cases(), st.sampled_from(PrmLossKind))
+def test_closed_form_gradient_equals_autograd(case: Case, loss: PrmLossKind) -> None:
     config = _config(loss, 0.3)
     batch = case.batch()
     logprobs_T = case.pack(case.prm).requires_grad_()
@@ -76,8 +76,8 @@ def test_closed_form_gradient_equals_autograd(case: Case, loss: PrmLoss) -> None
     close(logprobs_T.grad, torch.where(batch.response_mask_T, slope_N[batch.sequence_T], 0.0), 1e-9)
 
 
-@pytest.mark.parametrize("loss", list(PrmLoss))
-def test_micro_batches_add_up(loss: PrmLoss) -> None:
+@pytest.mark.parametrize("loss", list(PrmLossKind))
+def test_micro_batches_add_up(loss: PrmLossKind) -> None:
     config = _config(loss, 0.4)
     case = make_case(11, [4, 3, 2], 10)
     batch = case.batch()
@@ -106,7 +106,7 @@ def test_ce_neither_saturates_nor_overflows() -> None:
     # sigmoid first, then log, gives inf or 0 (with clamping: no gradient) at these scores.
     q = torch.tensor([2000.0, -2000.0], requires_grad=True)
     outcome = torch.tensor([0.0, 1.0])
-    losses = sequence_losses(q, outcome, None, _config(PrmLoss.ce, 1.0))
+    losses = sequence_losses(q, outcome, None, _config(PrmLossKind.ce, 1.0))
     losses.sum().backward()
     assert losses.tolist() == [2000.0, 2000.0]
     assert q.grad is not None
@@ -114,7 +114,7 @@ def test_ce_neither_saturates_nor_overflows() -> None:
 
 
 def test_ce_takes_fractional_outcomes() -> None:
-    config = _config(PrmLoss.ce, 1.0)
+    config = _config(PrmLossKind.ce, 1.0)
     at_best = torch.tensor([math.log(0.3 / 0.7)])  # sigmoid = 0.3: the gradient vanishes at the outcome
     assert abs(float(loss_coefficients(at_best, torch.tensor([0.3]), None, config, 1))) < 1e-7
 
@@ -122,7 +122,7 @@ def test_ce_takes_fractional_outcomes() -> None:
 def test_sibling_terms_are_detached() -> None:
     q = torch.randn(4, requires_grad=True)
     outcome, group = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.zeros(4, dtype=torch.int64)
-    terms = sibling_terms(q, outcome, group, _config(PrmLoss.dpo))
+    terms = sibling_terms(q, outcome, group, _config(PrmLossKind.dpo))
     assert terms is not None
     assert not terms.opposite_N.requires_grad
 
@@ -130,11 +130,11 @@ def test_sibling_terms_are_detached() -> None:
 def test_dpo_without_an_opposite_is_the_hard_label_cross_entropy() -> None:
     q = torch.randn(3, dtype=torch.float64)
     for outcome in (torch.ones(3), torch.zeros(3)):
-        config = _config(PrmLoss.dpo, 0.7)
+        config = _config(PrmLossKind.dpo, 0.7)
         terms = sibling_terms(q, outcome, torch.zeros(3, dtype=torch.int64), config)
         close(
             sequence_losses(q, outcome, terms, config),
-            sequence_losses(q, outcome, None, _config(PrmLoss.ce, 0.7)),
+            sequence_losses(q, outcome, None, _config(PrmLossKind.ce, 0.7)),
             1e-12,
         )
 

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from algo_oracle import Case, cases, close, make_case, on_ranks
-from algo_oracle import process_rewards as expected_rewards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +8,8 @@ from prime_megatron.algo.process_reward import log_ratio, process_rewards, rewar
 from prime_megatron.algo.reduction import LOCAL, Reduction
 from prime_megatron.config import Granularity, PrmAlgorithm, RewardNorm
 from prime_megatron.types import RolloutBatch
+from tests.support.algo_oracle import Case, cases, close, make_case, on_ranks
+from tests.support.algo_oracle import process_rewards as expected_rewards
 
 configs = st.builds(
     PrmAlgorithm,

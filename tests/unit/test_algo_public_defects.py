@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from algo_oracle import Case, close, make_case, on_ranks
 
 from prime_megatron.algo.advantage import compute_advantages
 from prime_megatron.algo.policy_loss import policy_loss
@@ -11,6 +10,7 @@ from prime_megatron.algo.prm_loss import loss_coefficients, prm_loss, sequence_l
 from prime_megatron.algo.process_reward import process_rewards
 from prime_megatron.algo.reduction import LOCAL, Reduction
 from prime_megatron.config import AdvantageAlgorithm, Granularity, PolicyAlgorithm, PrmAlgorithm, RewardNorm
+from tests.support.algo_oracle import Case, close, make_case, on_ranks
 
 PLAIN = {"norm": RewardNorm.none}
 

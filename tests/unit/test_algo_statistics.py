@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from algo_oracle import Case, cases, make_case, on_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from prime_megatron.algo.statistics import (
 )
 from prime_megatron.algo.value_loss import value_loss
 from prime_megatron.config import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm
+from tests.support.algo_oracle import Case, cases, make_case, on_ranks
 
 BETA = 0.7
 

@@ -74,15 +74,15 @@ def body():
         (folder / f"saved{rank}").write_text(signal.Signals(stopped[0]).name)
         return 85
     if mode == "engine":
-        from prime_megatron.rollout.driver import DriverSettings
-        from prime_megatron.rollout.process import EngineProcess
+        from prime_megatron.rollout.process.driver import DriverSettings
+        from prime_megatron.rollout.process.process import EngineProcess
 
         settings = DriverSettings(
             model_path="", device="cpu", dtype="float32", tensor=1, max_tokens=8, max_concurrent=8, end_token_ids=(1,),
             seed=0, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=1, can_sleep=True,
             extra={"broken": False, "dead": False, "once": ""},
         )
-        engine = EngineProcess("tests.unit.echo_driver.EchoDriver", settings, {}, folder / f"engine{rank}.log")
+        engine = EngineProcess("tests.support.echo_driver.EchoDriver", settings, {}, folder / f"engine{rank}.log")
         (folder / f"pids{rank}").write_text(f"{os.getpid()} {engine.pid}")
         (folder / f"ready{rank}").touch()
         time.sleep(60)

@@ -133,7 +133,7 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             "rollout.transport:",
             'rollout.transport="broadcast"',
             'rollout.engine="vllm"',
-            "rollout.vllm.beside=true",
+            "rollout.vllm.in_process=true",
             reason="set it to auto, live or bucket",
         ),
         refused("rollout.filter:", "rollout.filter.lower=0.9", reason="above upper 0.8"),

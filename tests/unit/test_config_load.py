@@ -4,7 +4,7 @@ import textwrap
 
 import pytest
 
-from prime_megatron.config import PrmLoss, RewardNorm, TrainConfig
+from prime_megatron.config import PrmLossKind, RewardNorm, TrainConfig
 from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config, to_dict
 from prime_megatron.config.presets import PRESETS
 from prime_megatron.config.strict_yaml import parse_text
@@ -219,4 +219,4 @@ def test_sft(write):
 
 
 def test_enums_arrive_as_enums(write):
-    assert load_train_config(write(BASE + "prm: {loss: dpo}\n"), []).prm.loss is PrmLoss.dpo
+    assert load_train_config(write(BASE + "prm: {loss: dpo}\n"), []).prm.loss is PrmLossKind.dpo

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from prime_megatron import exit_codes
 from prime_megatron.cli.worker import run_worker
-from prime_megatron.errors import RunError
+from prime_megatron.errors import ExitCode, RunError
 from prime_megatron.metrics.jsonl import JsonlFile
 
 FULL = Path("/dev/full")
@@ -45,7 +44,7 @@ def test_a_rank_that_meets_a_full_disk_says_so_in_one_line(
     def body() -> int:
         raise OSError(number, os.strerror(number), "/data/run/events")
 
-    assert run_worker(body) == exit_codes.FAILED
+    assert run_worker(body) == ExitCode.FAILED
     line = capsys.readouterr().err
     assert line.startswith(f"error: /data/run/events: {os.strerror(number)}; ") and line.count("\n") == 1
 
@@ -58,5 +57,5 @@ def test_other_errors_of_files_keep_their_traceback(
     def body() -> int:
         return len(Path("/nowhere/at/all").read_text())
 
-    assert run_worker(body) == exit_codes.FAILED
+    assert run_worker(body) == ExitCode.FAILED
     assert "Traceback" in capsys.readouterr().err

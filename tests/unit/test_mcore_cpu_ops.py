@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from prime_megatron.mcore import linear, swiglu
-from prime_megatron.mcore.attention import PackedAttention
-from prime_megatron.mcore.norm import RMSNorm
-from prime_megatron.mcore.rotary import rotary_table, rotate
-from prime_megatron.mcore.swiglu import SwiGLU
+from prime_megatron.mcore.cpu import linear, swiglu
+from prime_megatron.mcore.cpu.attention import PackedAttention
+from prime_megatron.mcore.cpu.norm import RMSNorm
+from prime_megatron.mcore.cpu.rotary import rotary_table, rotate
+from prime_megatron.mcore.cpu.swiglu import SwiGLU
 
 
 def test_swiglu_is_its_definition_with_its_gradient() -> None:

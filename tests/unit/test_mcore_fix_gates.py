@@ -2,7 +2,7 @@
 
 from packaging.version import Version
 
-from prime_megatron.mcore.upstream_fixes import FIXES, Fix
+from prime_megatron.mcore.fixes import FIXES, Fix
 
 
 def test_gate() -> None:

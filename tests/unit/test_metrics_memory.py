@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prime_megatron.colocation import Colocation
 from prime_megatron.metrics.memory import memory_table, role_bytes
+from prime_megatron.run.colocation import Colocation
 
 
 @dataclass
@@ -65,7 +65,7 @@ def test_table_of_a_colocated_step() -> None:
     other = Model("policy_reference", {"parameters": 1_500_000, "optimizer": 0})
     colocation = Colocation(Nothing(), Nothing(), policy, [other], models=[policy, other])
     colocation.publish(1)
-    figures = colocation.lap()
+    figures = colocation.take_readings()
     assert figures["memory/trained/policy_reference/parameters_device_bytes"] == 0
     assert figures["memory/trained/policy/parameters_device_bytes"] == 3_000_000
     title, heading, *rows = memory_table(figures, 3).splitlines()

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from algo_oracle import Case, cases, close, make_case
 from hypothesis import given, settings
 
 from prime_megatron.algo.advantage import compute_advantages
@@ -13,6 +12,7 @@ from prime_megatron.algo.reduction import LOCAL
 from prime_megatron.config import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm, TrainConfig
 from prime_megatron.config.check import check_train_config
 from prime_megatron.config.presets import PRESETS
+from tests.support.algo_oracle import Case, cases, close, make_case
 
 NAMES = ("default", "paper", "original", "recipe")
 

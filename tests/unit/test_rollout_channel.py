@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from prime_megatron.rollout.channel import Channel
+from prime_megatron.rollout.process.channel import Channel
 
 
 @pytest.fixture

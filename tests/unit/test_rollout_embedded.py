@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from prime_megatron.errors import InputError
-from prime_megatron.rollout.dense import DenseDecoder
-from prime_megatron.rollout.embedded import EmbeddedEngine
+from prime_megatron.rollout.embedded.dense import DenseDecoder
+from prime_megatron.rollout.embedded.engine import EmbeddedEngine
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, end_token_ids
 from prime_megatron.rollout.sampling import EVAL, SampleKey, draw, inverse_cdf, nucleus, uniforms
 from prime_megatron.types import Bucket

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prime_megatron.rollout.leftovers import kill_group, members, wait_for_end
+from prime_megatron.rollout.process.leftovers import kill_group, members, wait_for_end
 
 HOLDER = """
 import mmap, os, subprocess, sys, time

@@ -17,26 +17,27 @@ from typing import Any
 import pytest
 import torch
 
-from prime_megatron.colocation import Colocation
-from prime_megatron.rollout.channel import Channel
-from prime_megatron.rollout.child import EngineChild
-from prime_megatron.rollout.driver import Answer, DriverSettings
+from prime_megatron.errors import EngineDied
 from prime_megatron.rollout.engine import Completion, Request, Sampling, WeightsLost
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.limits import Limits
-from prime_megatron.rollout.place import Place
-from prime_megatron.rollout.process import Dead, EngineProcess
+from prime_megatron.rollout.process.channel import Channel
+from prime_megatron.rollout.process.child import EngineChild
+from prime_megatron.rollout.process.driver import DriverSettings, FinishedResponse
+from prime_megatron.rollout.process.engine import ProcessEngine
+from prime_megatron.rollout.process.limits import Limits
+from prime_megatron.rollout.process.process import EngineProcess
+from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.sampling import SampleKey
-from prime_megatron.rollout.shared_buffer import Row, open_buffer, unpack
-from prime_megatron.rollout.uplink import BroadcastUplink, Uplink
+from prime_megatron.run.colocation import Colocation
 from prime_megatron.types import Bucket
-from tests.unit.echo_driver import EchoDriver
-from tests.unit.test_rollout_hosted import WEIGHT, bucket, disk, live
+from prime_megatron.weights.buffer import TensorRow, open_buffer, unpack
+from prime_megatron.weights.transports import BroadcastTransport, Transport
+from tests.support.echo_driver import EchoDriver
+from tests.unit.test_rollout_process import WEIGHT, bucket, disk, live
 
-TRANSPORTS: dict[str, Callable[[Path], Uplink]] = {
+TRANSPORTS: dict[str, Callable[[Path], Transport]] = {
     "live": lambda folder: live(),
     "bucket": lambda folder: bucket(),
-    "broadcast": lambda folder: bucket(BroadcastUplink),
+    "broadcast": lambda folder: bucket(BroadcastTransport),
     "disk": disk,
 }
 MOVES = {"live": [], "bucket": ["load_bucket"], "broadcast": ["receive"], "disk": ["load_folder"]}
@@ -83,7 +84,7 @@ class StrictDriver(EchoDriver):
         self.version = -1
 
     def generate(
-        self, requests: Sequence[Request], finished: Callable[[Answer], None], alive: Callable[[], None]
+        self, requests: Sequence[Request], finished: Callable[[FinishedResponse], None], alive: Callable[[], None]
     ) -> None:
         assert not self.asleep
         super().generate(requests, finished, alive)
@@ -92,7 +93,7 @@ class StrictDriver(EchoDriver):
         self.check_weights()
         super().attach(paths)
 
-    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+    def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[TensorRow]) -> None:
         self.check_weights()
         self.model.load_state_dict(dict(unpack(open_buffer(handles[0]), rows)))
 
@@ -100,7 +101,7 @@ class StrictDriver(EchoDriver):
         self.check_weights()
         super().load_folder(path)
 
-    def receive(self, rows: Sequence[Row]) -> None:
+    def receive(self, rows: Sequence[TensorRow]) -> None:
         self.check_weights()
         super().receive(rows)
 
@@ -161,7 +162,7 @@ class ThreadProcess(EngineProcess):
 
     def check_alive(self) -> None:
         if not self.lives():
-            raise Dead("its thread ended")
+            raise EngineDied("its thread ended")
 
     def post(self, operation: str, **arguments: Any) -> None:
         super().post(operation, **arguments)
@@ -199,8 +200,8 @@ class Trainer:
             can_sleep=True, extra={"broken": False, "dead": False, "once": str(folder / "once")},
         )  # fmt: skip
         self.fate = Fate()
-        self.engine = HostedEngine(
-            Place(0, 1, 0, 0, None),
+        self.engine = ProcessEngine(
+            Member(0, 1, 0, 0, None),
             settings,
             Limits(3, 60.0, 60.0, 60.0),
             lambda: ThreadProcess(settings, self.fate),
@@ -237,7 +238,7 @@ class Trainer:
         assert [c.request for c in made] == asked
         assert {lp for c in made for lp in c.logprobs} == {float(version * WEIGHT.numel())}
         assert sorted(c.request.key.draw for c in told) == [0, 1, 2], "each response is told once"
-        self.colocation.train()
+        self.colocation.sleep_engine()
         self.check()
 
     def check(self) -> None:

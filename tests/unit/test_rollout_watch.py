@@ -14,11 +14,11 @@ import psutil
 import pytest
 import torch.distributed as dist
 
-from prime_megatron.errors import RunError
-from prime_megatron.rollout.driver import DriverSettings
-from prime_megatron.rollout.leftovers import kill_group, wait_for_end
-from prime_megatron.rollout.place import Place
-from prime_megatron.rollout.process import Dead, EngineProcess
+from prime_megatron.errors import EngineDied, RunError
+from prime_megatron.rollout.process.driver import DriverSettings
+from prime_megatron.rollout.process.leftovers import kill_group, wait_for_end
+from prime_megatron.rollout.process.process import EngineProcess
+from prime_megatron.rollout.process.replica import Member
 
 Make = Callable[[str], EngineProcess]
 WATCHED_S = 1.5
@@ -36,7 +36,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
             can_sleep=True, start_timeout_s=240.0,
             extra={"below": below, "broken": False, "dead": False, "once": str(tmp_path / "once")},
         )  # fmt: skip
-        made.append(EngineProcess("tests.unit.worker_driver.WorkerDriver", settings, {}, tmp_path / "engine.log"))
+        made.append(EngineProcess("tests.support.worker_driver.WorkerDriver", settings, {}, tmp_path / "engine.log"))
         return made[-1]
 
     yield process
@@ -50,7 +50,7 @@ def worker(process: EngineProcess) -> int:
 
 
 def test_a_worker_killed_in_the_start_ends_the_start(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(Dead, match=r"worker-7, a process of the engine, ended \(exit code -9\)"):
+    with pytest.raises(EngineDied, match=r"worker-7, a process of the engine, ended \(exit code -9\)"):
         make("one that dies in the start")
     assert "ending: worker-7" in (tmp_path / "engine.log").read_text()
 
@@ -68,7 +68,7 @@ def test_a_worker_killed_while_nothing_is_asked_is_named_at_the_next_call(make: 
     os.kill(pid, signal.SIGKILL)
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.05)
-    with pytest.raises(Dead, match=rf"process {pid} of the engine \(.*multiprocessing.*\) ended"):
+    with pytest.raises(EngineDied, match=rf"process {pid} of the engine \(.*multiprocessing.*\) ended"):
         process.call("check", timeout_s=60.0)
 
 
@@ -85,6 +85,6 @@ def test_a_silent_leader_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Connection closed by peer [127.0.0.1]\nmuch more")
 
     monkeypatch.setattr(dist, "broadcast_object_list", closed)
-    place = Place(replica=2, num_replicas=3, tensor_rank=1, leader=4, group=dist.GroupMember.NON_GROUP_MEMBER)
+    place = Member(replica=2, num_replicas=3, tensor_rank=1, leader=4, group=dist.GroupMember.NON_GROUP_MEMBER)
     with pytest.raises(RunError, match=r"^rollout engine 2: no word from rank 4, .*: Connection closed by peer \S+$"):
         place.agree(lambda: 0)

@@ -9,7 +9,7 @@ import pytest
 
 from prime_megatron.cli.main import main
 from prime_megatron.config import TrainConfig
-from prime_megatron.step_plan import OldLogprobs, Pass, StepPlan, plan_step
+from prime_megatron.step.plan import OldLogprobs, Pass, StepPlan, plan_step
 
 MODEL = "models/policy"
 

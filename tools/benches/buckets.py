@@ -16,21 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reshard_work.shapes import SHAPES
-
-from benches import common
-from benches.reshard import Setup
 from prime_megatron import device
-from prime_megatron.reshard.layouts import fused_pieces
-from prime_megatron.reshard.named import NamedSync
-from prime_megatron.rollout.driver import DriverSettings
-from prime_megatron.rollout.hosted import HostedEngine
-from prime_megatron.rollout.limits import Limits
-from prime_megatron.rollout.place import Place
-from prime_megatron.rollout.process import EngineProcess
-from prime_megatron.rollout.uplink import BucketUplink
+from prime_megatron.families.engine_layout import fused_pieces
+from prime_megatron.rollout.process.driver import DriverSettings
+from prime_megatron.rollout.process.engine import ProcessEngine
+from prime_megatron.rollout.process.limits import Limits
+from prime_megatron.rollout.process.process import EngineProcess
+from prime_megatron.rollout.process.replica import Member
+from prime_megatron.weights.by_bucket import BucketReshard
+from prime_megatron.weights.transports import BucketTransport
+from tools.benches import common
+from tools.benches.reshard import Setup
+from tools.benches.reshard_work.shapes import SHAPES
 
-DRIVER = "tools.reshard_work.holder.HolderDriver"
+DRIVER = "tools.benches.reshard_work.holder.HolderDriver"
 TIMEOUT_S = 120.0
 
 
@@ -53,15 +52,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         max_concurrent=1, end_token_ids=(), seed=0, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=1,
         can_sleep=False, start_timeout_s=TIMEOUT_S, extra=dataclasses.asdict(shape),
     )  # fmt: skip
-    sync = NamedSync([setup.pieces], [0], group=None, me=0, bucket_bytes=bucket_bytes, dtype=dtype)
-    uplink = BucketUplink([fused_pieces(shape, 1, 0)], dtype, 0, TIMEOUT_S)
+    sync = BucketReshard([setup.pieces], [0], group=None, me=0, bucket_bytes=bucket_bytes, dtype=dtype)
+    transport = BucketTransport([fused_pieces(shape, 1, 0)], dtype, 0, TIMEOUT_S)
     with tempfile.TemporaryDirectory() as folder:
-        engine = HostedEngine(
-            Place(0, 1, 0, 0, None),
+        engine = ProcessEngine(
+            Member(0, 1, 0, 0, None),
             settings,
             Limits(0, TIMEOUT_S, TIMEOUT_S, TIMEOUT_S),
             lambda: EngineProcess(DRIVER, settings, {}, Path(folder) / "engine.log"),
-            uplink,
+            transport,
         )
         try:
             figures = {
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 "trainer_extra_mb": common.extra_mb(lambda: sync.send(engine, setup.params, 0), where),
                 "memcpy_ms": _wall_ms(setup.memcpy, args.rounds),
             }
-            uplink._check_every = 1
+            transport._check_every = 1
             figures["checked_ms"] = _wall_ms(lambda: sync.send(engine, setup.params, 0), args.rounds)
         finally:
             engine.close()

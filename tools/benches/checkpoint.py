@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from benches import common
 from prime_megatron import device
 from prime_megatron.checkpoint import rng
 from prime_megatron.checkpoint.layout import step_folder
@@ -27,6 +26,7 @@ from prime_megatron.checkpoint.save import Save, Snapshot
 from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role
+from tools.benches import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benches import common
+from tools.benches import common
 
 HIDDEN, FFN, VOCAB = 2048, 5632, 32768
 
@@ -73,8 +73,8 @@ def _apart(side: str, root: Path) -> tuple[float, float]:
 def _side(side: str, folder: str, send: Any) -> None:
     torch.set_num_threads(1)
     root = Path(folder)
-    from prime_megatron.mcore.convert_to_hf import MegatronToHf
-    from prime_megatron.mcore.convert_to_megatron import HfToMegatron
+    from prime_megatron.convert.to_hf import MegatronToHf
+    from prime_megatron.convert.to_megatron import HfToMegatron
 
     def nothing(num_bytes: int) -> None:
         """No progress to show."""
@@ -105,10 +105,10 @@ def _copy(source: Path, target: Path) -> None:
 
 def write_model(folder: Path, gb: float) -> int:
     """A Qwen2 of about that size in bfloat16, in files of at most 1 GB; returns its bytes."""
-    from prime_megatron.mcore.families.read import read_config
-    from prime_megatron.mcore.hf_folder import SafetensorsStream, TensorSpec, split_files, write_index
-    from prime_megatron.mcore.hf_map import shard_map
-    from prime_megatron.mcore.hf_weights import file_names
+    from prime_megatron.families.folder import SafetensorsStream, TensorSpec, split_files, write_index
+    from prime_megatron.families.megatron_layout import shard_map
+    from prime_megatron.families.read import read_config
+    from prime_megatron.mcore.weights import file_names
     from prime_megatron.parallel.topology import ParallelSizes
 
     per_layer = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN)

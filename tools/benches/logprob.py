@@ -24,10 +24,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benches import common
 from prime_megatron.kernels.logprob import fused_logprob_loss, token_logprobs
 from prime_megatron.kernels.logprob_naive import naive_logprobs
 from prime_megatron.kernels.losses import NllLoss, PolicyLoss
+from tools.benches import common
 
 # Scoring (None where it is another side's), and loss forward and backward.
 Sides = tuple[Callable[[], Any] | None, Callable[[], Any]]

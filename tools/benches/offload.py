@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from benches import common
 from prime_megatron import device
 from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role
+from tools.benches import common
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

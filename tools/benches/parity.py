@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from benches import common
-from tools.parity_work.job import Job, as_text, work
-from tools.parity_work.models import FAMILIES
-from tools.parity_work.ranks import run_ranks
+from tests.support.job import Job, as_text, work
+from tests.support.models import FAMILIES
+from tests.support.ranks import run_ranks
+from tools.benches import common
 
 Layout = dict[str, Any]
 BOUNDS = {"dense": 1e-6, "moe": 1e-5, "metric": 1e-5}

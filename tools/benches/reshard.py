@@ -18,18 +18,18 @@ from math import prod
 from typing import Any, NoReturn
 
 import torch
-from reshard_work import chain
-from reshard_work.shapes import SHAPES, Shape, megatron_pieces
 from torch import Tensor
 
-from benches import common
+from prime_megatron.families.engine_layout import fused_pieces, fused_shapes
 from prime_megatron.parallel.shards import ShardSlice
-from prime_megatron.reshard.layouts import fused_pieces, fused_shapes
-from prime_megatron.reshard.local import LocalSync
-from prime_megatron.reshard.plan import hold, plan_block
-from prime_megatron.reshard.sync import WeightSync
-from prime_megatron.reshard.table import plan_table
 from prime_megatron.types import Bucket
+from prime_megatron.weights.in_place import InPlaceReshard
+from prime_megatron.weights.plan import hold, plan_block
+from prime_megatron.weights.sync import WeightSync
+from tools.benches import common
+from tools.benches.reshard_table import plan_table
+from tools.benches.reshard_work import chain
+from tools.benches.reshard_work.shapes import SHAPES, Shape, megatron_pieces
 
 BUCKET_BYTES = 64 * 2**20
 
@@ -76,10 +76,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show_plan(shape: Shape, tensor: int, pipeline: int, engine: int) -> NoReturn:
     """Print the plan of one block of ranks, each filling one engine rank in turn, and end without a record."""
     begin = time.perf_counter()
-    places = [(stage, rank) for stage in range(pipeline) for rank in range(tensor)]
-    sources = [list(megatron_pieces(shape, tensor, pipeline, rank, stage)) for stage, rank in places]
+    destinations = [(stage, rank) for stage in range(pipeline) for rank in range(tensor)]
+    sources = [list(megatron_pieces(shape, tensor, pipeline, rank, stage)) for stage, rank in destinations]
     shards = [fused_pieces(shape, engine, rank) for rank in range(engine)]
-    plan = plan_block(hold(sources), [shards[place % engine] for place in range(len(places))])
+    plan = plan_block(hold(sources), [shards[place % engine] for place in range(len(destinations))])
     seconds = time.perf_counter() - begin
     print(
         f"TP{tensor} x PP{pipeline} -> engine TP{engine}, bf16, buckets of {BUCKET_BYTES / 1e6:.1f} MB; {seconds:.2f} s"
@@ -115,7 +115,7 @@ class Setup:
     """By (tensor-parallel rank, name): the ranks stand in for the chunks of one process."""
     target: Tensor
     targets: dict[str, Tensor]
-    transport: LocalSync
+    transport: InPlaceReshard
     sync: WeightSync
 
     @classmethod
@@ -144,7 +144,7 @@ class Setup:
         }
         target = torch.zeros(sum(map(prod, shapes.values())), dtype=dtype, device=where)
         plan = plan_block(hold([pieces]), [wants])
-        transport = LocalSync(plan, group=None, me=0, bucket_bytes=BUCKET_BYTES, dtype=dtype)
+        transport = InPlaceReshard(plan, group=None, me=0, bucket_bytes=BUCKET_BYTES, dtype=dtype)
         params, targets = dict(_views(source, ends)), dict(_views(target, shapes))
         sync = WeightSync(Engine(targets), transport, lambda: params, check_every=1)
         return cls(shape, pieces, source, params, target, targets, transport, sync)

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from benches import common
 from prime_megatron.kernels.reward import RewardBatch, RewardForm, RewardResult, process_advantages
+from tools.benches import common
 
 REPEATS = 10  # of ours in one timing on a CPU
 SPIN_CYCLES = 2_000_000  # about a millisecond: lets the host queue all launches before the first one starts

@@ -19,11 +19,12 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from benches import common
-from prime_megatron.assemble import open_parts
 from prime_megatron.config import TrainConfig
+from prime_megatron.run.assemble import open_parts
 from prime_megatron.trainer import PrimeTrainer
-from tools.step_work import flops, ours, task
+from tests.support import flops
+from tools.benches import common
+from tools.benches.step_work import ours, task
 
 ROOT = Path(__file__).resolve().parents[2]
 TRL = "trl==1.16.0"
@@ -113,7 +114,7 @@ def _read(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def _ours(side: str, folder: str, rounds: int) -> list[str]:
-    return [sys.executable, "-m", "tools.step_work.ours", side, folder, str(WARMUP + rounds)]
+    return [sys.executable, "-m", "tools.benches.step_work.ours", side, folder, str(WARMUP + rounds)]
 
 
 def _trl(python: str, side: str, folder: str, rounds: int) -> list[str]:

@@ -1,0 +1,1 @@
+"""Held-out accuracy of the engine's current weights."""

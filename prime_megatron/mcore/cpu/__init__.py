@@ -1,0 +1,1 @@
+"""What lets Megatron-core run on a CPU: shims, and layers in plain torch."""

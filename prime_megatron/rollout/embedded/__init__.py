@@ -1,0 +1,1 @@
+"""The built-in engine: transformers' model under our own decode loop."""

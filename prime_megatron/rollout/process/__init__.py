@@ -1,0 +1,1 @@
+"""An engine in processes of its own, and what keeps it honest."""

@@ -1,0 +1,122 @@
+"""Training and generation on the same devices: who has the memory when, and how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from prime_megatron import device
+from prime_megatron.metrics.memory import Holder, role_bytes
+
+WEIGHTS, KV_CACHE = "weights", "kv_cache"
+
+
+class Sleeper(Protocol):
+    """What is needed of an engine (see rollout.engine)."""
+
+    def sleep(self, level: int) -> None: ...
+
+    def wake(self, tags: Collection[str]) -> None: ...
+
+
+class Publisher(Protocol):
+    """What is needed of a weight sync (see reshard.sync)."""
+
+    def publish(self, version: int) -> None: ...
+
+
+class Movable(Protocol):
+    """What is needed of a model in training layout (see mcore.role)."""
+
+    def offload(self, *, gradients: bool = True) -> int: ...
+
+    def onload(self) -> int: ...
+
+
+class Colocation:
+    """The order around generation. Collective.
+
+    Models that the sync does not read go to the host, the engine's weights wake, sync, the policy goes to the host, the
+    KV cache wakes; generation; the engine sleeps, the models come back. So weights in training layout and KV cache are
+    never on the device together. Without ``others`` and ``policy`` (parallel.offload false) the models stay.
+
+    Args:
+        engine: shares the devices with training.
+        sync: brings it the policy's weights.
+        policy: the model that the sync reads, where it is to be moved.
+        others: the other models to be moved.
+        models: the ones whose memory is reported, moved or not.
+    """
+
+    def __init__(
+        self,
+        engine: Sleeper,
+        sync: Publisher,
+        policy: Movable | None = None,
+        others: Sequence[Movable] = (),
+        models: Sequence[Holder] = (),
+    ) -> None:
+        self.engine = engine
+        self.sync = sync
+        self.policy = policy
+        self.others = tuple(others)
+        self.models = tuple(models)
+        self.version = -1
+        # Every sleep is followed by a sync, so a GPU's copy can be forgotten; a CPU's is the engine's only one.
+        self.level = 2 if device.on_gpu() else 1
+        self._readings: dict[str, float] = {}
+
+    def publish(self, version: int) -> None:
+        """Wake the engine with the policy's current weights as this version."""
+        self.version = version
+        self._note("updated")
+        for role in self.others:
+            role.offload(gradients=False)
+        device.empty_cache()
+        self._note("trained")
+        self.engine.wake({WEIGHTS})
+        self._note("weights_awake")
+        self.sync.publish(version)
+        if self.policy is not None:
+            self.policy.offload(gradients=False)
+        device.empty_cache()
+        self._note("synced")
+        self.engine.wake({KV_CACHE})
+        self._note("cache_awake")
+
+    def sleep_engine(self) -> None:
+        """Generation is over: the engine sleeps and training has the memory."""
+        self._note("generated")
+        self.engine.sleep(self.level)
+        self._note("asleep")
+        for role in (*self.others, *([] if self.policy is None else [self.policy])):
+            role.onload()
+
+    def publish_again(self) -> None:
+        """The same weights once more: an engine was started anew. The others give their memory back meanwhile."""
+        self.sleep_engine()
+        self.publish(self.version)
+
+    @contextmanager
+    def saving(self, due: bool) -> Iterator[None]:
+        """The models on the device while they are saved (when that is due), the engine with its weights afterwards."""
+        moved = due and self.policy is not None
+        if moved:
+            self.sleep_engine()
+        yield
+        if moved:
+            self.publish(self.version)
+
+    def take_readings(self) -> dict[str, float]:
+        """What was read at the edges between phases since the last call: memory/<edge>_device_bytes (of all processes
+        on this rank's device, GPU only), memory/<edge>_host_bytes (resident, of this process) and memory/<edge>/ of
+        every model (``role_bytes``)."""
+        readings, self._readings = self._readings, {}
+        return readings
+
+    def _note(self, edge: str) -> None:
+        self._readings[f"memory/{edge}_host_bytes"] = float(device.host_memory_bytes())
+        if device.on_gpu():
+            self._readings[f"memory/{edge}_device_bytes"] = float(device.memory_used_bytes())
+        self._readings |= {f"memory/{edge}/{key}": float(count) for key, count in role_bytes(self.models).items()}

@@ -1,0 +1,87 @@
+"""Updates that were skipped because a loss or a gradient was not finite: counted, shown, and not too many in a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prime_megatron.errors import RunError
+from prime_megatron.mcore.role import Learning, TrainResult
+from prime_megatron.step.metrics import StepRecord
+
+NONFINITE_FOLDER = "nonfinite"
+"""Below run.output_dir: the batches of skipped updates."""
+
+
+class NonFinite:
+    """Counts skipped updates in a row, each role apart. Every rank sees the same results, so all decide alike.
+
+    Args:
+        folder: where batches are dumped.
+        max_in_a_row: run.max_nonfinite.
+        dumps: whether this rank dumps its part of the batch: one rank of each model-parallel block.
+        rank: names the file.
+        warn: told of every skipped update.
+    """
+
+    def __init__(self, folder: Path, max_in_a_row: int, dumps: bool, rank: int, warn: Callable[[str], None]) -> None:
+        self.folder = folder
+        self.max_in_a_row = max_in_a_row
+        self.dumps = dumps
+        self.rank = rank
+        self.warn = warn
+        self.in_a_row: dict[str, int] = {"prm": 0, "policy": 0, "critic": 0}
+
+    def check(self, step: int, record: StepRecord) -> None:
+        """Look at a step's updates.
+
+        Raises:
+            RunError: a role has skipped too many updates in a row.
+        """
+        for role, result in (("prm", record.prm), ("policy", record.policy), ("critic", record.critic)):
+            if result is not None:
+                self._check(step, role, result, record)
+
+    def state(self) -> dict[str, Any]:
+        """The counts."""
+        return dict(self.in_a_row)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self.in_a_row = dict(state)
+
+    def _check(self, step: int, role: str, result: TrainResult | Learning, record: StepRecord) -> None:
+        skipped = [index for index, update in enumerate(result.updates) if not update.applied]
+        worst = self.in_a_row[role]
+        for update in result.updates:
+            self.in_a_row[role] = 0 if update.applied else self.in_a_row[role] + 1
+            worst = max(worst, self.in_a_row[role])
+        if not skipped:
+            return
+        self._dump(step, role, record)
+        self.warn(
+            f"step {step}: {role}: a loss or gradient was not finite in {len(skipped)} of {len(result.updates)} "
+            f"updates; they are skipped ({self.in_a_row[role]} in a row), the batch is in {self.folder}"
+        )
+        if worst >= self.max_in_a_row:
+            raise RunError(
+                f"step {step}: {role}: {worst} updates in a row were not finite (run.max_nonfinite "
+                f"{self.max_in_a_row}); their batches are in {self.folder}"
+            )
+
+    def _dump(self, step: int, role: str, record: StepRecord) -> None:
+        if not self.dumps:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        parts = {"": record.batch.rollout, "scores.": record.scores, "advantages.": record.advantages}
+        tensors = {
+            f"{prefix}{name}": value.detach().cpu().contiguous().clone()
+            for prefix, part in parts.items()
+            for name, value in vars(part).items()
+            if isinstance(value, Tensor)
+        }
+        save_file(tensors, self.folder / f"step-{step:08d}-{role}-rank-{self.rank:05d}.safetensors")

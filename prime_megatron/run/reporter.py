@@ -1,0 +1,228 @@
+"""Tells the outside what a run does: metrics, evaluation, samples, and the summary at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from prime_megatron import device
+from prime_megatron.algo.reduction import Reduction
+from prime_megatron.config import TrainConfig
+from prime_megatron.data.stream import PromptStream
+from prime_megatron.evaluate.held_out import Evaluator
+from prime_megatron.families import FamilyConfig
+from prime_megatron.metrics import (
+    Clock,
+    MetricsLog,
+    SamplesLog,
+    Summary,
+    measure_peak_flops,
+    model_flops,
+    print_summary,
+    sample_rows,
+    write_summary,
+)
+from prime_megatron.metrics.memory import memory_table
+from prime_megatron.metrics.summary import SUMMARY_FILE
+from prime_megatron.parallel.collectives import OverRanks, gather_all
+from prime_megatron.parallel.topology import Topology
+from prime_megatron.rollout.recording import Recorder
+from prime_megatron.step.metrics import StepRecord, step_figures
+from prime_megatron.step.plan import StepPlan
+
+ASIDE = ("eval", "save")
+"""Stages that are not part of a step: its speed is counted without them."""
+
+PEAK_SIZE = {"cpu": 512, "cuda": 8192}
+"""Matrix size of the peak that utilisation is held against."""
+
+
+PRM_WINDOW = 10
+"""Steps that the summary's PRM accuracy is the mean of: one step's few groups say little."""
+
+
+@dataclass
+class Progress:
+    """What the summary needs of the run so far; saved with a checkpoint."""
+
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    prm_accuracies: list[float] = field(default_factory=list)
+    """Of the last PRM_WINDOW steps, each before the step's update."""
+    num_tokens: int = 0
+    num_restarts: int = 0
+    """Of engines' processes, over all replicas and attempts."""
+
+
+@dataclass
+class Reporter:
+    """Reports every step. All ranks call it; only the first one writes."""
+
+    config: TrainConfig
+    topology: Topology
+    plan: StepPlan
+    family: FamilyConfig
+    evaluator: Evaluator
+    clock: Clock
+    log: MetricsLog
+    samples: SamplesLog
+    recorder: Recorder
+    prompts: PromptStream
+    memory: Callable[[], dict[str, float]]
+    """Memory at the edges of generation since it was last asked."""
+    restarts: Callable[[], int]
+    """`Engine.num_restarts` of this rank."""
+    progress: Progress = field(default_factory=Progress)
+    _peak_flops: float = 0.0
+    _memory_told: bool = False
+    _restarts_before: int = 0
+    """Of earlier attempts."""
+
+    def state(self) -> dict[str, Any]:
+        """Progress and clock totals, JSON values."""
+        return {
+            "progress": asdict(self.progress),
+            "stage_s": self.clock.total_s,
+            "wall_s": self.clock.total_wall_s,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self.progress = Progress(**state["progress"])
+        self._restarts_before = self.progress.num_restarts
+        self.clock.restore(state["stage_s"], state["wall_s"])
+
+    def go_on_after(self, step: int) -> None:
+        """Drop what the logs hold beyond this step (-1: everything), left by an attempt that ended after it."""
+        self.log.restore(step)
+        self.samples.restore(step)
+        self.recorder.restore(step)
+
+    def start(self) -> None:
+        """Measure what matrix products reach here, the yardstick of the utilisation."""
+        here = device.current_device()
+        dtype = torch.bfloat16 if self.config.models.dtype == "bfloat16" else torch.float32
+        size = PEAK_SIZE[here.type]
+        self._peak_flops = measure_peak_flops(device.synchronize, here, dtype, size=size, repeats=3)
+        self.clock.lap()
+
+    def step(self, index: int, record: StepRecord | None) -> None:
+        """Evaluate when due, log the step (record None: the state before the first one). Collective."""
+        figures: dict[str, float] = {}
+        if record is not None:
+            figures |= step_figures(record, self._reduce, self.config.prm.beta)
+            figures |= {"data/epoch": self.prompts.epoch, "data/skipped_prompts": self.prompts.skipped}
+            self.progress.num_tokens += int(figures["step/tokens"])
+            if "prm/accuracy" in figures:
+                self.progress.prm_accuracies = [*self.progress.prm_accuracies, figures["prm/accuracy"]][-PRM_WINDOW:]
+            self._write_samples(index, record)
+            self._alarm(index, figures)
+        if self.evaluator.due(index, self.config.run.steps):
+            with self.clock("eval"):
+                evaluated = self.evaluator.evaluate()
+            if index == 0:
+                self.progress.accuracy_before = evaluated["eval/accuracy"]
+            self.progress.accuracy_after = evaluated["eval/accuracy"]
+            figures |= evaluated
+        self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
+        figures["engine/restarts"] = self.progress.num_restarts
+        figures |= (memory := self.memory())
+        times = self.clock.lap()
+        if record is not None:
+            figures |= self._speed(record, times.wall_s - _aside(times.stage_s))
+        self.log.log(index, figures | times.metrics())
+        if record is not None and not self._memory_told:
+            self._memory_told = True
+            self.log.message(memory_table(memory, self.topology.rank))
+
+    def finish(self) -> None:
+        """Write summary.json and print the closing table."""
+        if self.topology.rank != 0:
+            return
+        output = Path(self.config.run.output_dir)
+        stages = {stage: seconds for stage, seconds in self.clock.total_s.items() if stage not in ASIDE}
+        training_s = self.clock.total_wall_s - _aside(self.clock.total_s)
+        summary = Summary(
+            steps=self.config.run.steps,
+            seed=self.config.run.seed,
+            accuracy_before=self.progress.accuracy_before,
+            accuracy_after=self.progress.accuracy_after,
+            prm_accuracy=fmean(self.progress.prm_accuracies) if self.progress.prm_accuracies else None,
+            tokens_per_s=self.progress.num_tokens / training_s if training_s > 0 else None,
+            stage_seconds=stages,
+            wall_s=training_s,
+            engine_restarts=self.progress.num_restarts,
+            files=_written(output),
+        )
+        write_summary(output, summary)
+        print_summary(summary)
+
+    @property
+    def _reduce(self) -> Reduction:
+        return OverRanks(self.topology.data)
+
+    def _write_samples(self, index: int, record: StepRecord) -> None:
+        self.recorder.write(index, record.collected.groups)
+        if not self.samples.wants(index):
+            return
+        mine = sample_rows(record.batch.rollout, record.advantages) if self.topology.leads_model else []
+        self.samples.write(index, [row for rows in gather_all(mine) for row in rows])
+
+    def _alarm(self, index: int, figures: dict[str, float]) -> None:
+        default = 1e-3 if self.config.models.dtype == "float32" else 5e-2
+        threshold = self.config.rollout.logprob_alarm or default
+        gap = figures["engine/logprob_gap_mean"]
+        if gap > threshold:
+            self.log.warn(
+                f"step {index}: engine and trainer log-probs differ by {gap:.2e} on average, more than {threshold:.0e} "
+                "(rollout.logprob_alarm)"
+            )
+
+    def _speed(self, record: StepRecord, wall_s: float) -> dict[str, float]:
+        lengths = [
+            len(group.prompt.token_ids) + len(sample.token_ids)
+            for group in record.collected.groups
+            for sample in group.samples
+        ]
+        flops = self._model_flops(lengths)
+        return {
+            "speed/tokens_per_s": sum(lengths) / wall_s,
+            "speed/model_flops_per_s": flops / wall_s,
+            "speed/utilisation": flops / wall_s / (self._peak_flops * self.topology.sizes.world),
+        }
+
+    def _model_flops(self, lengths: list[int]) -> float:
+        """Of the step's passes, all models taken as large as the policy."""
+        family = self.family
+        one_forward = model_flops(
+            num_matmul_params=matmul_params(family),
+            num_layers=family.layers,
+            attention_width=family.heads * family.head_dim,
+            lengths=lengths,
+            num_forward=1,
+            num_backward=0,
+        )
+        return one_forward * self.plan.forwards
+
+
+def _aside(stage_s: Mapping[str, float]) -> float:
+    return sum(seconds for stage, seconds in stage_s.items() if stage in ASIDE)
+
+
+def _written(output: Path) -> tuple[str, ...]:
+    """What lies in the output folder, summary.json included, which is about to."""
+    names = {path.name for path in output.iterdir() if not path.name.startswith(".")} | {SUMMARY_FILE}
+    return tuple(str(output / name) for name in sorted(names))
+
+
+def matmul_params(family: FamilyConfig) -> int:
+    """Parameters that multiply every token: projections, feed-forward (active experts only), router and head."""
+    attention = 2 * family.hidden * (family.size("q") + family.size("kv"))
+    dense = 3 * family.hidden * family.ffn
+    sparse = 3 * family.hidden * family.expert_ffn * family.experts_per_token + family.hidden * family.experts
+    return family.layers * (attention + (sparse if family.experts else dense)) + family.hidden * family.vocab

@@ -1,0 +1,153 @@
+"""What a step tells: its metrics by name and its samples. Everything here is reduced over all ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prime_megatron.algo.metric_table import finish
+from prime_megatron.algo.process_reward import sequence_log_ratio
+from prime_megatron.algo.reduction import Reduction
+from prime_megatron.algo.statistics import (
+    Statistics,
+    advantage_statistics,
+    prm_statistics,
+    response_statistics,
+)
+from prime_megatron.mcore.role import Learning, TrainResult
+from prime_megatron.rollout.collect import Collected
+from prime_megatron.step.batch import StepBatch
+from prime_megatron.types import Advantages, RolloutBatch, Scores
+
+POLICY_STATS = {
+    "policy_loss": "policy/loss",
+    "clipped": "policy/clip_fraction",
+    "approx_kl": "policy/approx_kl",
+    "ratio": "policy/ratio_mean",
+    "entropy": "policy/entropy",
+    "ref_kl": "policy/kl_reference",
+}
+"""Sums that the fused policy loss keeps, and the token means they become."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Everything one step made."""
+
+    version: int
+    """Policy version that was trained in this step (before its update)."""
+    collected: Collected
+    batch: StepBatch
+    scores: Scores
+    advantages: Advantages
+    prm: TrainResult | None
+    policy: TrainResult
+    prm_after_T: Tensor | None = None
+    """The PRM's log-probs after its update, where they were made."""
+    critic: Learning | None = None
+
+    @property
+    def start_logprobs_T(self) -> Tensor:
+        """The policy before its update, float32 [T]: the first mini-batch's own forward, old log-probs beyond it."""
+        own_T = self.policy.logprobs.logprobs_T
+        if self.scores.old_logprobs_T is None:
+            return own_T
+        first = torch.zeros_like(self.batch.rollout.response_mask_T)
+        for micro in self.batch.policy[0].micro:
+            first[micro.source_S[micro.real_S]] = True
+        return torch.where(first, own_T, self.scores.old_logprobs_T)
+
+
+def step_figures(record: StepRecord, reduce: Reduction, beta: float) -> dict[str, float]:
+    """The step's metrics, the same on every rank. Collective over the data-parallel ranks."""
+    batch, scores = record.batch.rollout, record.scores
+    statistics = response_statistics(batch).merged(advantage_statistics(batch, record.advantages))
+    statistics = statistics.merged(_engine_gap(record))
+    if scores.prm_logprobs_T is not None:
+        # Before the update: the update's own forward, or the scores where there was no update (or one after them).
+        before_T = scores.prm_logprobs_T if record.prm is None else record.prm.logprobs.logprobs_T
+        statistics = statistics.merged(_prm(batch, before_T, scores.ref_logprobs_T, beta))
+    reduced = statistics.reduced(reduce)
+    figures = finish(reduced) | _engine_figures(reduced)
+    if record.prm_after_T is not None:
+        after = _prm(batch, record.prm_after_T, scores.ref_logprobs_T, beta).reduced(reduce)
+        figures |= {f"prm_after/{key.removeprefix('prm/')}": value for key, value in finish(after).items()}
+    figures |= _collected(record.collected) | _update("policy", record.policy)
+    figures["step/tokens"] = _num_tokens(record.collected)
+    figures |= {name: record.policy.stats[key] / record.policy.stats["num_tokens"]
+                for key, name in POLICY_STATS.items() if key in record.policy.stats}  # fmt: skip
+    if record.prm is not None:
+        figures |= _update("prm", record.prm)
+        figures["prm/loss"] = record.prm.stats["prm_loss"] / len(record.prm.updates)
+    if record.critic is not None:
+        sums = {key: torch.tensor(value, dtype=torch.float64) for key, value in record.critic.stats.items()}
+        figures |= _update("critic", record.critic) | finish(Statistics(sums, {}))
+    return {key: float(value) for key, value in figures.items()}
+
+
+def _prm(batch: RolloutBatch, prm_logprobs_T: Tensor, ref_logprobs_T: Tensor | None, beta: float) -> Statistics:
+    assert ref_logprobs_T is not None
+    q_N = sequence_log_ratio(
+        prm_logprobs_T, ref_logprobs_T, batch.response_mask_T, batch.sequence_T, batch.outcome_N.numel()
+    )
+    return prm_statistics(q_N, batch.outcome_N, batch.group_N, beta)
+
+
+def _engine_gap(record: StepRecord) -> Statistics:
+    """Engine against trainer on the tokens that the current policy made (older groups differ by design)."""
+    batch = record.batch.rollout
+    fresh_T = batch.response_mask_T & (batch.version_N == record.version)[batch.sequence_T]
+    gap_T = (record.start_logprobs_T - batch.engine_logprobs_T)[fresh_T].double()
+    sums = {
+        "engine_tokens": fresh_T.double().sum(),
+        "engine_gap_sum": gap_T.abs().sum(),
+        "engine_kl_sum": (torch.expm1(gap_T) - gap_T).sum(),
+    }
+    return Statistics(sums, {"engine_gap_max": torch.cat([gap_T.abs(), gap_T.new_zeros(1)]).max()})
+
+
+def _engine_figures(reduced: Statistics) -> dict[str, float]:
+    sums = reduced.sums
+    tokens = max(float(sums["engine_tokens"]), 1.0)
+    return {
+        "engine/tokens": float(sums["engine_tokens"]),
+        "engine/logprob_gap_mean": float(sums["engine_gap_sum"]) / tokens,
+        "engine/logprob_gap_max": float(reduced.maxima["engine_gap_max"]),
+        "engine/kl": float(sums["engine_kl_sum"]) / tokens,
+    }
+
+
+def _collected(collected: Collected) -> dict[str, float]:
+    tally = collected.tally
+    outcomes = [outcome for group in collected.generated for outcome in group.outcomes]
+    return {
+        "rollout/outcome": sum(outcomes) / max(len(outcomes), 1),
+        "rollout/pass_rate": tally.pass_rate,
+        "rollout/too_easy": tally.too_easy,
+        "rollout/too_hard": tally.too_hard,
+        "rollout/truncated_groups": tally.truncated,
+        "rollout/rounds": collected.rounds,
+        "rollout/carried_in": collected.carried_in,
+        "rollout/expired": collected.expired,
+        "rollout/verifier_errors": sum(
+            sample.verdict in ("error", "timeout") for group in collected.generated for sample in group.samples
+        ),
+    }
+
+
+def _num_tokens(collected: Collected) -> int:
+    """Prompt and response tokens of the batch, over all ranks."""
+    return sum(
+        len(group.prompt.token_ids) + len(sample.token_ids) for group in collected.groups for sample in group.samples
+    )
+
+
+def _update(role: str, result: Learning) -> dict[str, float]:
+    applied = [update for update in result.updates if update.applied]
+    return {
+        f"{role}/grad_norm": sum(update.grad_norm for update in result.updates) / len(result.updates),
+        f"{role}/lr": result.updates[-1].lr,
+        f"{role}/skipped_updates": len(result.updates) - len(applied),
+    }
