@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron.config import Estimator, SftConfig, TrainConfig
+from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
+from prime_megatron.run.check_models import check_models
 from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir
 
 
@@ -18,10 +19,7 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
     if config.models.policy.path is None:
         raise InputError("models.policy.path: is required; give the HF folder of the model to train")
-    models = [config.models.policy.path, config.models.prm.path, config.models.reference]
-    if config.advantage.estimator is Estimator.gae:
-        models.append(config.models.critic.path)
-    _check_models([path for path in models if path is not None], config.models.trust_remote_code)
+    _check_models(config, config.models.policy.path, config.models.trust_remote_code)
     _check_data((*config.data.train, *config.data.eval))
 
 
@@ -29,7 +27,7 @@ def check_sft_inputs(config: SftConfig, *, overwrite: bool) -> None:
     """As `check_train_inputs`, for supervised fine-tuning."""
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
     _check_output(config.run.output_dir, config.launch.nodes, None, overwrite, inputs)
-    _check_models([config.model], config.trust_remote_code)
+    _check_models(config, config.model, config.trust_remote_code)
     _check_data(config.data.train)
 
 
@@ -55,13 +53,12 @@ def _check_output(output_dir: str, nodes: int, resume: str | None, overwrite: bo
         check_output_dir(path, resume=resume, overwrite=overwrite)
 
 
-def _check_models(paths: list[str], trust_remote_code: bool) -> None:
+def _check_models(config: TrainConfig | SftConfig, folder: str, trust_remote_code: bool) -> None:
     # Imported here: transformers takes seconds, and config errors should not wait for it.
-    from prime_megatron.data.tokenizer import load_tokenizer, model_vocab_size
+    from prime_megatron.data.tokenizer import load_tokenizer
 
-    for path in paths[1:]:
-        model_vocab_size(path)
-    load_tokenizer(paths[0], trust_remote_code=trust_remote_code)
+    load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    check_models(config, config.launch.nodes * config.launch.processes_per_node)
 
 
 def _check_data(paths: tuple[str, ...]) -> None:

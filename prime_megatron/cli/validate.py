@@ -12,6 +12,7 @@ from prime_megatron.config import Estimator, KlPlace, ParallelConfig, PrmReferen
 from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config, needs_prm
 from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
 from prime_megatron.config.strict_yaml import parse_file
+from prime_megatron.run.check_models import check_models
 
 _EPILOG = """\
 examples:
@@ -29,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "validate",
         summary="check a config and show what it means; starts nothing",
-        description="Check a training or SFT config: no GPU, no process, no torch needed.",
+        description="Check a training or SFT config and its model folders: no GPU, no process, no weights needed.",
         epilog=_EPILOG,
     )
     add_config(parser, "YAML file")
@@ -51,12 +52,14 @@ def run(args: argparse.Namespace) -> int:
         sft = load_sft_config(args.config, args.overrides)
         world_size = _world_size(args.processes, sft)
         warnings = check_sft_config(sft, world_size)
+        check_models(sft, world_size)
         print(dump_yaml(sft), end="")
         comments = [_layout(sft.parallel, world_size), *_sft_memory(sft, world_size)]
     else:
         train = load_train_config(args.config, args.overrides)
         world_size = _world_size(args.processes, train)
         warnings = check_train_config(train, world_size)
+        check_models(train, world_size)
         print(dump_yaml(train), end="")
         comments = [_layout(train.parallel, world_size), _batch(train), *_train_memory(train, world_size)]
     for line in comments:

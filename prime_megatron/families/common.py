@@ -7,7 +7,7 @@ from typing import Any
 from prime_megatron.errors import InputError
 from prime_megatron.families.base import FamilyConfig, HfTensor, Rule, Split
 from prime_megatron.families.keys import Keys, check_unread
-from prime_megatron.families.rope import read_rope
+from prime_megatron.families.rotary_keys import read_rope
 
 _LAYER = "model.layers.{layer}."
 _DECODER = "decoder.layers.{layer}."

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
-from prime_megatron.families.frequencies import inverse_frequencies
 from prime_megatron.families.fused import View, fused_views
 from prime_megatron.families.megatron_layout import VALUE_HEAD, shard_map
+from prime_megatron.families.rope import inverse_frequencies
 from prime_megatron.parallel.topology import ParallelSizes
 
 INDEX = "model.safetensors.index.json"

@@ -18,8 +18,8 @@ from torch import Tensor
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.device import current_device
 from prime_megatron.families import FamilyConfig
-from prime_megatron.families.frequencies import attention_factor, inverse_frequencies
 from prime_megatron.families.megatron_layout import check_layout, padded_vocab
+from prime_megatron.families.rope import attention_factor, inverse_frequencies
 from prime_megatron.mcore.cpu.norm import RMSNorm
 from prime_megatron.mcore.cpu.rotary import rotary_table
 from prime_megatron.mcore.packed import Packed

@@ -89,7 +89,7 @@ class Role:
         self.folder = folder
         self.topology = topology
         self.parallel = parallel
-        self.family: FamilyConfig = read_config(folder)
+        self.family: FamilyConfig = read_config(folder, value_head=value_head)
         self.logprob_impl = logprob_impl
         self.chunks: list[nn.Module] = build_model(
             self.family, topology, parallel, dtype, wrap_ddp=optimizer is not None, value_head=value_head

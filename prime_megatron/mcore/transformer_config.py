@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.families import FamilyConfig
+from prime_megatron.families.base import RopeScaling
 from prime_megatron.families.megatron_layout import padded_groups
 from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.topology import ParallelSizes
@@ -75,13 +76,17 @@ def transformer_config(
     if config.experts:
         kwargs.update(_moe(config, te))
     made = TransformerConfig(**kwargs)
-    scaling = config.rope_scaling
+    _set_attention_factor(made, config.rope_scaling)
+    return made
+
+
+def _set_attention_factor(made: TransformerConfig, scaling: RopeScaling | None) -> None:
+    """For Transformer Engine's layers: upstream multiplies cosines and sines by 0.1 mscale ln(scaling factor) + 1
+    where these are set."""
     if scaling is not None and scaling.attention_factor != 1.0:
-        # Upstream multiplies cosines and sines by 0.1 mscale ln(scaling factor) + 1 where these are set.
         made.yarn_rotary_scaling_factor = math.e
         made.yarn_mscale = 10.0 * (scaling.attention_factor - 1.0)
         made.yarn_mscale_all_dim = 0.0
-    return made
 
 
 def _windowed(config: FamilyConfig) -> list[int]:

@@ -10,6 +10,7 @@ from prime_megatron.data.stream import PromptStream, eval_prompts
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.read import read_config
+from prime_megatron.run.check_models import compare_models
 from prime_megatron.run.models import policy_folder_of
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Verifiers
@@ -34,6 +35,7 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
         InputError: a folder, a file, a row or an ability that cannot be used.
     """
     folder = policy_folder_of(config)
+    compare_models(config)
     family = read_config(folder)
     tokenizer = load_tokenizer(folder, family.vocab, trust_remote_code=config.models.trust_remote_code)
     rows = read_prompt_rows(config.data.train, config.data.system_prompt)

@@ -42,7 +42,8 @@ class Roles:
 
 
 def build_roles(config: TrainConfig, topology: Topology, plan: StepPlan) -> Roles:
-    """Load the models that the plan needs, each once."""
+    """Load the models that the plan needs, each once. Raises InputError: transformers, and so the engine, would read
+    another model in one of the folders."""
     policy_folder = policy_folder_of(config)
     prm_folder = config.models.prm.path or policy_folder
     reference_folder = config.models.reference or prm_folder

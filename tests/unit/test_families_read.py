@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from prime_megatron.errors import InputError
-from prime_megatron.families.frequencies import inverse_frequencies
 from prime_megatron.families.read import read_config
+from prime_megatron.families.rope import inverse_frequencies
 
 # As published: keys that transformers has defaults for are left out.
 QWEN25: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
     "hidden_act": "silu",
     "hidden_size": 1536,
     "intermediate_size": 8960,
@@ -33,6 +34,7 @@ QWEN25: dict[str, Any] = {
 }
 LLAMA31: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "hidden_act": "silu",
     "hidden_size": 4096,
     "intermediate_size": 14336,
