@@ -122,21 +122,6 @@ class Engine(Protocol):
         ...
 
 
-def end_token_ids(model_path: str, trust_remote_code: bool = False) -> tuple[int, ...]:
-    """The tokens that end a response: those of generation_config.json where it exists, else of config.json."""
-    from transformers import AutoConfig, GenerationConfig  # seconds, for every process that only wants the types
-
-    try:
-        end = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:
-        end = None
-    if end is None:
-        end = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code).eos_token_id
-    if end is None:
-        return ()
-    return (end,) if isinstance(end, int) else tuple(end)
-
-
 def check_lengths(requests: Sequence[Request], max_tokens: int) -> None:
     """Raises InputError for a request that an engine of ``max_tokens`` cannot hold."""
     for request in requests:
