@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from prime_megatron.checkpoint.contents import Contents, changed_parts
 from prime_megatron.errors import InputError
 
 FREE = (
@@ -21,21 +22,33 @@ FIXED = ("parallel.distributed_optimizer",)
 """Keys of free sections that may not differ: the optimizer's state is saved in another form."""
 
 
-def check_same_run(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse a config that would change what the run means.
+def check_same_run(
+    saved: dict[str, Any], now: dict[str, Any], held: Contents | None = None, holds: Contents | None = None
+) -> None:
+    """Refuse a config, or models and data, that would change what the run means.
+
+    A folder or a file may lie elsewhere where its content is the same; one whose content is not is refused wherever it
+    lies.
 
     Args:
         saved: the checkpoint's config, as ``TrainConfig.model_dump(mode="json")``.
         now: the config to continue with.
+        held: what the checkpoint says of the content of its models and data; None: nothing.
+        holds: their content now.
 
     Raises:
         InputError: one line for every key that differs and may not.
     """
+    held, holds = held or {}, holds or {}
+    by_content = held.keys() & holds.keys()
     lines = [
         f"  {key}: {_show(before)} -> {_show(after)}"
         for key, before, after in differences(saved, now)
-        if not _is_free(key)
+        if not _is_free(key) and key not in by_content
     ]
+    for key in sorted(by_content):
+        if changed := changed_parts(held[key], holds[key]):
+            lines.append(f"  {key}: the content is not what it was ({', '.join(changed)})")
     lines += _steps(saved, now)
     if lines:
         raise InputError(
