@@ -6,6 +6,7 @@ is covered as soon as it is listed.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,15 @@ def facts_of(config: Any) -> dict[str, Any]:
         facts[name] = getattr(config, name)
     head_dim = getattr(config, "head_dim", None)
     facts["head_dim"] = facts["hidden_size"] // facts["num_attention_heads"] if head_dim is None else head_dim
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 0
-    facts["experts"] = experts
+    declared = {field.name for field in dataclasses.fields(config)}
+    sparse = [name for name in ("num_local_experts", "num_experts") if name in declared]
+    experts = facts["experts"] = getattr(config, sparse[0]) if sparse else 0
     if experts:
         facts["num_experts_per_tok"] = config.num_experts_per_tok
-        facts["moe_intermediate_size"] = getattr(config, "moe_intermediate_size", config.intermediate_size)
-        facts["norm_topk_prob"] = getattr(config, "norm_topk_prob", True)
+        facts["moe_intermediate_size"] = (
+            config.moe_intermediate_size if "moe_intermediate_size" in declared else config.intermediate_size
+        )
+        facts["norm_topk_prob"] = config.norm_topk_prob if "norm_topk_prob" in declared else True
     else:
         facts["intermediate_size"] = config.intermediate_size
     facts["windows by layer"] = _windows(config)

@@ -63,7 +63,7 @@ def common_config(
         max_positions=max_positions,
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=keys.number("rms_norm_eps"),
+        norm_eps=keys.real("rms_norm_eps"),
         tied=keys.flag("tie_word_embeddings"),
         qkv_bias=qkv_bias,
         output_bias=output_bias,

@@ -28,7 +28,7 @@ class Keys:
         """The key's value or default; None only for a nullable key."""
         if key not in self.raw:
             if key not in self.defaults:
-                raise InputError(f"{self.place}{key} is missing")
+                raise InputError(f"key {self.place + key!r} is missing")
             return self.defaults[key]
         if self.raw[key] is None and key not in self.nullable:
             raise InputError(f"{self.place}{key} is null; give a value" + self._or_default(key))
@@ -53,9 +53,12 @@ class Keys:
             self.refuse(key, "a number above 0")
         return float(value)
 
-    def weight(self, key: str) -> float:
-        """A finite number, 0 or more."""
-        return 0.0 if self.value(key) == 0 and not isinstance(self.value(key), bool) else self.number(key)
+    def real(self, key: str, *, zero: bool = False) -> float:
+        """A number above 0 (or 0) with a decimal point: transformers takes no whole number there."""
+        value = self.value(key)
+        if not isinstance(value, float) or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+            self.refuse(key, f"a number {'from' if zero else 'above'} 0 with a decimal point")
+        return value
 
     def flag(self, key: str) -> bool:
         """true or false."""
@@ -98,13 +101,29 @@ def check_unread(keys: Keys, vocab: int) -> None:
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = keys.raw.get(key)
         many = key == "eos_token_id" and isinstance(value, list)
-        for one in value if many else [value]:
-            if one is not None and (isinstance(one, bool) or not isinstance(one, int)):
+        for one in value if many else [] if value is None else [value]:
+            if isinstance(one, bool) or not isinstance(one, int):
                 raise InputError(f"{key} = {_show(value)} is not a token id (a whole number)")
     pad = keys.raw.get("pad_token_id")
     if pad is not None and not -vocab <= pad < vocab:
         raise InputError(f"pad_token_id = {pad} is outside the vocabulary of {vocab}")
-    keys.unset("per_layer_config", "every layer has one shape here")
+    if keys.raw.get("per_layer_config") is not None:
+        raise InputError("per_layer_config is not supported: every layer has one shape here")
+    for key, kinds in _UNREAD.items():
+        value = keys.raw.get(key)
+        if key in keys.raw and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise InputError(f"{key} = {_show(value)} is not what transformers reads there")
+
+
+_UNREAD: dict[str, tuple[type, ...]] = {
+    "use_cache": (bool,),
+    "output_router_logits": (bool,),
+    "initializer_range": (float,),
+    "attention_dropout": (int, float),
+    "router_jitter_noise": (float,),
+    "pretraining_tp": (int, type(None)),
+}
+"""Keys that do not change what is computed here, and their types."""
 
 
 def _show(value: Any) -> str:

@@ -27,7 +27,7 @@ def parse(keys: Keys) -> FamilyConfig:
         experts=number_of_experts(keys),
         experts_per_token=keys.whole("num_experts_per_tok"),
         expert_ffn=keys.whole("intermediate_size"),
-        router_aux_coef=keys.weight("router_aux_loss_coef"),
+        router_aux_coef=keys.real("router_aux_loss_coef", zero=True),
     )
 
 

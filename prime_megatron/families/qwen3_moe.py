@@ -35,7 +35,7 @@ def parse(keys: Keys) -> FamilyConfig:
         experts_per_token=keys.whole("num_experts_per_tok"),
         expert_ffn=keys.whole("moe_intermediate_size"),
         normalize_expert_weights=keys.flag("norm_topk_prob"),
-        router_aux_coef=keys.weight("router_aux_loss_coef"),
+        router_aux_coef=keys.real("router_aux_loss_coef", zero=True),
     )
 
 

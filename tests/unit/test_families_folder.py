@@ -99,7 +99,7 @@ def test_truncated_single_file(folder: Path) -> None:
 
 def test_tensor_missing_from_index(folder: Path) -> None:
     _edit_index(folder, **{"model.norm.weight": None})
-    assert "tensor model.norm.weight is missing, though config.json" in _error(folder)
+    assert f"{folder / 'b.safetensors'}: tensor model.norm.weight is not in {INDEX}" in _error(folder)
 
 
 def test_tensor_missing_from_file(folder: Path) -> None:
