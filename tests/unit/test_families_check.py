@@ -50,7 +50,8 @@ OWN: dict[str, Any] = {
     "rope_theta": st.sampled_from([1e6, 10000, None, "1e4", 0.0, True]),
     "original_max_position_embeddings": st.sampled_from([16, None, "16"]),
     "layer_types": st.sampled_from([
-        None, "full", ["full_attention"] * 2, ["sliding_attention", "full_attention"], ["full_attention"], ["other"] * 2,
+        None, "full", ["full_attention"] * 2, ["sliding_attention", "full_attention"], ["full_attention"],
+        ["other"] * 2,
     ]),
     "sliding_window": st.sampled_from([None, 4, 0, "4", True]),
     "use_sliding_window": st.sampled_from([True, False, None, 1]),
