@@ -30,7 +30,7 @@ from transformers import (
 from prime_megatron.errors import InputError
 from prime_megatron.rollout.embedded.dense import DenseDecoder
 from prime_megatron.rollout.embedded.engine import EmbeddedEngine
-from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, end_token_ids
+from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling
 from prime_megatron.rollout.sampling import EVAL, SampleKey, draw, inverse_cdf, nucleus, uniforms
 from prime_megatron.types import Bucket
 
@@ -44,7 +44,8 @@ SIZES = {
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 WINDOW = 6
 """Less than most prompts with their answers have."""
-MODELS = ["qwen2-tied", "llama-untied", "granite", "qwen3-moe", "mixtral", "mistral-window", "qwen2-half-window"]
+MODELS = ["qwen2-tied", "llama-untied", "granite", "qwen3-moe", "mixtral", "mistral-window", "qwen2-half-window",
+          "llama-biases-yarn"]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -67,6 +68,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         window = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
         model = Qwen2ForCausalLM(Qwen2Config(**window, **SIZES))
         assert model.config.layer_types == ["full_attention", "sliding_attention"]
+    elif request.param == "llama-biases-yarn":
+        yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 8}
+        config = LlamaConfig(attention_bias=True, mlp_bias=True, rope_parameters=yarn, **SIZES)
+        model = LlamaForCausalLM(config)
+        assert DenseDecoder.supports(model)
     else:
         model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **SIZES))
     with torch.no_grad():
@@ -225,7 +231,6 @@ def test_refuses(model: PreTrainedModel, tmp_path) -> None:
         EmbeddedEngine(
             str(tmp_path), end_token_ids=(), device=torch.device("cpu"), dtype=torch.float32, max_concurrent=1
         )
-    assert end_token_ids(model.name_or_path) == (1,)
 
 
 def test_uniform_streams() -> None:
