@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-import time
+from typing import Literal
 
 import torch
 
@@ -17,7 +17,7 @@ def current_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
 
 
-def backend_name() -> str:
+def backend_name() -> Literal["gloo", "nccl"]:
     """torch.distributed backend for tensors on `current_device()`."""
     return "nccl" if on_gpu() else "gloo"
 
@@ -96,35 +96,3 @@ def has_triton() -> bool:
     except ImportError:
         return False
     return True
-
-
-class Timer:
-    """Seconds between `start` and `stop`: device events on a GPU (no synchronisation until read), wall clock on CPU."""
-
-    def __init__(self) -> None:
-        self._marks: list[torch.cuda.Event | float] = []
-
-    def start(self) -> None:
-        """Begin a new interval."""
-        self._marks = [self._mark()]
-
-    def stop(self) -> None:
-        """End the interval begun by `start`."""
-        assert len(self._marks) == 1, "stop without start"
-        self._marks.append(self._mark())
-
-    def elapsed_s(self) -> float:
-        """Seconds of the last interval; waits for the device to reach its end."""
-        begin, end = self._marks
-        if isinstance(begin, float):
-            return end - begin
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
-
-    @staticmethod
-    def _mark() -> "torch.cuda.Event | float":
-        if not on_gpu():
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event

@@ -94,7 +94,7 @@ class SftTrainer:
         num_tokens = sum(len(group.prompt.token_ids) + len(group.samples[0].token_ids) for group in groups)
         (update,) = result.updates
         return {
-            "sft/loss": result.stats["nll"] / result.stats["num_tokens"],
+            "sft/loss": result.stats["sft_loss_sum"] / result.stats["sft_num_tokens"],
             "sft/grad_norm": update.grad_norm,
             "sft/lr": update.lr,
             "sft/skipped_updates": float(not update.applied),

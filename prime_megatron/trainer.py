@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from prime_megatron.algo.advantage import compute_advantages
-from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.prm_loss import sibling_terms
-from prime_megatron.algo.process_reward import log_ratio, process_rewards, sequence_log_ratio
-from prime_megatron.config import KlPlace, TrainConfig, UpdateOrder
+from prime_megatron.algo.process_reward import sequence_log_ratio
+from prime_megatron.config import TrainConfig, UpdateOrder
 from prime_megatron.errors import ExitCode, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
 from prime_megatron.run.assemble import Parts, open_parts
+from prime_megatron.step.advantages import step_advantages
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.losses import critic_loss, policy_loss, prm_loss
 from prime_megatron.step.metrics import StepRecord
@@ -91,7 +90,7 @@ class PrimeTrainer:
         with clock("prm"):
             scores, prm = self.update_prm(batch, scores)
         with clock("advantage"):
-            advantages = self.credit(batch, scores)
+            advantages = step_advantages(self.config, batch.rollout, scores, parts.reduce)
         with clock("policy"):
             policy = self.update_policy(batch, scores, advantages)
         critic = None
@@ -148,27 +147,6 @@ class PrimeTrainer:
                 return scores, self._train_prm(batch, scores)
             case UpdateOrder.none:
                 return scores.with_prm(self._logprobs(self.parts.roles.prm, batch, batch.prm)), None
-
-    def credit(self, batch: StepBatch, scores: Scores) -> Advantages:
-        """Process rewards and outcomes to advantages; reductions run over all data-parallel ranks."""
-        config, rollout, reduce = self.config, batch.rollout, self.parts.reduce
-        rewards = ratio = kl = None
-        if self.plan.prm:
-            rewards = process_rewards(rollout, scores.prm_logprobs_T, scores.ref_logprobs_T, config.prm, reduce)
-            ratio = log_ratio(scores.prm_logprobs_T, scores.ref_logprobs_T, rollout.response_mask_T)
-        if self.plan.policy_reference and config.policy.kl_place is KlPlace.reward:
-            estimate = kl_estimate(scores.old_logprobs_T, scores.policy_ref_logprobs_T, config.policy.kl_estimator)
-            kl = config.policy.kl_coef * estimate
-        return compute_advantages(
-            rollout,
-            rewards,
-            config.advantage,
-            config.prm,
-            reduce,
-            values_T=scores.values_T,
-            log_ratio_T=ratio,
-            kl_T=kl,
-        )
 
     def update_critic(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> Learning:
         """The clipped value loss towards gae's returns, one optimizer step per mini-batch."""

@@ -17,7 +17,7 @@ Example, one prompt [5, 6] with two responses [7, 8] and [9]:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,9 @@ class Prompt:
     ground_truth: str
     data_source: str = ""
     text: str = ""
-    """The prompt as the model reads it, for samples.jsonl."""
+    """The prompt as the model reads it, for samples.jsonl and custom rewards."""
+    extra_info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The row's extra_info, JSON values, for custom rewards."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,14 @@ class Sample:
     """"stop" (end of sequence) or "length" (cut at the limit)."""
     version: int
     """Policy version (number of updates) of the weights that made it."""
-    text: str = ""
+    text: str | None = None
+    """The response as text, on the rank that decoded it to verify it; None on the others."""
     outcome: float = 0.0
     """Verified reward in [0, 1]."""
     verdict: str = ""
-    reason: str = ""
+    """One of ``verify.VERDICTS``."""
+    reason: str | None = None
+    """Why, in a line for a person; where the text is."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,6 @@ class PackedSequences:
         cu_seqlens       0 3 6 8
         positions_S      0 1 2 | 0 1 2 | 0 1
         source_S         0 1 2 | 3 4 -1 | -1 -1
-        real_cu_seqlens  0 3 5
     """
 
     tokens_S: Tensor  # int64
@@ -151,7 +155,6 @@ class PackedSequences:
     response_mask_S: Tensor  # bool
     source_S: Tensor  # int64, index of the token in the batch; -1 on padding
     sequence_index: Tensor  # int64 [num_sequences], indices of the real sequences in the batch
-    real_cu_seqlens: Tensor  # int64 [num_sequences + 1], bounds once padding is taken out
     max_seqlen: int
 
     @property
@@ -161,7 +164,7 @@ class PackedSequences:
 
     @property
     def real_S(self) -> Tensor:
-        """bool [S], true on tokens of the batch: `x_S[packed.real_S]` lines up with real_cu_seqlens."""
+        """bool [S], true on tokens of the batch, false on padding."""
         return self.source_S >= 0
 
     def gather(self, values_T: Tensor) -> Tensor:
@@ -235,5 +238,4 @@ class Bucket:
 
     names: Sequence[str]
     tensors: Sequence[Tensor]
-    nbytes: int
     version: int

@@ -10,13 +10,14 @@ advantage.process_weight=0, from the same warmed-up model; evaluates the held-ou
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from prime_megatron.metrics.jsonl import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "examples/quickstart/prime.yaml"
@@ -45,7 +46,7 @@ def run(method: str, seed: int, output: Path, overrides: list[str]) -> Curve:
     command += [f"run.output_dir={folder}", "checkpoint.export_final=false", "checkpoint.save_final=false"]
     print(f"== {method}, seed {seed}", flush=True)
     subprocess.run([*command, *METHODS[method], *overrides, "--overwrite"], cwd=ROOT, check=True)
-    rows = [json.loads(line) for line in (ROOT / folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_jsonl(ROOT / folder / "metrics.jsonl")
     evaluated = [row for row in rows if "eval/accuracy" in row]
     pairs = [row["prm/pair_accuracy"] for row in rows if isinstance(row.get("prm/pair_accuracy"), float)]
     return Curve(

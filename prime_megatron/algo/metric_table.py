@@ -1,92 +1,154 @@
-"""Names and definitions of the metrics made from reduced statistics; metrics whose sums are absent are left out."""
+"""The metrics made from reduced statistics: name, definition, unit and meaning. Without its sums a metric is left out.
+
+The metrics that no statistic is needed for are in ``metrics.table``; docs/reference/metrics.md is made of both.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from prime_megatron.algo.statistics import Statistics
 
-RATIOS: tuple[tuple[str, str, str], ...] = (
-    # metric, sum, count
-    ("response/length_mean", "response_length_sum", "num_sequences"),
-    ("response/truncated", "response_truncated_sum", "num_sequences"),
-    ("prompt/length_mean", "prompt_length_sum", "num_sequences"),
-    ("outcome/mean", "outcome_sum", "num_sequences"),
-    ("outcome/full", "outcome_full_sum", "num_sequences"),
-    ("outcome/zero", "outcome_zero_sum", "num_sequences"),
-    ("outcome/group_informative", "group_informative_sum", "num_groups"),
-    ("outcome/group_solved", "group_solved_sum", "num_groups"),
-    ("prm/accuracy", "prm_right_sum", "prm_sequences"),
-    ("prm/ce", "prm_ce_sum", "prm_sequences"),
-    ("prm/brier", "prm_brier_sum", "prm_sequences"),
-    ("prm/pair_accuracy", "prm_pair_accuracy_sum", "prm_pair_groups"),
-    ("prm/probability_mean", "prm_probability_sum", "prm_sequences"),
-    ("prm/log_ratio_mean", "prm_log_ratio_sum", "prm_sequences"),
-    ("prm/loss", "prm_loss_sum", "prm_num"),
-    ("prm/train_accuracy", "prm_correct_sum", "prm_num"),
-    ("process_reward/sequence_mean", "process_sequence_mean_sum", "advantage_sequences"),
-    ("process_reward/total_mean", "process_total_sum", "advantage_sequences"),
-    ("process_reward/mean", "process_reward_sum", "advantage_tokens"),
-    ("return/mean", "return_sum", "advantage_tokens"),
-    ("advantage/mean", "advantage_sum", "advantage_tokens"),
-    ("policy/pg_loss", "policy_pg_loss_sum", "policy_num_tokens"),
-    ("policy/clip_low", "policy_clip_low_sum", "policy_num_tokens"),
-    ("policy/clip_high", "policy_clip_high_sum", "policy_num_tokens"),
-    ("policy/approx_kl", "policy_kl_old_sum", "policy_num_tokens"),
-    ("policy/ratio_mean", "policy_ratio_sum", "policy_num_tokens"),
-    ("policy/entropy", "policy_entropy_sum", "policy_num_tokens"),
-    ("policy/kl_reference", "policy_kl_ref_sum", "policy_num_tokens"),
-    ("policy/importance_weight", "policy_weight_sum", "policy_num_tokens"),
-    ("policy/importance_capped", "policy_weight_capped_sum", "policy_num_tokens"),
-    ("policy/engine_difference", "engine_difference_sum", "policy_num_tokens"),
-    ("critic/loss", "value_loss_sum", "value_num_tokens"),
-    ("critic/clipped", "value_clipped_sum", "value_num_tokens"),
-    ("critic/value_mean", "value_sum", "value_num_tokens"),
-    ("critic/error", "value_error_sum", "value_num_tokens"),
+
+@dataclass(frozen=True)
+class Ratio:
+    """A mean or a share: total / count, both keys of reduced sums."""
+
+    name: str
+    total: str
+    count: str
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A population standard deviation, from the sums <moments>_sum and <moments>_square_sum."""
+
+    name: str
+    moments: str
+    count: str
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """<name>max and <name>min, from the maxima <key>_max and <key>_negated_min."""
+
+    name: str
+    key: str
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A metric that ``finish`` makes of several sums."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+_SEQUENCES, _TOKENS, _PRM = "num_sequences", "advantage_tokens", "prm_sequences"
+_POLICY, _VALUE, _IMPORTANCE = "policy_num_tokens", "value_num_tokens", "importance_tokens"
+
+RATIOS = (
+    Ratio("response/length_mean", "response_length_sum", _SEQUENCES, "tokens", "Length of a response."),
+    Ratio("response/truncated", "response_truncated_sum", _SEQUENCES, "share", "Responses cut at the length limit."),
+    Ratio("prompt/length_mean", "prompt_length_sum", _SEQUENCES, "tokens", "Length of a prompt."),
+    Ratio("outcome/mean", "outcome_sum", _SEQUENCES, "1", "Outcome of the responses that are trained on."),
+    Ratio("outcome/full", "outcome_full_sum", _SEQUENCES, "share", "Responses of outcome 1."),
+    Ratio("outcome/zero", "outcome_zero_sum", _SEQUENCES, "share", "Responses of outcome 0."),
+    Ratio("outcome/group_informative", "group_informative_sum", "num_groups", "share",
+          "Prompts whose responses differ in outcome."),
+    Ratio("outcome/group_solved", "group_solved_sum", "num_groups", "share", "Prompts with a response of outcome 1."),
+    Ratio("prm/accuracy", "prm_right_sum", _PRM, "share",
+          "Responses whose Q = sum_t (log PRM - log reference) has the sign of outcome - 1/2, before the update; Q = 0 "
+          "counts one half."),
+    Ratio("prm/ce", "prm_ce_sum", _PRM, "nats", "Cross-entropy of sigmoid(beta Q) against the outcome."),
+    Ratio("prm/brier", "prm_brier_sum", _PRM, "1", "Squared difference of sigmoid(beta Q) and the outcome."),
+    Ratio("prm/pair_accuracy", "prm_pair_accuracy_sum", "prm_pair_groups", "share",
+          "Pairs of a prompt's responses with different outcomes that Q orders alike, over prompts with such a pair."),
+    Ratio("prm/probability_mean", "prm_probability_sum", _PRM, "1", "sigmoid(beta Q)."),
+    Ratio("prm/log_ratio_mean", "prm_log_ratio_sum", _PRM, "nats", "Q."),
+    Ratio("prm/loss", "prm_loss_sum", "prm_updates", "nats",
+          "The loss that the PRM learns from (prm.loss), the mean over its mini-batches."),
+    Ratio("process_reward/sequence_mean", "process_sequence_mean_sum", "advantage_sequences", "1",
+          "Mean over responses of the mean process reward in each."),
+    Ratio("process_reward/total_mean", "process_total_sum", "advantage_sequences", "1",
+          "Process rewards summed over a response."),
+    Ratio("process_reward/mean", "process_reward_sum", _TOKENS, "1", "Process reward of a response token."),
+    Ratio("return/mean", "return_sum", _TOKENS, "1", "Return of a response token, before whitening."),
+    Ratio("advantage/mean", "advantage_sum", _TOKENS, "1", "Advantage of a response token."),
+    Ratio("policy/loss", "policy_loss_sum", _POLICY, "1",
+          "PPO's clipped loss, importance weights included, entropy and KL terms not."),
+    Ratio("policy/clip_low", "policy_clip_low_sum", _POLICY, "share",
+          "Tokens without a gradient because the ratio is below 1 - clip_low and the advantage negative."),
+    Ratio("policy/clip_high", "policy_clip_high_sum", _POLICY, "share",
+          "Tokens without a gradient because the ratio is above 1 + clip_high and the advantage positive."),
+    Ratio("policy/beyond_clamp", "policy_beyond_clamp_sum", _POLICY, "share",
+          "Tokens whose ratio is held at e^20, which have no gradient either."),
+    Ratio("policy/approx_kl", "policy_kl_old_sum", _POLICY, "nats",
+          "KL(old policy || policy), estimator k3: ratio - 1 - log ratio."),
+    Ratio("policy/ratio_mean", "policy_ratio_sum", _POLICY, "1", "Probability ratio policy / old policy."),
+    Ratio("policy/entropy", "policy_entropy_sum", _POLICY, "nats", "Entropy of the policy's next-token distribution."),
+    Ratio("policy/kl_reference", "policy_kl_ref_sum", _POLICY, "nats",
+          "KL(policy || reference), estimator policy.kl_estimator; with policy.kl_place loss."),
+    Ratio("policy/importance_weight", "importance_weight_sum", _IMPORTANCE, "1",
+          "min(trainer's probability / engine's, policy.importance_cap); with a cap."),
+    Ratio("policy/importance_capped", "importance_capped_sum", _IMPORTANCE, "share",
+          "Tokens whose importance weight the cap cuts; with a cap."),
+    Ratio("critic/loss", "value_loss_sum", _VALUE, "1", "The critic's clipped squared error, halved."),
+    Ratio("critic/clipped", "value_clipped_sum", _VALUE, "share", "Tokens whose value the clip holds."),
+    Ratio("critic/value_mean", "value_sum", _VALUE, "1", "Value of the text before a response token."),
+    Ratio("critic/error", "value_error_sum", _VALUE, "1", "Absolute difference of value and return."),
+)  # fmt: skip
+SPREADS = (
+    Spread("response/length_std", "response_length", _SEQUENCES, "tokens", "Deviation of response/length_mean."),
+    Spread("outcome/std", "outcome", _SEQUENCES, "1", "Deviation of outcome/mean."),
+    Spread("prm/log_ratio_std", "prm_log_ratio", _PRM, "nats", "Deviation of prm/log_ratio_mean."),
+    Spread("process_reward/total_std", "process_total", "advantage_sequences", "1",
+           "Deviation of process_reward/total_mean."),
+    Spread("process_reward/std", "process_reward", _TOKENS, "1", "Deviation of process_reward/mean."),
+    Spread("return/std", "return", _TOKENS, "1", "Deviation of return/mean."),
+    Spread("advantage/std", "advantage", _TOKENS, "1", "Deviation of advantage/mean."),
+    Spread("policy/ratio_std", "policy_ratio_shift", _POLICY, "1", "Deviation of policy/ratio_mean."),
+)  # fmt: skip
+EXTREMES = (
+    Extreme("response/length_", "response_length", "tokens", "response length"),
+    Extreme("prompt/length_", "prompt_length", "tokens", "prompt length"),
+    Extreme("process_reward/", "process_reward", "1", "process reward of a response token"),
+    Extreme("return/", "return", "1", "return of a response token"),
+    Extreme("advantage/", "advantage", "1", "advantage of a response token"),
 )
-SPREADS: tuple[tuple[str, str, str], ...] = (
-    # metric, name of the moments, count
-    ("response/length_std", "response_length", "num_sequences"),
-    ("outcome/std", "outcome", "num_sequences"),
-    ("prm/log_ratio_std", "prm_log_ratio", "prm_sequences"),
-    ("process_reward/total_std", "process_total", "advantage_sequences"),
-    ("process_reward/std", "process_reward", "advantage_tokens"),
-    ("return/std", "return", "advantage_tokens"),
-    ("advantage/std", "advantage", "advantage_tokens"),
-    ("policy/ratio_std", "policy_ratio", "policy_num_tokens"),
-)
-EXTREMES: tuple[tuple[str, str], ...] = (
-    ("response/length", "response_length"),
-    ("prompt/length", "prompt_length"),
-    ("process_reward/", "process_reward"),
-    ("return/", "return"),
-    ("advantage/", "advantage"),
-)
+DERIVED = (
+    Derived("policy/clip_fraction", "share", "policy/clip_low + policy/clip_high."),
+    Derived("prm/calibration_error", "1",
+            "Expected calibration error: sum over 10 bins of (n_b / N) |mean probability - mean outcome|."),
+    Derived("critic/explained_variance", "1", "1 - mean((return - value)^2) / var(return)."),
+)  # fmt: skip
 
 
 def finish(statistics: Statistics) -> dict[str, float]:
-    """Named metrics of reduced statistics; nan where a count is 0.
-
-    Standard deviations are the population's. ``policy/clip_fraction`` adds both bounds. ``prm/calibration_error`` is
-    the expected calibration error, sum over bins of (n_b / N) * |mean probability - mean outcome|.
-    ``critic/explained_variance`` is 1 - mean((R - V)^2) / var(R).
-    """
+    """Named metrics of reduced statistics; nan where a count is 0."""
     sums, maxima = statistics.sums, statistics.maxima
     metrics: dict[str, float] = {}
-    for name, total, count in RATIOS:
-        if total in sums:
-            metrics[name] = _ratio(float(sums[total]), float(sums[count]))
-    for name, moments, count in SPREADS:
-        if f"{moments}_square_sum" in sums:
-            metrics[name] = math.sqrt(_variance(sums, moments, float(sums[count])))
-    for name, key in EXTREMES:
-        if f"{key}_max" in maxima:
-            join = "" if name.endswith("/") else "_"
-            metrics[f"{name}{join}max"] = _finite(float(maxima[f"{key}_max"]))
-            metrics[f"{name}{join}min"] = _finite(-float(maxima[f"{key}_negated_min"]))
+    for ratio in RATIOS:
+        if ratio.total in sums:
+            metrics[ratio.name] = _ratio(float(sums[ratio.total]), float(sums[ratio.count]))
+    for spread in SPREADS:
+        if f"{spread.moments}_square_sum" in sums:
+            metrics[spread.name] = math.sqrt(_variance(sums, spread.moments, float(sums[spread.count])))
+    for extreme in EXTREMES:
+        if f"{extreme.key}_max" in maxima:
+            metrics[f"{extreme.name}max"] = _finite(float(maxima[f"{extreme.key}_max"]))
+            metrics[f"{extreme.name}min"] = _finite(-float(maxima[f"{extreme.key}_negated_min"]))
     if "policy_clip_low_sum" in sums:
         metrics["policy/clip_fraction"] = metrics["policy/clip_low"] + metrics["policy/clip_high"]
     if "prm_bin_count" in sums:

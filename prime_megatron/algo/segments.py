@@ -13,13 +13,6 @@ import torch
 from torch import Tensor
 
 
-def sequence_index(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
-    """Sequence of each token, int64 [num_tokens], from cu_seqlens int [N + 1] with cu_seqlens[-1] == num_tokens."""
-    sizes = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
-    numbers = torch.arange(sizes.numel(), device=sizes.device)
-    return torch.repeat_interleave(numbers, sizes, output_size=num_tokens)
-
-
 def segment_sum(values: Tensor, index: Tensor, num_segments: int) -> Tensor:
     """Sum of values [X] over equal index [X] (int64): [num_segments], the dtype of values; differentiable."""
     total = torch.zeros(num_segments, dtype=torch.float64, device=values.device)

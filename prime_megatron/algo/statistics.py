@@ -1,7 +1,8 @@
 """Statistics of a step as additive sums and maxima, so that reducing over ranks and micro-batches is exact.
 
 ``*_statistics`` functions collect on one rank, ``Statistics.reduced`` adds the ranks up,
-``algo.metric_table.finish`` turns sums into named metrics. Collecting needs no communication.
+``algo.metric_table.finish`` turns sums into named metrics. Collecting needs no communication. The losses bring sums of
+their own, which the roles reduce.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from prime_megatron.algo.kl import clamped_ratio, importance_weights
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.algo.segments import Siblings, segment_count, segment_mean, segment_sum
 from prime_megatron.types import Advantages, RolloutBatch
@@ -37,15 +39,6 @@ class Statistics:
     def reduced(self, reduce: Reduction) -> Statistics:
         """The same over all data-parallel ranks: one reduce.sum, one reduce.max. Ranks must hold the same keys."""
         return Statistics(_packed(self.sums, reduce.sum), _packed(self.maxima, reduce.max))
-
-
-def add_sums(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Key-wise sum of the statistics that the losses return per micro-batch."""
-    total: dict[str, Tensor] = {}
-    for part in parts:
-        for key, value in part.items():
-            total[key] = total[key] + value if key in total else value
-    return total
 
 
 def response_statistics(batch: RolloutBatch) -> Statistics:
@@ -108,6 +101,20 @@ def prm_statistics(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float)
             "prm_bin_outcome": segment_sum(outcome_N, bin_N, NUM_BINS),
             "prm_probability_sum": probability_N.sum(),
             **_moments("prm_log_ratio", q_N),
+        }
+    )
+
+
+def importance_statistics(batch: RolloutBatch, old_logprobs_T: Tensor, cap: float) -> Statistics:
+    """Importance weights over response tokens, and how many of them the cap cuts."""
+    mask_T = batch.response_mask_T
+    weights_T = importance_weights(old_logprobs_T, batch.engine_logprobs_T, mask_T, cap)
+    capped_T = mask_T & (clamped_ratio(old_logprobs_T - batch.engine_logprobs_T) > cap)
+    return Statistics(
+        {
+            "importance_tokens": mask_T.double().sum(),
+            "importance_weight_sum": weights_T[mask_T].double().sum(),
+            "importance_capped_sum": capped_T.double().sum(),
         }
     )
 

@@ -1,38 +1,38 @@
-"""Whether a config continues the run that a checkpoint is of."""
+"""Whether a config continues the run that a checkpoint is of.
+
+The config's sections say at each field what a resumed run may change (`config.base.Free`). Of the other keys the
+values are compared. A key that only one side knows counts as at its default on the other side:
+
+- the checkpoint lacks it (a key that is newer than the checkpoint): the present default stands for the saved value, so
+  that a new key does not break an old checkpoint as long as it is not set;
+- the present config lacks it (a key that is gone): it is not compared, for nothing reads it any more.
+
+A default that has changed since the checkpoint is a difference like any other: the checkpoint holds the old value.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from prime_megatron.checkpoint.contents import Contents, changed_parts
+from prime_megatron.config import TrainConfig
+from prime_megatron.config.base import OnResume
+from prime_megatron.config.keys import Key, keys_of
 from prime_megatron.errors import InputError
-
-FREE = (
-    "run.name", "run.output_dir", "run.max_nonfinite", "run.stall_timeout_s", "run.steps", "preset",
-    "models.logprob_impl", "models.trust_remote_code", "verify.workers", "rollout.engine", "rollout.tensor",
-    "rollout.expert", "rollout.data",
-    "rollout.max_concurrent", "rollout.dtype", "rollout.bucket_bytes", "rollout.check_every", "rollout.logprob_alarm",
-    "rollout.max_restarts", "rollout.generate_timeout_s", "rollout.record", "rollout.vllm", "rollout.sglang",
-    "rollout.filter.max_rounds", "parallel", "packing", "eval", "data.eval", "log", "checkpoint", "launch",
-)  # fmt: skip
-"""Keys and sections that may differ: layout, engine, logging, launching, saving. run.steps has a rule of its own."""
-
-
-FIXED = ("parallel.distributed_optimizer",)
-"""Keys of free sections that may not differ: the optimizer's state is saved in another form."""
 
 
 def check_same_run(
-    saved: dict[str, Any], now: dict[str, Any], held: Contents | None = None, holds: Contents | None = None
+    saved: dict[str, Any], config: TrainConfig, held: Contents | None = None, holds: Contents | None = None
 ) -> None:
-    """Refuse a config, or models and data, that would change what the run means.
+    """Refuse a config, or models and data, that would change what the run computes.
 
     A folder or a file may lie elsewhere where its content is the same; one whose content is not is refused wherever it
     lies.
 
     Args:
-        saved: the checkpoint's config, as ``TrainConfig.model_dump(mode="json")``.
-        now: the config to continue with.
+        saved: the checkpoint's config, as ``TrainConfig.model_dump(mode="json")`` gave it then.
+        config: the config to continue with.
         held: what the checkpoint says of the content of its models and data; None: nothing.
         holds: their content now.
 
@@ -41,10 +41,11 @@ def check_same_run(
     """
     held, holds = held or {}, holds or {}
     by_content = held.keys() & holds.keys()
+    now = config.model_dump(mode="json")
     lines = [
-        f"  {key}: {_show(before)} -> {_show(after)}"
+        f"  {key.name}: {_show(before)} -> {_show(after)}"
         for key, before, after in differences(saved, now)
-        if not _is_free(key) and key not in by_content
+        if key.on_resume is OnResume.fixed and key.name not in by_content
     ]
     for key in sorted(by_content):
         if changed := changed_parts(held[key], holds[key]):
@@ -57,21 +58,21 @@ def check_same_run(
         )
 
 
-def differences(saved: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted key, saved value, present value) of every leaf that differs; a key on one side only is None there."""
-    if isinstance(saved, dict) and isinstance(now, dict):
-        found = []
-        for name in sorted(saved.keys() | now.keys()):
-            inner = f"{key}.{name}" if key else name
-            found += differences(saved.get(name), now.get(name), inner)
-        return found
-    return [] if saved == now else [(key, saved, now)]
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[Key, Any, Any]]:
+    """(key, saved value, present value) of every key of `TrainConfig` that differs."""
+    for key in keys_of(TrainConfig):
+        before, after = _at(saved, key), _at(now, key)
+        if before != after:
+            yield key, before, after
 
 
-def _is_free(key: str) -> bool:
-    if key in FIXED:
-        return False
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+def _at(config: Any, key: Key) -> Any:
+    """The value of a key; its default where the config does not have it."""
+    for part in key.name.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return key.default
+        config = config[part]
+    return config
 
 
 def _steps(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -152,7 +152,7 @@ class Checkpoints:
     def _load(self, found: FoundCheckpoint, path: Path) -> int:
         state = from_rank(json.loads((path / STATE_FILE).read_text(encoding="utf-8")) if dist.get_rank() == 0 else None)
         held = state.get("contents")  # checkpoints of earlier versions have none
-        check_same_run(state["config"], self.config.model_dump(mode="json"), held, self._contents)
+        check_same_run(state["config"], self.config, held, self._contents)
         for role in self.roles:
             load_role(role, path / role.name)
         for name, part in self.stateful.items():

@@ -5,28 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
+from prime_megatron.plan.fit import check_memory
 from prime_megatron.run.check_models import check_models
 from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir
+from prime_megatron.verify import check_custom
 
 
 def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:
-    """Output folder, model folders, tokenizer, the first row of every data file.
+    """Output folder, model folders, tokenizer, the first row of every data file, custom rewards.
 
     Raises:
         InputError: naming the key, the folder or the file.
     """
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
-    if config.models.policy.path is None:
-        raise InputError("models.policy.path: is required; give the HF folder of the model to train")
-    _check_models(config, config.models.policy.path, config.models.trust_remote_code)
+    check_memory(config)
+    _check_models(config, policy_folder_of(config), config.models.trust_remote_code)
     _check_data((*config.data.train, *config.data.eval))
+    check_custom(config.verify.custom)
 
 
 def check_sft_inputs(config: SftConfig, *, overwrite: bool) -> None:
     """As `check_train_inputs`, for supervised fine-tuning."""
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
     _check_output(config.run.output_dir, config.launch.nodes, None, overwrite, inputs)
+    check_memory(config)
     _check_models(config, config.model, config.trust_remote_code)
     _check_data(config.data.train)
 

@@ -72,8 +72,10 @@ def _work(args: argparse.Namespace) -> int:
     def body() -> int:
         config = load_train_config(args.config, args.overrides)
         on_signal(config.checkpoint.signal)
-        check_train_config(config, world_size=world_size())
+        from prime_megatron.device import backend_name
         from prime_megatron.trainer import train
+
+        check_train_config(config, world_size=world_size(), backend=backend_name())
 
         return train(config, resume=args.resume, overwrite=args.overwrite)
 

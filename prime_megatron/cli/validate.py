@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import chain
 
-from prime_megatron.cli.memory import RoleMemory, frozen_memory, num_parameters, trained_memory
 from prime_megatron.cli.options import add_config, new_verb
-from prime_megatron.config import Estimator, KlPlace, ParallelConfig, PrmReference, SftConfig, TrainConfig
-from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config, needs_prm
+from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
+from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config
 from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
 from prime_megatron.config.strict_yaml import parse_file
+from prime_megatron.plan.fit import CONTEXT_BYTES, check_fit, device_of, plan_for, read_families
 from prime_megatron.run.check_models import check_models
+from prime_megatron.verify import check_custom, describe_custom
 
 _EPILOG = """\
 examples:
   prime-megatron validate run.yaml
   prime-megatron validate run.yaml parallel.tensor=4 --processes 16
+  prime-megatron validate run.yaml --device-memory 79.6GiB
 
 The resolved config goes to standard output; the layout, the memory and the warnings are comments in it, so that
-the output is a config file again.
+the output is a config file again. The memory needs the models' config.json, no weights.
+
+--device-memory is what the card reports (nvidia-smi, memory.total: an H100 of 80 GB has 81559 MiB = 79.6 GiB), taken as
+it is given: 80GiB is 80 x 2^30 bytes, 80GB is 80 x 10^9. Of it 4 GiB are kept for CUDA and NCCL, and a config that
+fills more than 95 % of the rest is refused with the keys that would make it fit.
 """
 
 
@@ -36,6 +43,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_config(parser, "YAML file")
     parser.add_argument(
         "--processes", type=int, metavar="N", help="processes of the job (default: launch.nodes x processes_per_node)"
+    )
+    parser.add_argument(
+        "--device-memory", metavar="SIZE", help="memory of one GPU, such as 79.6GiB (default: launch.device_memory)"
     )
     parser.set_defaults(run=run)
 
@@ -54,14 +64,16 @@ def run(args: argparse.Namespace) -> int:
         warnings = check_sft_config(sft, world_size)
         check_models(sft, world_size)
         print(dump_yaml(sft), end="")
-        comments = [_layout(sft.parallel, world_size), *_sft_memory(sft, world_size)]
+        comments = chain([_layout(sft.parallel, world_size)], _memory(sft, world_size, args.device_memory))
     else:
         train = load_train_config(args.config, args.overrides)
         world_size = _world_size(args.processes, train)
         warnings = check_train_config(train, world_size)
         check_models(train, world_size)
+        check_custom(train.verify.custom)
         print(dump_yaml(train), end="")
-        comments = [_layout(train.parallel, world_size), _batch(train), *_train_memory(train, world_size)]
+        first = [_layout(train.parallel, world_size), _batch(train), *describe_custom(train.verify.custom)]
+        comments = chain(first, _memory(train, world_size, args.device_memory))
     for line in comments:
         print(f"# {line}")
     for warning in warnings:
@@ -90,56 +102,35 @@ def _batch(config: TrainConfig) -> str:
     )
 
 
-def _sft_memory(config: SftConfig, world_size: int) -> list[str]:
-    if not Path(config.model).is_dir():
-        return [f"memory: not estimated, no folder {config.model}"]
-    params = num_parameters(config.model)
-    data = check_parallel(config.parallel, world_size)
-    return _table([("model", params, trained_memory(params, config.parallel, data, config.dtype))])
-
-
-def _train_memory(config: TrainConfig, world_size: int) -> list[str]:
-    """The memory lines: roles as the algorithm needs them, the engine's copy last."""
-    models, parallel = config.models, config.parallel
-    policy = models.policy.path
-    if policy is None:
-        return ["memory: not estimated, models.policy.path is not set"]
-    data = check_parallel(parallel, world_size)
-    trained, frozen = {"policy": policy}, {}
-    prm = models.prm.path or policy
-    if needs_prm(config):
-        trained["PRM"] = prm
-        if config.prm.reference is PrmReference.freeze:
-            frozen["reference"] = models.reference or prm
-    if config.policy.kl_place is not KlPlace.none and "reference" not in frozen:
-        frozen["reference"] = models.reference or policy
-    if config.advantage.estimator is Estimator.gae:
-        trained["critic"] = models.critic.path or policy
-    for folder in sorted({*trained.values(), *frozen.values()}):
-        if not Path(folder).is_dir():
-            return [f"memory: not estimated, no folder {folder}"]
-    rows: list[tuple[str, int, RoleMemory]] = []
-    for name, folder in trained.items():
-        params = num_parameters(folder)
-        rows.append((name, params, trained_memory(params, parallel, data, models.dtype)))
-    for name, folder in frozen.items():
-        params = num_parameters(folder)
-        rows.append((name, params, frozen_memory(params, parallel.tensor * parallel.pipeline, models.dtype)))
-    params = num_parameters(policy)
-    dtype = config.rollout.dtype or models.dtype
-    rows.append(("engine", params, frozen_memory(params, config.rollout.tensor, dtype)))
-    return _table(rows)
-
-
-def _table(rows: list[tuple[str, int, RoleMemory]]) -> list[str]:
-    lines = ["memory per rank, roughly, without activations and KV cache:"]
-    for name, params, memory in rows:
-        parts = f"weights {_gib(memory.weights_bytes)}"
-        if memory.gradients_bytes:
-            parts += f", gradients {_gib(memory.gradients_bytes)}, optimizer {_gib(memory.optimizer_bytes)}"
-        lines.append(f"  {name:<10} {_count(params):>7} parameters: {parts}")
-    lines.append(f"  {'together':<10} {_gib(sum(memory.total_bytes for _, _, memory in rows))}")
-    return lines
+def _memory(config: TrainConfig | SftConfig, world_size: int, option: str | None) -> Iterator[str]:
+    """The memory lines: every model, then every phase. Raises InputError, after them, where it does not fit."""
+    device = device_of(config, option)
+    families = read_families(config)
+    if isinstance(families, str):
+        yield f"memory: not estimated, no folder {families}"
+        return
+    plan = plan_for(config, families, world_size, device)
+    yield "models on one GPU, each on the pipeline stage that holds most of it:"
+    for role in plan.roles:
+        memory = role.largest
+        parts = f"weights {_gib(memory.weights)}"
+        if role.model.trained:
+            parts += f", gradients {_gib(memory.gradients)}, optimizer {_gib(memory.optimizer)}"
+        kind = "trained" if role.model.trained else "frozen"
+        yield f"  {role.model.role:<16} {_count(role.num_parameters):>8} parameters, {kind}: {parts}"
+    yield "memory of one GPU by phase, on the pipeline stage that needs most:"
+    for phase in plan.phases:
+        parts = ", ".join(f"{name} {_gib(size)}" for name, size in phase.parts.items())
+        yield f"  {phase.name:<16} {_gib(phase.total):>10}: {parts}"
+    if device is not None:
+        check_fit(config, families, world_size, device)
+        room = device.total - CONTEXT_BYTES
+        yield (
+            f"fits: the {plan.peak.name} needs most and leaves {1 - plan.peak.total / room:.0%} of {_gib(room)} "
+            f"({device.key} {_gib(device.total)} less {_gib(CONTEXT_BYTES)} for CUDA and NCCL)"
+        )
+    elif plan.engine is not None and plan.engine.fraction is not None:
+        yield "the engine is counted without its KV cache; launch.device_memory or --device-memory says what that gets"
 
 
 def _gib(num_bytes: float) -> str:

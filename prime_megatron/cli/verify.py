@@ -17,9 +17,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from prime_megatron.errors import InputError
-from prime_megatron.verify import Answer, Verdict, Verifiers, VerifyOptions, build_verifiers
+from prime_megatron.verify import (
+    Answer,
+    Verdict,
+    Verifiers,
+    VerifyOptions,
+    build_verifiers,
+    check_custom,
+    describe_custom,
+)
 
 KEYS = ("ability", "response", "ground_truth")
+MORE_KEYS = {"prompt": str, "data_source": str, "extra_info": dict}
+"""What a row may have besides, for custom rewards."""
 WINDOW = 1024  # rows in flight: bounds memory, and keeps the workers fed past one slow answer
 
 
@@ -39,13 +49,20 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--timeout-s", type=float, default=VerifyOptions.timeout_s, metavar="S", help="limit per answer (default: 5)"
     )
+    parser.add_argument(
+        "--custom",
+        action="append",
+        default=[],
+        metavar="ABILITY=PACKAGE.MODULE:FUNCTION",
+        help="score an ability with a function of your own, as verify.custom does in a run; may be given again",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.jsonl if it exists")
     parser.set_defaults(run=run)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scores args.input into args.output (.input, .output, .workers, .timeout_s, .overwrite). Returns the exit code.
+    """Scores args.input into args.output (.workers, .timeout_s, .custom, .overwrite). Returns the exit code.
 
     Raises InputError for anything wrong with the input; nothing is left at the output path then.
     """
@@ -58,12 +75,25 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.output} is a folder; give a file")
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output.parent}: no such folder for the output")
+    custom = dict(parse_custom(text) for text in args.custom)
+    check_custom(custom)
+    for line in describe_custom(custom):
+        print(line, file=sys.stderr)
     start_s = time.monotonic()
     tally = Tally()
-    with open(args.input, "rb") as rows, build_verifiers(options) as verifiers, whole_file(args.output) as out:
+    with open(args.input, "rb") as rows, build_verifiers(options, custom) as verifiers, whole_file(args.output) as out:
+        verifiers.try_custom()
         _score_into(out, rows, str(args.input), verifiers, tally)
     print(tally.summary(time.monotonic() - start_s, args.output))
     return 0
+
+
+def parse_custom(text: str) -> tuple[str, str]:
+    """(ability, path) of "ability=package.module:function". Raises InputError for another form."""
+    ability, equals, path = text.partition("=")
+    if not ability or not equals:
+        raise InputError(f"--custom {text!r}: not of the form ability=package.module:function")
+    return ability, path
 
 
 def _score_into(out: BinaryIO, rows: BinaryIO, name: str, verifiers: Verifiers, tally: "Tally") -> None:
@@ -106,7 +136,7 @@ def scored_rows(
     for number, line in lines:
         row = parse_row(line, name, number)
         try:
-            future = verifiers.submit(Answer(row["ability"], row["response"], row["ground_truth"]))
+            future = verifiers.submit(Answer(**{key: row[key] for key in (*KEYS, *MORE_KEYS) if key in row}))
         except InputError as problem:
             raise InputError(f"{name}, row {number}: {problem}") from None
         flying.append((row, future))
@@ -118,7 +148,7 @@ def scored_rows(
 
 
 def parse_row(line: bytes, name: str, number: int) -> dict[str, Any]:
-    """One JSON object with the three string keys. Raises InputError naming file, row and key."""
+    """One JSON object with the three string keys, and perhaps more. Raises InputError naming file, row and key."""
     where = f"{name}, row {number}"
     try:
         row = json.loads(line, parse_constant=_refuse_constant)
@@ -133,6 +163,9 @@ def parse_row(line: bytes, name: str, number: int) -> dict[str, Any]:
             raise InputError(f"{where}: no key {key!r} (a row needs {', '.join(KEYS)})")
         if not isinstance(row[key], str):
             raise InputError(f"{where}: {key!r} is a {type(row[key]).__name__}, not a string")
+    for key, kind in MORE_KEYS.items():
+        if key in row and not isinstance(row[key], kind):
+            raise InputError(f"{where}: {key!r} is a {type(row[key]).__name__}, not a {kind.__name__}")
     return row
 
 

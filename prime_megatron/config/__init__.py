@@ -14,7 +14,14 @@ from prime_megatron.config.algorithm import (
     RewardNorm,
     UpdateOrder,
 )
-from prime_megatron.config.model import ModelsConfig, OptimizerConfig, PackingConfig, ParallelConfig, TrainedModel
+from prime_megatron.config.model import (
+    ModelsConfig,
+    Offload,
+    OptimizerConfig,
+    PackingConfig,
+    ParallelConfig,
+    TrainedModel,
+)
 from prime_megatron.config.rollout import (
     DataConfig,
     EvalConfig,
@@ -23,11 +30,12 @@ from prime_megatron.config.rollout import (
     SamplingConfig,
     VerifyConfig,
 )
-from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig, SftConfig, TrainConfig
+from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig, SftConfig, TrainConfig, TrainLogConfig
 
 __all__ = [
     "AdvantageAlgorithm", "CheckpointConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig", "Granularity",
-    "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "OptimizerConfig",
+    "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "Offload", "OptimizerConfig",
     "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind", "PrmReference", "RewardNorm",
-    "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+    "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder",
+    "VerifyConfig",
 ]  # fmt: skip

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from prime_megatron.config.base import Section
+from prime_megatron.config.base import Free, Section
 
 
 class UpdateOrder(StrEnum):
@@ -148,6 +149,9 @@ class AdvantageAlgorithm(Section):
     """The critic's new value stays within this of its old one in the loss (estimator=gae); none: off."""
     whiten: bool = True
     """Subtract the mean and divide by the deviation over all valid tokens of the global batch; reinforce++ always."""
+    impl: Free[Literal["auto", "triton", "torch", "naive"]] = "auto"
+    """Implementation of rewards and advantages: auto takes the fused path where it has what the config asks for,
+    triton and torch insist on it, naive takes the definition. They agree to rounding."""
 
 
 class PolicyAlgorithm(Section):

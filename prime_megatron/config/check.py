@@ -6,11 +6,13 @@ import signal
 from collections.abc import Callable
 
 from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLossKind, UpdateOrder
+from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
+from prime_megatron.config.reward_path import check_reward_path
 from prime_megatron.config.run import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
 
-__all__ = ["check_parallel", "check_sft_config", "check_train_config", "needs_prm"]
+__all__ = ["check_parallel", "check_sft_config", "check_train_config", "needs_prm", "policy_folder_of"]
 
 SIBLING_LOSSES = (PrmLossKind.dpo, PrmLossKind.bon_acc, PrmLossKind.bon_rm)
 
@@ -35,8 +37,10 @@ def check_train_config(
     data_size = check_parallel(config.parallel, world_size, backend)
     _check_run(config)
     _check_rollout(config, world_size)
+    _check_verify(config)
     _check_prm(config)
     _check_advantage(config)
+    check_reward_path(config, backend)
     _check_policy(config)
     _check_batch(config)
     return tuple(line for warn in _WARNINGS for line in warn(config, data_size))
@@ -52,6 +56,13 @@ def check_sft_config(
     return ()
 
 
+def policy_folder_of(config: TrainConfig) -> str:
+    """models.policy.path. Raises InputError where it is not set."""
+    if config.models.policy.path is None:
+        raise InputError("models.policy.path: is missing; give the HF folder of the model to train")
+    return config.models.policy.path
+
+
 def needs_prm(config: TrainConfig) -> bool:
     """Whether the run has a PRM at all: process rewards count, or the PRM is the value function."""
     return config.advantage.process_weight > 0 or config.advantage.estimator is Estimator.prime_value
@@ -62,8 +73,7 @@ def _world_size(config: TrainConfig | SftConfig, world_size: int | None) -> int:
 
 
 def _check_run(config: TrainConfig) -> None:
-    if config.models.policy.path is None:
-        raise InputError("models.policy.path is missing; name the HF folder of the model to train")
+    policy_folder_of(config)
     for role in ("policy", "prm", "critic"):
         optimizer = getattr(config.models, role).optimizer
         if optimizer.min_lr > optimizer.lr:
@@ -96,11 +106,6 @@ def _check_rollout(config: TrainConfig, world_size: int) -> None:
             f"rollout.tensor: {rollout.tensor} does not divide the {world_size} processes "
             f"({world_size} = {world_size // rollout.tensor} x {rollout.tensor} + {world_size % rollout.tensor}); "
             "every engine replica takes rollout.tensor of them"
-        )
-    if rollout.data is not None and rollout.data * rollout.tensor != world_size:
-        raise InputError(
-            f"rollout.data: {rollout.data} replicas x rollout.tensor {rollout.tensor} is not the {world_size} "
-            f"processes; set it to {world_size // rollout.tensor}, or leave it out"
         )
     if rollout.tensor % rollout.expert:
         raise InputError(
@@ -144,6 +149,11 @@ def _check_engine(config: TrainConfig) -> None:
             f"rollout.transport: {rollout.transport} is for sglang and vllm; the {rollout.engine} engine's weights are "
             "written in place: leave it out"
         )
+
+
+def _check_verify(config: TrainConfig) -> None:
+    for ability, path in config.verify.custom.items():
+        split(path, f"verify.custom.{ability}")
 
 
 def _check_prm(config: TrainConfig) -> None:

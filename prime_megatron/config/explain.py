@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from prime_megatron.config.strict_yaml import KeyPath
 
 _YAML_1_1_BOOLS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+_FORMER_BOOLS: dict[KeyPath, tuple[str, str]] = {("parallel", "offload"): ("none", "generation")}
+"""Keys that were booleans: what false and true are called now."""
 _EXPECTED = {
     "bool_type": "true or false",
     "bool_parsing": "true or false",
@@ -93,6 +95,8 @@ def _unknown(model: type[BaseModel], location: KeyPath) -> str:
 def _expected(model: type[BaseModel], detail: Any, location: KeyPath) -> str:
     kind = detail["type"]
     value = detail["input"]
+    if kind == "enum" and location in _FORMER_BOOLS and isinstance(value, bool):
+        return f"one of {', '.join(_choices(_annotation(model, location)))} (write {_FORMER_BOOLS[location][value]})"
     if kind in ("enum", "literal_error"):
         choices = _choices(_annotation(model, location))
         close = difflib.get_close_matches(str(value), choices, n=1) if isinstance(value, str) else []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from prime_megatron.config.base import Section
+from prime_megatron.config.base import Fixed, Free, Section
 
 
 class OptimizerConfig(Section):
@@ -54,10 +55,19 @@ class ModelsConfig(Section):
     """HF folder of the PRM's frozen reference; none: the PRM's initial weights."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype; with bfloat16 the optimizer keeps float32 main weights and gradients."""
-    trust_remote_code: bool = False
+    trust_remote_code: Free[bool] = False
     """Let transformers run code from the model folder (tokenizer and config only)."""
-    logprob_impl: Literal["auto", "triton", "torch", "naive"] = "auto"
+    logprob_impl: Free[Literal["auto", "triton", "torch", "naive"]] = "auto"
     """Implementation of the log-prob head."""
+
+
+class Offload(StrEnum):
+    """What of the models is in host memory, and when."""
+
+    none = "none"
+    """Nothing: the models stay on the device while the engine generates."""
+    generation = "generation"
+    """Every model while the engine starts and generates; in training all are on the device."""
 
 
 class ParallelConfig(Section):
@@ -79,16 +89,16 @@ class ParallelConfig(Section):
     """Tensor-parallel size inside experts; none: 1."""
     sequence: bool = False
     """Megatron's sequence parallelism: norms and residuals split over the tensor-parallel ranks."""
-    distributed_optimizer: bool = True
-    """Shard optimizer state over the data-parallel ranks."""
+    distributed_optimizer: Fixed[bool] = True
+    """Shard optimizer state over the data-parallel ranks. Checkpoints hold the two kinds of state in two forms."""
     overlap_grad_reduce: bool = False
     """Overlap the gradient reduction with the backward."""
     overlap_param_gather: bool = False
     """Overlap the parameter gather with the next forward (distributed optimizer only)."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the backward."""
-    offload: bool = False
-    """Keep roles that sleep in host memory."""
+    offload: Offload = Offload.none
+    """Move models to host memory while the engine generates."""
     timeout_s: PositiveFloat = 600.0
     """Longest wait in any collective."""
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from prime_megatron.config.base import Section
+from prime_megatron.config.base import Free, Section
 
 
 class DataConfig(Section):
@@ -14,7 +14,7 @@ class DataConfig(Section):
 
     train: tuple[str, ...] = Field(min_length=1)
     """Files with the training prompts."""
-    eval: tuple[str, ...] = Field(default=())
+    eval: Free[tuple[str, ...]] = Field(default=())
     """Files with the held-out prompts."""
     max_prompt_tokens: PositiveInt = 1024
     """Longer prompts are skipped and counted."""
@@ -44,7 +44,7 @@ class FilterConfig(Section):
     """Keep a prompt when mean outcome <= upper, inclusive."""
     drop_truncated: bool = False
     """Drop a group with a response that was cut at the length limit."""
-    max_rounds: PositiveInt = 8
+    max_rounds: Free[PositiveInt] = 8
     """Generation rounds of one step before the run stops with the pass rate."""
     max_age: NonNegativeInt = 1
     """Steps that a surplus group may wait before it is dropped and counted; 0: surplus is dropped at once."""
@@ -61,7 +61,7 @@ class VllmConfig(Section):
     """Run vLLM in the trainer's own processes (its external launcher) in place of processes of its own: weights are
     written straight into its parameters on every device, but an engine that dies takes the run with it."""
     memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Share of device memory for weights and KV cache (GPU)."""
+    """Share of the whole device's memory for weights, KV cache and the engine's activations (GPU)."""
     cpu_cache_bytes: PositiveInt = 2**30
     """KV cache of one replica (CPU)."""
     extra: dict[str, EngineArgument] = Field(default={})
@@ -72,7 +72,8 @@ class SglangConfig(Section):
     """Settings of the SGLang engine."""
 
     memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Share of device memory for weights and KV cache (GPU)."""
+    """Share, for weights and KV cache, of the device memory that is free when the engine starts (GPU): with
+    parallel.offload generation nearly the whole device's, with none what the models leave."""
     cpu_cache_bytes: PositiveInt = 2**30
     """KV cache of one replica (CPU)."""
     server: bool = False
@@ -84,7 +85,7 @@ class SglangConfig(Section):
 class RolloutConfig(Section):
     """Generation: prompts, samples, engine."""
 
-    engine: Literal["embedded", "sglang", "vllm", "replay"] = "sglang"
+    engine: Free[Literal["embedded", "sglang", "vllm", "replay"]] = "sglang"
     """Who generates; replay reads a recording made with rollout.record."""
     prompts_per_step: PositiveInt = 256
     """Groups in a batch."""
@@ -96,55 +97,56 @@ class RolloutConfig(Section):
     """How a response is drawn."""
     filter: FilterConfig = FilterConfig()
     """Which prompts teach."""
-    tensor: PositiveInt = 1
+    tensor: Free[PositiveInt] = 1
     """Tensor-parallel size of one engine replica."""
-    expert: PositiveInt = 1
+    expert: Free[PositiveInt] = 1
     """Expert-parallel size of one SGLang replica, within its tensor-parallel ranks: each of them has 1/expert of a
     layer's experts, split over tensor / expert ranks."""
-    data: PositiveInt | None = None
-    """Engine replicas, which share the prompts out among them: always processes / tensor; none: as it comes out."""
-    max_concurrent: PositiveInt = 256
+    max_concurrent: Free[PositiveInt] = 256
     """Sequences that one replica decodes together."""
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Free[Literal["float32", "bfloat16"] | None] = None
     """The engine's compute dtype; none: models.dtype."""
-    transport: Literal["auto", "live", "bucket", "broadcast", "disk"] = "auto"
+    transport: Free[Literal["auto", "live", "bucket", "broadcast", "disk"]] = "auto"
     """How weights reach an SGLang or vLLM engine. live: written in place into its parameters (CPU); bucket: whole
     tensors through two shared buffers (CUDA IPC on GPUs); broadcast: over a process group; disk: as a folder, which is
     one whole copy per replica. auto: live on a CPU, bucket on GPUs."""
-    bucket_bytes: PositiveInt = 256 * 2**20
+    bucket_bytes: Free[PositiveInt] = 256 * 2**20
     """Largest bucket of a weight sync. What travels between the trainer's ranks is cut to fit; a larger tensor that an
     engine takes whole (bucket, broadcast, disk) goes alone."""
-    check_every: NonNegativeInt = 1
+    check_every: Free[NonNegativeInt] = 1
     """Compare a checksum of the engine's weights with the trainer's every n syncs; 0: never."""
-    logprob_alarm: PositiveFloat | None = None
+    logprob_alarm: Free[PositiveFloat | None] = None
     """Largest mean |engine - trainer| log-prob difference: before the first update a larger one ends the run, later it
     is a warning. none: 1e-3 in float32; in bfloat16 three times what rounding explains, measured before the first
     update, and 5e-2 for the warning."""
-    max_restarts: NonNegativeInt = 2
+    max_restarts: Free[NonNegativeInt] = 2
     """Restarts of a dead or hung engine before the run stops."""
-    start_timeout_s: PositiveFloat = 600.0
+    start_timeout_s: Free[PositiveFloat] = 600.0
     """Longest wait for an engine to load, or to take an update."""
-    alive_timeout_s: PositiveFloat = 120.0
+    alive_timeout_s: Free[PositiveFloat] = 120.0
     """A generating engine that makes no step for this long hangs and is restarted."""
-    generate_timeout_s: PositiveFloat = 3600.0
+    generate_timeout_s: Free[PositiveFloat] = 3600.0
     """Longest wait for one round of generation."""
-    record: str | None = None
+    record: Free[str | None] = None
     """Write the collected groups of every step to this file, for replay."""
     replay: str | None = None
     """A recording to read (engine=replay)."""
-    vllm: VllmConfig = VllmConfig()
+    vllm: Free[VllmConfig] = VllmConfig()
     """Settings of the vLLM engine."""
-    sglang: SglangConfig = SglangConfig()
+    sglang: Free[SglangConfig] = SglangConfig()
     """Settings of the SGLang engine."""
 
 
 class VerifyConfig(Section):
     """Outcome rewards."""
 
-    workers: PositiveInt = 2
+    workers: Free[PositiveInt] = 2
     """Processes per node that grade answers which need symbolic mathematics."""
-    timeout_s: PositiveFloat = 5.0
+    timeout_s: Free[PositiveFloat] = 5.0
     """Wall limit of one answer; past it the outcome is 0 and counted."""
+    custom: dict[str, str] = Field(default={})
+    """Rewards of one's own, `ability: package.module:function`, each for the rows of its ability; see
+    prime_megatron/verify/custom.py. One that names a built-in ability (math, exact) takes its place."""
 
 
 class EvalConfig(Section):

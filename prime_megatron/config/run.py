@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from prime_megatron.config.algorithm import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm
-from prime_megatron.config.base import Section
+from prime_megatron.config.base import Free, Section
 from prime_megatron.config.model import ModelsConfig, OptimizerConfig, PackingConfig, ParallelConfig
 from prime_megatron.config.rollout import DataConfig, EvalConfig, RolloutConfig, VerifyConfig
+from prime_megatron.config.sizes import checked_size
 
 
 class RunSection(Section):
     """The run itself."""
 
-    name: str = "prime"
+    name: Free[str] = "prime"
     """Names the run in logs."""
-    output_dir: str
+    output_dir: Free[str]
     """Everything the run writes; must be empty or absent unless --resume or --overwrite is given."""
     seed: NonNegativeInt = 0
     """Seeds data order, sampling and initialisation of new parameters."""
-    steps: PositiveInt
-    """Training steps (batches)."""
-    max_nonfinite: PositiveInt = 3
+    steps: Free[PositiveInt]
+    """Training steps (batches). A resumed run may change them unless a learning rate decays to the last one."""
+    max_nonfinite: Free[PositiveInt] = 3
     """Stop after this many skipped updates in a row."""
-    stall_timeout_s: PositiveFloat = 1800.0
+    stall_timeout_s: Free[PositiveFloat] = 1800.0
     """A stage that takes longer has every rank's stack written and ends the run."""
 
 
@@ -36,6 +37,9 @@ class LaunchConfig(Section):
     """Nodes of the job."""
     processes_per_node: PositiveInt = 1
     """Processes (GPUs) of a node."""
+    device_memory: Annotated[str, AfterValidator(checked_size)] | None = None
+    """Memory of one GPU as the card reports it, such as 79.6GiB; a run that needs more is refused before it starts.
+    none: not checked."""
 
 
 class LogConfig(Section):
@@ -45,8 +49,11 @@ class LogConfig(Section):
     """Write TensorBoard events below the output folder."""
     wandb_project: str | None = None
     """Weights & Biases project; none: off."""
-    prm_after_every: NonNegativeInt = 10
-    """Steps between extra PRM forwards that measure it after its update; 0: only where the order gives it for free."""
+
+
+class TrainLogConfig(LogConfig):
+    """Where metrics and samples go; console and metrics.jsonl always."""
+
     samples_every: NonNegativeInt = 1
     """Steps between writes of samples.jsonl; 0: never."""
     samples_per_step: PositiveInt | None = None
@@ -77,9 +84,12 @@ class CheckpointConfig(Section):
 
 
 class TrainConfig(Section):
-    """A PRIME run: `prime-megatron train CONFIG.yaml [section.key=value ...]`."""
+    """A PRIME run: `prime-megatron train CONFIG.yaml [section.key=value ...]`.
 
-    preset: Literal["default", "paper", "original", "recipe"] = "default"
+    A run that is resumed may change what is marked `Free`: a field here, or every field of a section.
+    """
+
+    preset: Free[Literal["default", "paper", "original", "recipe"]] = "default"
     """Algorithm settings of a source, below what the file sets itself: see config/presets.py."""
     run: RunSection
     """The run itself."""
@@ -97,17 +107,17 @@ class TrainConfig(Section):
     """From rewards to advantages."""
     policy: PolicyAlgorithm = PolicyAlgorithm()
     """The policy's loss."""
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: Free[ParallelConfig] = ParallelConfig()
     """Layout of every role."""
-    packing: PackingConfig = PackingConfig()
+    packing: Free[PackingConfig] = PackingConfig()
     """Micro-batches."""
-    eval: EvalConfig = EvalConfig()
+    eval: Free[EvalConfig] = EvalConfig()
     """Held-out evaluation."""
-    log: LogConfig = LogConfig()
+    log: Free[TrainLogConfig] = TrainLogConfig()
     """Where metrics go."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: Free[CheckpointConfig] = CheckpointConfig()
     """Saving and stopping."""
-    launch: LaunchConfig = LaunchConfig()
+    launch: Free[LaunchConfig] = LaunchConfig()
     """Processes to start."""
 
 

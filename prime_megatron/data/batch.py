@@ -1,4 +1,4 @@
-"""Groups to this rank's packed batch, and the batch to micro-batches and back.
+"""Groups to this rank's packed batch, and the batch to micro-batches.
 
 Shape legend: T tokens and N sequences of the batch, S tokens of a micro-batch, padding included, V vocabulary.
 """
@@ -132,15 +132,8 @@ def select(
         response_mask_S=mask_S,
         source_S=source_S,
         sequence_index=torch.tensor(list(indices), dtype=torch.int64).to(device),
-        real_cu_seqlens=_bounds(real, torch.int64).to(device),
         max_seqlen=max(sizes),
     )
-
-
-def scatter_tokens(packed: PackedSequences, values_S: Tensor, out_T: Tensor) -> None:
-    """Write a micro-batch's per-token results to their places in the batch, in place: out_T[source] = values."""
-    real_S = packed.real_S
-    out_T[packed.source_S[real_S].to(out_T.device)] = values_S[real_S].to(out_T)
 
 
 def _round_up(value: int, multiple: int) -> int:

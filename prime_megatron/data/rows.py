@@ -8,8 +8,8 @@ reward_model {style, ground_truth}, extra_info. Supervised rows have `messages` 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +39,8 @@ class PromptRow:
     data_source: str
     origin: str
     """ "file, row n", counted from 1 (the line of a JSONL file)."""
+    extra_info: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """JSON values; what parquet holds beside them (dates, bytes) is text."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ def read_prompt_rows(paths: Sequence[str], system_prompt: str | None = None) -> 
         source = row.get("data_source")
         if source is not None and not isinstance(source, str):
             raise InputError(f"{origin}: data_source must be text, got {_kind(source)}")
-        return PromptRow(messages, _text(row, "ability", origin), truth, source or "", origin)
+        extra = row.get("extra_info")
+        if extra is not None and not isinstance(extra, dict):
+            raise InputError(f"{origin}: extra_info must be an object, got {_kind(extra)}")
+        return PromptRow(
+            messages, _text(row, "ability", origin), truth, source or "", origin, _json_values(extra or {})
+        )
 
     return _read_all(paths, parse)
 
@@ -138,7 +145,7 @@ def _iterate_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
     try:
         with pq.ParquetFile(path) as file:
-            wanted = {"data_source", "prompt", "ability", "reward_model", "messages", "response"}
+            wanted = {"data_source", "prompt", "ability", "reward_model", "messages", "response", "extra_info"}
             columns = [name for name in file.schema_arrow.names if name in wanted]
             number = 0
             for batch in file.iter_batches(batch_size=PARQUET_ROWS_AT_ONCE, columns=columns):
@@ -192,6 +199,15 @@ def _text(row: dict[str, Any], key: str, origin: str) -> str:
     if not isinstance(value, str) or not value:
         raise InputError(f"{origin}: {key} must be text that is not empty, got {_kind(value)}")
     return value
+
+
+def _json_values(value: Any) -> Any:
+    """The value with all that JSON does not have turned into text."""
+    if isinstance(value, dict):
+        return {str(key): _json_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_values(item) for item in value]
+    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
 
 def _kind(value: Any) -> str:

@@ -59,11 +59,6 @@ class RowStream(Generic[Row, Item]):
         """Rows skipped since the start of the run (once for every epoch that met them)."""
         return self._skipped
 
-    @property
-    def drawn(self) -> int:
-        """Rows drawn since the start of the run, the skipped ones included."""
-        return self._draw
-
     def take(self, num_items: int) -> list[Item]:
         """The next items; goes on into the next epoch where one ends.
 
@@ -192,7 +187,7 @@ def encode_prompt(row: PromptRow, tokenizer: Tokenizer, uid: str, draw: int, max
         raise InputError(f"{row.origin}: {error}") from None
     if not 0 < len(token_ids) <= max_prompt_tokens:
         return None
-    return Prompt(uid, draw, tuple(token_ids), row.ability, row.ground_truth, row.data_source, text)
+    return Prompt(uid, draw, tuple(token_ids), row.ability, row.ground_truth, row.data_source, text, row.extra_info)
 
 
 def encode_sft(row: SftRow, tokenizer: Tokenizer, uid: str, draw: int, max_tokens: int) -> Group | None:

@@ -59,8 +59,6 @@ class FamilyConfig:
     expert_ffn: int
     normalize_expert_weights: bool
     """The chosen experts' weights sum to 1."""
-    router_aux_coef: float
-    """Load-balancing loss coefficient of the config; the trainer decides whether to use it."""
     output_bias: bool = False
     """Attention's output projection has a bias."""
     mlp_bias: bool = False

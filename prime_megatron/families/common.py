@@ -36,7 +36,6 @@ def common_config(
     experts_per_token: int = 0,
     expert_ffn: int = 0,
     normalize_expert_weights: bool = True,
-    router_aux_coef: float = 0.0,
 ) -> FamilyConfig:
     """The keys that every Llama-like config.json has; raises InputError (without the file's name)."""
     keys.only("hidden_act", "silu")
@@ -75,7 +74,6 @@ def common_config(
         experts_per_token=experts_per_token,
         expert_ffn=expert_ffn,
         normalize_expert_weights=normalize_expert_weights,
-        router_aux_coef=router_aux_coef,
     )
 
 

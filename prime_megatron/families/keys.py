@@ -121,6 +121,7 @@ _UNREAD: dict[str, tuple[type, ...]] = {
     "initializer_range": (float,),
     "attention_dropout": (int, float),
     "router_jitter_noise": (float,),
+    "router_aux_loss_coef": (float,),
     "pretraining_tp": (int, type(None)),
 }
 """Keys that do not change what is computed here, and their types."""

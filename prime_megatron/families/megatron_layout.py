@@ -88,11 +88,11 @@ def shard_map(
     check_shapes(config, sizes)
     chunks = layer_ranges(config.layers, sizes.pipeline, sizes.virtual_pipeline, stage_layers)[at.pipeline]
     slices: list[ShardSlice] = []
-    for rule in _rules(config, value_head):
+    for rule in rules_of(config, value_head):
         for chunk, layers in enumerate(chunks):
             first = at.pipeline == 0 and chunk == 0
             last = at.pipeline == sizes.pipeline - 1 and chunk == len(chunks) - 1
-            if not _present(rule, config, sizes, first, last):
+            if not is_present(rule, config, sizes, first, last):
                 continue
             for param, sources in _instances(rule, config, sizes, at, layers):
                 name = _te_name(param, bool(config.experts)) if transformer_engine else param
@@ -100,14 +100,15 @@ def shard_map(
     return slices
 
 
-def _rules(config: FamilyConfig, value_head: bool) -> list[Rule]:
+def rules_of(config: FamilyConfig, value_head: bool) -> list[Rule]:
+    """The parameters of a model; value_head: the critic's output in place of the vocabulary's."""
     rules = list(FAMILIES[config.architecture].rules(config))
     if value_head:
         rules = [rule for rule in rules if rule.param != "output_layer.weight"] + [VALUE_HEAD]
     return rules
 
 
-def _present(rule: Rule, config: FamilyConfig, sizes: ParallelSizes, first: bool, last: bool) -> bool:
+def is_present(rule: Rule, config: FamilyConfig, sizes: ParallelSizes, first: bool, last: bool) -> bool:
     """Whether a chunk has this parameter. A tied output layer is the embedding itself on one stage, a copy on more."""
     if rule.param.startswith("embedding."):
         return first

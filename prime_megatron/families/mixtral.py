@@ -27,7 +27,6 @@ def parse(keys: Keys) -> FamilyConfig:
         experts=number_of_experts(keys),
         experts_per_token=keys.whole("num_experts_per_tok"),
         expert_ffn=keys.whole("intermediate_size"),
-        router_aux_coef=keys.real("router_aux_loss_coef", zero=True),
     )
 
 
@@ -48,7 +47,6 @@ FAMILY = Family(
         "max_position_embeddings": 131072,
         "num_experts": 8,
         "num_experts_per_tok": 2,
-        "router_aux_loss_coef": 0.001,
     },
     frozenset({"head_dim", "sliding_window"}),
     parse,

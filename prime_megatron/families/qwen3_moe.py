@@ -35,7 +35,6 @@ def parse(keys: Keys) -> FamilyConfig:
         experts_per_token=keys.whole("num_experts_per_tok"),
         expert_ffn=keys.whole("moe_intermediate_size"),
         normalize_expert_weights=keys.flag("norm_topk_prob"),
-        router_aux_coef=keys.real("router_aux_loss_coef", zero=True),
     )
 
 
@@ -59,7 +58,6 @@ FAMILY = Family(
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 768,
         "norm_topk_prob": False,
-        "router_aux_loss_coef": 0.001,
     },
     frozenset({"sliding_window", "mlp_only_layers"}),
     parse,

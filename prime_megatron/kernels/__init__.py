@@ -1,1 +1,1 @@
-"""Fused operations: one public function a file, its plain-torch definition beside it. Imports nothing but `device`."""
+"""Fused operations, one public function a file: the log-prob head beside its plain form, and `algo`'s reward path."""

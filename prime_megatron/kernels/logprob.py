@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 
 from prime_megatron import device
+from prime_megatron.algo.token_loss import TokenLoss
 from prime_megatron.kernels import logprob_cpu
 from prime_megatron.kernels.logprob_chunks import ChunkSink, Gradients, OutputLayer, weight_grad_out
 from prime_megatron.kernels.logprob_naive import naive_logprobs
-from prime_megatron.kernels.token_loss import TokenLoss
 from prime_megatron.kernels.vocab_parallel import (
     IGNORE_LABEL,
     Shard,

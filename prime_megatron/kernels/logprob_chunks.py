@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 import torch.distributed as dist
 
-from prime_megatron.kernels.token_loss import TokenLoss
+from prime_megatron.algo.token_loss import TokenLoss
 from prime_megatron.kernels.vocab_parallel import Partial, Shard, combine, gather_sequence, reduce_hidden_grad
 
 
@@ -122,10 +122,10 @@ class Gradients:
         num_tokens, num_rows = at.stop - at.start, self.head.shard.num_rows
         if num_rows == 0:
             return self._hidden_TH.new_empty((num_tokens, 0))
-        size = num_tokens * num_rows
-        if self._buffer is None or self._buffer.numel() < size:
-            self._buffer = self.head.ops.logits_buffer(size, self._hidden_TH)
-        out_tV = self._buffer[:size].view(num_tokens, num_rows)
+        if self._buffer is None:
+            # At its largest at once: a second, larger one would be made while the first is still there.
+            self._buffer = self.head.ops.logits_buffer(self.limit * num_rows, self._hidden_TH)
+        out_tV = self._buffer[: num_tokens * num_rows].view(num_tokens, num_rows)
         return self.head.ops.chunk_logits(self._hidden_TH[at], self._rows_VH, self.head.inv_temperature, out_tV)
 
     def add(

@@ -13,15 +13,11 @@ import triton
 import triton.language as tl
 
 from prime_megatron.kernels import logprob_cpu
+from prime_megatron.kernels.head_chunks import SCORE_BYTES, TRAIN_BYTES, tokens_within
 from prime_megatron.kernels.vocab_parallel import Partial
 
 LOG2E = math.log2(math.e)
 LN2 = math.log(2.0)
-# fp32 logits of one chunk. Of a 152k vocabulary, scoring holds 3072 tokens (on an H200 2.5 % faster than 4096, which
-# takes another GEMM of cuBLAS) and training 8192: the products of the backward gain 5 % over 4096.
-SCORE_BYTES = 2_000_000_000
-CHUNK_BYTES = 5_000_000_000
-ROW_MULTIPLE = 1024  # chunk sizes that fill the GEMM's tiles and waves
 STATS_BLOCK, STATS_WARPS = 2048, 4
 GRAD_BLOCK, GRAD_WARPS = 4096, 8
 
@@ -98,12 +94,7 @@ def _grad_kernel(
 
 def chunk_tokens(num_tokens: int, num_rows: int, dtype: torch.dtype) -> int:
     """Tokens whose fp32 logits are held at once for the gradient."""
-    return _tokens_within(CHUNK_BYTES, num_tokens, num_rows)
-
-
-def _tokens_within(num_bytes: int, num_tokens: int, num_rows: int) -> int:
-    limit = num_bytes // (4 * max(num_rows, 1))
-    return max(1, min(num_tokens, limit - limit % ROW_MULTIPLE if limit > ROW_MULTIPLE else limit))
+    return tokens_within(TRAIN_BYTES, num_tokens, num_rows)
 
 
 def logits_buffer(num_elements: int, hidden_TH: torch.Tensor) -> torch.Tensor:
@@ -139,7 +130,7 @@ def partial(
 ) -> Partial:
     """Partial of every token, one chunk's logits at a time."""
     num_tokens, num_rows = hidden_TH.shape[0], weight_VH.shape[0]
-    step = _tokens_within(SCORE_BYTES, num_tokens, num_rows)
+    step = tokens_within(SCORE_BYTES, num_tokens, num_rows)
     buffer = logits_buffer(step * num_rows, hidden_TH)
     parts = []
     for begin in range(0, num_tokens, step):

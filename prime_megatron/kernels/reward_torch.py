@@ -8,21 +8,19 @@ its alternative here: gathers other than index_select, conversions from bool, wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from prime_megatron.kernels.reward_loop import NORM_EPS, WHITEN_EPS
-
-if TYPE_CHECKING:
-    from prime_megatron.kernels.reward import Reduce, RewardBatch, RewardForm
+from prime_megatron.algo.advantage import WHITEN_EPS
+from prime_megatron.algo.process_reward import NORM_EPS
+from prime_megatron.algo.reduction import Reduction
+from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
 
 BLOCK_TOKENS = 256 * 1024  # on a CPU: scratch of 5 MB, which stays the same memory from block to block
 NEGLIGIBLE = 1e-12  # a discount below this adds nothing to an fp32 return
 
 
 def torch_advantages(
-    batch: RewardBatch, form: RewardForm, reduce: Reduce
+    batch: RewardBatch, form: RewardForm, reduce: Reduction
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(process_rewards_T, returns_T, advantages_T); see reward.py for the steps."""
     if form.gamma_process == 1.0 and form.gamma_outcome == 1.0:
@@ -78,7 +76,7 @@ def _blocks(cu_seqlens: torch.Tensor, num_tokens: int) -> list[_Block]:
 
 
 def _plain_advantages(
-    batch: RewardBatch, form: RewardForm, reduce: Reduce
+    batch: RewardBatch, form: RewardForm, reduce: Reduction
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Both discounts 1: sum over s >= t of (gain r - base) is gain * sum of r - base * number of tokens."""
     num_tokens, mask_T = batch.response_mask_T.shape[0], batch.response_mask_T
@@ -123,7 +121,7 @@ def _plain_advantages(
 
 
 def _discounted_advantages(
-    batch: RewardBatch, form: RewardForm, reduce: Reduce
+    batch: RewardBatch, form: RewardForm, reduce: Reduction
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Any discounts, in float64 over whole arrays."""
     edges = batch.cu_seqlens.long()

@@ -7,16 +7,15 @@ hundred floats: each program of the second pass adds up its own siblings from th
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
-from prime_megatron.kernels.reward_loop import NORM_EPS, WHITEN_EPS
-
-if TYPE_CHECKING:
-    from prime_megatron.kernels.reward import Reduce, RewardBatch, RewardForm
+from prime_megatron.algo.advantage import WHITEN_EPS
+from prime_megatron.algo.process_reward import NORM_EPS
+from prime_megatron.algo.reduction import Reduction
+from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
 
 BLOCK = 512
 SIBLING_BLOCK = 1024
@@ -160,7 +159,7 @@ def _whiten_kernel(
 
 
 def triton_advantages(
-    batch: RewardBatch, form: RewardForm, reduce: Reduce
+    batch: RewardBatch, form: RewardForm, reduce: Reduction
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(process_rewards_T, returns_T, advantages_T); see reward.py for the steps. Never waits for the device."""
     num_tokens, num_sequences, where = batch.prm_logprobs_T.shape[0], batch.outcome_N.shape[0], batch.outcome_N.device

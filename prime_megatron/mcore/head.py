@@ -16,8 +16,8 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor, nn
 
+from prime_megatron.algo.token_loss import TokenLoss
 from prime_megatron.kernels.logprob import fused_logprob_loss, token_logprobs
-from prime_megatron.kernels.token_loss import TokenLoss
 from prime_megatron.mcore.context import LocalTokens
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.types import LogProbs

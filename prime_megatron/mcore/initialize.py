@@ -84,7 +84,6 @@ def _topology(sizes: ParallelSizes, timeout: timedelta) -> Topology:
     assert ps.get_tensor_model_parallel_rank() == at.tensor and ps.get_pipeline_model_parallel_rank() == at.pipeline
     assert ps.get_data_parallel_rank() == at.data and ps.get_context_parallel_rank() == at.context
     assert ps.get_expert_model_parallel_rank() == at.expert
-    in_embedding = at.pipeline in (0, sizes.pipeline - 1)
     return Topology(
         sizes=sizes,
         rank=rank,
@@ -98,5 +97,4 @@ def _topology(sizes: ParallelSizes, timeout: timedelta) -> Topology:
         expert=ps.get_expert_model_parallel_group(),
         expert_tensor=ps.get_expert_tensor_parallel_group(),
         expert_data=ps.get_expert_data_parallel_group(),
-        embedding=ps.get_embedding_group() if in_embedding else None,
     )

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from prime_megatron.algo.token_loss import TokenLoss
 from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.device import current_device
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.megatron_layout import shard_map
 from prime_megatron.families.read import read_config
-from prime_megatron.kernels.token_loss import TokenLoss
 from prime_megatron.mcore.context import LocalTokens, localize
 from prime_megatron.mcore.head import Head, learn_next, predict_next, target_logits
 from prime_megatron.mcore.model import build_model, unwrap

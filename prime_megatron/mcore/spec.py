@@ -26,7 +26,7 @@ def has_transformer_engine() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
-def describe(dtype: torch.dtype) -> str:
+def describe_layers(dtype: torch.dtype) -> str:
     """The layers and attention that build_model chooses here, for the start-up log."""
     if has_transformer_engine():
         return "layers: Transformer Engine; attention: Transformer Engine"

@@ -1,16 +1,35 @@
-"""samples.jsonl: the rollouts, with outcome and credit per token."""
+"""samples.jsonl: the rollouts, with outcome and credit per token.
+
+A response's text is on the rank that decoded it and its credit on the rank that trained on it; the first rank writes
+the file. So every rank picks the responses of a step (`SamplesLog.choose`), gives its own credit for them
+(`credits_of`), and the first rank joins both (`sample_rows`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prime_megatron.config import LogConfig
+from prime_megatron.config import TrainLogConfig
 from prime_megatron.metrics.jsonl import JsonlFile, format_line
-from prime_megatron.types import Advantages, RolloutBatch
+from prime_megatron.types import Advantages, Group, RolloutBatch
 
 SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What one response earned; the lists have one entry per response token."""
+
+    draw: int
+    """The prompt's position in the stream."""
+    sample: int
+    """Index among the siblings, 0 .. K - 1."""
+    process_rewards: tuple[float, ...]
+    returns: tuple[float, ...]
+    advantages: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -18,6 +37,8 @@ class SampleRow:
     """One response as samples.jsonl shows it; the lists have one entry per response token."""
 
     uid: str
+    data_source: str
+    """Of the prompt's row: which data set it is from."""
     draw: int
     """The prompt's position in the stream; rows are sorted by it."""
     sample: int
@@ -25,31 +46,46 @@ class SampleRow:
     version: int
     """Policy version that made it."""
     prompt: str
-    response: str
+    response: str | None
     token_ids: tuple[int, ...]
     finish: str
     outcome: float
     verdict: str
-    reason: str
+    reason: str | None
     process_rewards: tuple[float, ...]
     returns: tuple[float, ...]
     advantages: tuple[float, ...]
 
 
-def sample_rows(batch: RolloutBatch, advantages: Advantages) -> list[SampleRow]:
-    """The rows of this data-parallel rank's batch, in its order (pure; gathering them is the caller's)."""
+def credits_of(batch: RolloutBatch, advantages: Advantages, chosen: Sequence[Group]) -> list[Credit]:
+    """The credit of those of the chosen responses that are in this data-parallel rank's batch."""
     rewards = advantages.process_rewards_T.tolist()
     returns = advantages.returns_T.tolist()
     values = advantages.advantages_T.tolist()
-    ends = batch.cu_seqlens.tolist()[1:]
-    rows: list[SampleRow] = []
+    wanted = {group.prompt.draw: len(group.samples) for group in chosen}
+    ends = iter(batch.cu_seqlens.tolist()[1:])
+    found: list[Credit] = []
     for group in batch.groups:
-        for index, sample in enumerate(group.samples):
-            end = ends[len(rows)]
+        for index, (sample, end) in enumerate(zip(group.samples, ends)):
             span = slice(end - len(sample.token_ids), end)
+            if index < wanted.get(group.prompt.draw, 0):
+                own = tuple(rewards[span]), tuple(returns[span]), tuple(values[span])
+                found.append(Credit(group.prompt.draw, index, *own))
+    assert next(ends, None) is None, "more sequences in the batch than samples in its groups"
+    return found
+
+
+def sample_rows(chosen: Sequence[Group], credits: Iterable[Credit]) -> list[SampleRow]:
+    """The rows of the chosen responses, in their order; the groups with their texts, the credit of all ranks."""
+    by_response = {(credit.draw, credit.sample): credit for credit in credits}
+    rows: list[SampleRow] = []
+    for group in chosen:
+        for index, sample in enumerate(group.samples):
+            credit = by_response[group.prompt.draw, index]
             rows.append(
                 SampleRow(
                     uid=group.prompt.uid,
+                    data_source=group.prompt.data_source,
                     draw=group.prompt.draw,
                     sample=index,
                     version=sample.version,
@@ -60,12 +96,11 @@ def sample_rows(batch: RolloutBatch, advantages: Advantages) -> list[SampleRow]:
                     outcome=sample.outcome,
                     verdict=sample.verdict,
                     reason=sample.reason,
-                    process_rewards=tuple(rewards[span]),
-                    returns=tuple(returns[span]),
-                    advantages=tuple(values[span]),
+                    process_rewards=credit.process_rewards,
+                    returns=credit.returns,
+                    advantages=credit.advantages,
                 )
             )
-    assert len(rows) == len(ends), f"{len(rows)} samples in the groups, {len(ends)} sequences in the batch"
     return rows
 
 
@@ -81,14 +116,22 @@ class SamplesLog:
         """Whether this step's samples are written; the same on every rank."""
         return self._every > 0 and step % self._every == 0
 
+    def choose(self, groups: Iterable[Group]) -> list[Group]:
+        """What is written of these groups: by prompt and sample, at most log.samples_per_step; the last one is cut."""
+        chosen: list[Group] = []
+        left = self._per_step
+        for group in sorted(groups, key=lambda group: group.prompt.draw):
+            if left is not None and left < len(group.samples):
+                group = dataclasses.replace(group, samples=group.samples[:left])
+            if group.samples:
+                chosen.append(group)
+            left = left and left - len(group.samples)
+        return chosen
+
     def write(self, step: int, rows: Iterable[SampleRow]) -> None:
-        """Write the step's rows (of all data-parallel ranks) by prompt and sample, at most log.samples_per_step."""
-        if self._file is None:
-            return
-        ordered = sorted(rows, key=lambda row: (row.draw, row.sample))
-        if self._per_step is not None:
-            ordered = ordered[: self._per_step]
-        self._file.write("".join(format_line(step, vars(row)) for row in ordered))
+        """Write the step's rows."""
+        if self._file is not None:
+            self._file.write("".join(format_line(step, vars(row)) for row in rows))
 
     def restore(self, step: int) -> None:
         """Go on after this step: rows of later steps are dropped."""
@@ -100,7 +143,7 @@ class SamplesLog:
             self._file.close()
 
 
-def open_samples_log(output_dir: Path, config: LogConfig, *, rank: int) -> SamplesLog:
+def open_samples_log(output_dir: Path, config: TrainLogConfig, *, rank: int) -> SamplesLog:
     """The run's samples.jsonl, written on rank 0 only."""
     file = JsonlFile(output_dir / SAMPLES_FILE) if rank == 0 else None
     return SamplesLog(file, config.samples_every, config.samples_per_step)

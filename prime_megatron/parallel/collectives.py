@@ -1,12 +1,16 @@
-"""Collectives on plain Python values, and the reductions over data-parallel ranks that the algorithm asks for."""
+"""Collectives on plain Python values, on bytes, and the reductions that the algorithm asks for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from prime_megatron.device import current_device
 
 T = TypeVar("T")
 
@@ -16,6 +20,37 @@ def gather_all(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     gathered: list[T | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(gathered, value, group=group)
     return gathered  # type: ignore[return-value]
+
+
+def gather_to_first(value: T) -> list[T]:
+    """Every rank's value, in rank order, on the first rank of the world; nothing on the others."""
+    gathered: list[T | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered or []  # type: ignore[return-value]
+
+
+def gather_numbers(numbers: Sequence[int]) -> list[list[int]]:
+    """Every rank's whole numbers, equally many, in rank order, on every rank of the world."""
+    mine = torch.tensor(list(numbers), dtype=torch.int64, device=current_device())
+    gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, mine)
+    return torch.stack(gathered).tolist()
+
+
+def gather_bytes(mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Every rank's uint8 tensor, in rank order, on every rank of the world: a broadcast from each that has any.
+
+    Args:
+        mine: this rank's, uint8 [sizes[rank]].
+        sizes: of all ranks, known to all.
+    """
+    rank = dist.get_rank()
+    assert mine.numel() == sizes[rank], f"{mine.numel()} bytes for {sizes[rank]}"
+    parts = [mine if source == rank else mine.new_empty(size) for source, size in enumerate(sizes)]
+    pending = [dist.broadcast(part, source, async_op=True) for source, part in enumerate(parts) if part.numel()]
+    for work in pending:
+        work.wait()
+    return parts
 
 
 def from_rank(value: T, rank: int = 0) -> T:

@@ -8,11 +8,13 @@ validation and planners use it alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch.distributed import ProcessGroup
+from typing import TYPE_CHECKING
 
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,6 @@ class Topology:
     expert: ProcessGroup
     expert_tensor: ProcessGroup
     expert_data: ProcessGroup
-    embedding: ProcessGroup | None
-    """First and last pipeline stage (tied embeddings); none on the stages between."""
 
     @property
     def is_first_stage(self) -> bool:

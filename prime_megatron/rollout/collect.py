@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -10,10 +11,12 @@ from prime_megatron.algo.filtering import FilterTally, keep_group, prompts_to_re
 from prime_megatron.config import RolloutConfig
 from prime_megatron.errors import RunError
 from prime_megatron.rollout.engine import Sampling
+from prime_megatron.rollout.exchange import on_first, with_texts
 from prime_megatron.rollout.generate import Draw, Generator
 from prime_megatron.rollout.recording import group_from_dict, read_recording
 from prime_megatron.rollout.sampling import TRAIN
 from prime_megatron.types import Group, Prompt
+from prime_megatron.verify import FAILURES
 
 
 class Prompts(Protocol):
@@ -36,6 +39,12 @@ class Collected:
     """Groups of the batch that an earlier step generated."""
     expired: int
     """Waiting groups that grew too old and were dropped."""
+
+    @property
+    def verifier_failures(self) -> dict[str, int]:
+        """Responses of this step on which the verifier failed, by kind; every kind is there."""
+        verdicts = Counter(sample.verdict for group in self.generated for sample in group.samples)
+        return {kind: verdicts[kind] for kind in FAILURES}
 
 
 class Collector:
@@ -102,12 +111,14 @@ class Collector:
         )
 
     def state(self) -> dict[str, Any]:
-        """The waiting groups, as JSON values."""
-        return {"waiting": [{"step": made, "group": asdict(group)} for made, group in self.waiting]}
+        """The waiting groups, as JSON values; their texts are on the first rank alone. Collective over the world."""
+        groups = with_texts([group for _, group in self.waiting])
+        steps = [made for made, _ in self.waiting]
+        return {"waiting": [{"step": s, "group": asdict(group)} for s, group in zip(steps, groups, strict=True)]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of ``state``."""
-        self.waiting = [(row["step"], group_from_dict(row["group"])) for row in state["waiting"]]
+        self.waiting = [(row["step"], on_first(group_from_dict(row["group"]))) for row in state["waiting"]]
 
     def _draw(self, step: int) -> Draw:
         sampling = self.config.sampling
@@ -135,7 +146,7 @@ class ReplayCollector:
         """
         if step not in self.steps:
             raise RunError(f"{self.path}: the recording has no step {step}; it holds {sorted(self.steps)}")
-        groups = self.steps[step]
+        groups = [on_first(group) for group in self.steps[step]]
         return Collected(groups, groups, 0, FilterTally(kept=len(groups)), 0, 0)
 
     def state(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ Who calls what, when:
 3. `rollout.collect` and the evaluation call `generate` with this replica's share of the requests.
 4. Around training the trainer calls `sleep(level)`, and `wake` in two parts: `wake({"weights"})`, the sync,
    `wake({"kv_cache"})`.
-5. `healthy()` is asked after a failed call; `close()` ends the engine, and may be called twice.
+5. `close()` ends the engine, and may be called twice.
 """
 
 from __future__ import annotations
@@ -111,10 +111,6 @@ class Engine(Protocol):
 
     def wake(self, tags: Collection[str]) -> None:
         """Take device memory back for "weights" and/or "kv_cache"."""
-        ...
-
-    def healthy(self) -> bool:
-        """False when the engine can no longer answer."""
         ...
 
     def close(self) -> None:

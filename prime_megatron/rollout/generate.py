@@ -1,4 +1,4 @@
-"""Prompts in, verified groups out, the same on every rank."""
+"""Prompts in, verified groups out: the same on every rank, but for the texts, which stay where they were decoded."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from prime_megatron.errors import StopRequested
-from prime_megatron.parallel.collectives import gather_all
+from prime_megatron.parallel.collectives import gather_numbers
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, WeightsLost
+from prime_megatron.rollout.exchange import Response, count, exchange
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.types import Group, Prompt, Sample
 from prime_megatron.verify import Answer, Verdict, Verifiers
@@ -30,18 +30,15 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """A verified response on its way between ranks: compact, without its text."""
+class _Decoded:
+    """A response as text, and the verdict on it that is on its way."""
 
-    index: int
-    token_ids: np.ndarray
-    logprobs: np.ndarray
-    finish: str
-    verdict: Verdict
+    text: str
+    verdict: Future[Verdict]
 
 
 class Generator:
-    """Spreads requests over the engine's replicas, verifies each response when it is finished, gathers all.
+    """Spreads requests over the engine's replicas, decodes and verifies each response when it is finished, gathers all.
 
     Args:
         engine: this rank's replica.
@@ -75,36 +72,33 @@ class Generator:
             StopRequested: on every rank, when ``stop`` was true on one; what was generated is lost.
         """
         mine = [index for index in range(len(prompts)) if index % self.engine.num_replicas == self.engine.replica]
-        answered: list[_Answered] | None = None
-        verdicts: dict[SampleKey, Future[Verdict]] = {}
+        made: list[Response] | None = None
+        decoded: dict[SampleKey, _Decoded] = {}
         while True:
-            if answered is None:
+            if made is None:
                 with contextlib.suppress(StopRequested, WeightsLost):
-                    answered = self._answer([(index, prompts[index]) for index in mine], draw, verdicts, stop)
-            everyones = gather_all((stop(), answered))
-            if any(stopped for stopped, _ in everyones):
+                    made = self._answer([(index, prompts[index]) for index in mine], draw, decoded, stop)
+            everyones = gather_numbers([stop(), made is not None, *count(made or [])])
+            if any(stopped for stopped, *_ in everyones):
                 raise StopRequested
-            if all(part is not None for _, part in everyones):
+            if all(done for _, done, *_ in everyones):
                 break
             self.publish_again()
-        by_prompt: dict[int, list[_Answered]] = {index: [] for index in range(len(prompts))}
-        for _, part in everyones:
-            for item in part:
-                by_prompt[item.index].append(item)
-        version = self.engine.version
-        return [
-            Group(prompts[index], tuple(self._sample(item, version) for item in items))
-            for index, items in by_prompt.items()
-        ]
+        assert made is not None
+        samples: list[list[Sample]] = [[] for _ in prompts]
+        counts = [(responses, tokens) for _, _, responses, tokens in everyones]
+        for response in exchange(made, counts, self.engine.version):
+            samples[response.prompt].append(response.sample)
+        return [Group(prompt, tuple(own)) for prompt, own in zip(prompts, samples, strict=True)]
 
     def _answer(
         self,
         prompts: Sequence[tuple[int, Prompt]],
         draw: Draw,
-        verdicts: dict[SampleKey, Future[Verdict]],
+        decoded: dict[SampleKey, _Decoded],
         stop: Callable[[], bool],
-    ) -> list[_Answered]:
-        """This replica's share; ``verdicts`` holds those of an attempt that ended early. Raises WeightsLost."""
+    ) -> list[Response]:
+        """This replica's share; ``decoded`` holds those of an attempt that ended early. Raises WeightsLost."""
         requests, owners = [], []
         for index, prompt in prompts:
             for sample in range(draw.num_samples):
@@ -116,36 +110,40 @@ class Generator:
         def verify(completion: Completion) -> None:
             if stop():
                 raise StopRequested
-            prompt = prompt_of[completion.request.key]
-            answer = Answer(prompt.ability, self._text(completion.token_ids), prompt.ground_truth)
-            verdicts[completion.request.key] = self.verifiers.submit(answer)
+            key = completion.request.key
+            text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+            decoded[key] = _Decoded(text, self.verifiers.submit(_answer_of(prompt_of[key], text)))
 
         completions = self.engine.generate(requests, verify if self.leads else None)
         if not self.leads:
             return []
         return [
-            _Answered(
-                index=index,
-                token_ids=np.asarray(completion.token_ids, dtype=np.int32),
-                logprobs=np.asarray(completion.logprobs, dtype=np.float32),
-                finish=completion.finish,
-                verdict=verdicts[completion.request.key].result(),
-            )
+            Response(index, _sample(completion, decoded[completion.request.key], self.engine.version))
             for (index, _), completion in zip(owners, completions, strict=True)
         ]
 
-    def _text(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def _sample(self, item: _Answered, version: int) -> Sample:
-        token_ids = tuple(item.token_ids.tolist())
-        return Sample(
-            token_ids=token_ids,
-            logprobs=tuple(item.logprobs.tolist()),
-            finish=item.finish,
-            version=version,
-            text=self._text(token_ids),
-            outcome=item.verdict.score,
-            verdict=item.verdict.verdict,
-            reason=item.verdict.reason,
-        )
+def _answer_of(prompt: Prompt, response: str) -> Answer:
+    return Answer(
+        ability=prompt.ability,
+        response=response,
+        ground_truth=prompt.ground_truth,
+        prompt=prompt.text,
+        data_source=prompt.data_source,
+        extra_info=prompt.extra_info,
+    )
+
+
+def _sample(completion: Completion, decoded: _Decoded, version: int) -> Sample:
+    """Waits for the verdict."""
+    verdict = decoded.verdict.result()
+    return Sample(
+        token_ids=completion.token_ids,
+        logprobs=completion.logprobs,
+        finish=completion.finish,
+        version=version,
+        text=decoded.text,
+        outcome=verdict.score,
+        verdict=verdict.verdict,
+        reason=verdict.reason,
+    )

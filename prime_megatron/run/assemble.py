@@ -14,11 +14,13 @@ import torch.distributed as dist
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.checkpoint.run import Checkpoints
-from prime_megatron.config import Granularity, TrainConfig
+from prime_megatron.config import Granularity, Offload, TrainConfig
+from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.held_out import Evaluator
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
+from prime_megatron.mcore.spec import describe_layers
 from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_samples_log
 from prime_megatron.parallel.collectives import OverRanks, from_rank
 from prime_megatron.parallel.topology import Topology
@@ -26,10 +28,10 @@ from prime_megatron.rollout.collect import Collector, ReplayCollector
 from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.generate import Generator
 from prime_megatron.rollout.recording import Recorder
-from prime_megatron.run.colocation import Colocation
+from prime_megatron.run.colocation import Colocation, sleep_level
 from prime_megatron.run.engines import build_engine, build_sync
 from prime_megatron.run.inputs import Inputs, read_inputs
-from prime_megatron.run.models import Roles, build_roles
+from prime_megatron.run.models import DTYPES, Roles, build_roles
 from prime_megatron.run.nonfinite import NONFINITE_FOLDER, NonFinite
 from prime_megatron.run.output_dir import check_output_dir, prepare_output_dir
 from prime_megatron.run.reporter import Reporter
@@ -39,7 +41,7 @@ from prime_megatron.run.watchdog import STALL_FOLDER, Watchdog
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.engine_check import EngineCheck
 from prime_megatron.step.plan import plan_step
-from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers
+from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
 from prime_megatron.weights.sync import WeightSync
 
 
@@ -104,7 +106,9 @@ def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> I
     try:
         agree_on(lambda: check_output_dir(output, resume=resume, overwrite=overwrite))
         workers = max(1, config.verify.workers // config.launch.processes_per_node)
-        with build_verifiers(VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)) as verifiers:
+        options = VerifyOptions(num_workers=workers, timeout_s=config.verify.timeout_s)
+        with build_verifiers(options, config.verify.custom) as verifiers:
+            agree_on(verifiers.try_custom)
             inputs = read_inputs(config, verifiers)
             roles = build_roles(config, topology, plan_step(config))
             agree_on(lambda: prepare_output_dir(output, resume=resume, overwrite=overwrite))
@@ -139,14 +143,16 @@ def build_parts(
 ) -> Parts:
     """Connect everything. Collective over the world."""
     watchdog = build_watchdog(config, topology, stop)
-    engine = build_engine(config, topology, inputs.tokenizer.eos_token_ids)
+    engine = start_engine(config, topology, inputs, roles)
     sync = build_sync(config, topology, roles.policy, engine)
     colocation = build_colocation(config, engine, sync, roles)
     generator = Generator(
         engine, _leads_replica(config, topology), verifiers, inputs.tokenizer, colocation.publish_again
     )
     reporter = build_reporter(config, topology, inputs, generator, watchdog.beat, colocation.take_readings, engine)
-    reporter.log.message(describe_engine(config))
+    layers = describe_layers(DTYPES[config.models.dtype])
+    for line in (describe_engine(config), layers, describe_reward_path(config), *describe_custom(config.verify.custom)):
+        reporter.log.message(line)
     collector = _collector(config, inputs.prompts, generator, stop)
     nonfinite = build_nonfinite(config, topology, reporter.log.warn)
     stateful = {
@@ -173,9 +179,23 @@ def build_parts(
     )
 
 
+def start_engine(config: TrainConfig, topology: Topology, inputs: Inputs, roles: Roles) -> Engine:
+    """The engine. With parallel.offload generation it starts on a device that the models have left, and sleeps before
+    they come back: its share is one of the whole device, and the two are never there together."""
+    moved = [] if config.parallel.offload is Offload.none else roles.distinct
+    for role in moved:
+        role.offload(gradients=False)
+    engine = build_engine(config, topology, inputs.tokenizer.eos_token_ids)
+    if moved:
+        engine.sleep(sleep_level())
+    for role in moved:
+        role.onload()
+    return engine
+
+
 def build_colocation(config: TrainConfig, engine: Engine, sync: WeightSync, roles: Roles) -> Colocation:
     """Who has the memory when; models move only where parallel.offload says so."""
-    if not config.parallel.offload:
+    if config.parallel.offload is Offload.none:
         return Colocation(engine, sync, models=roles.distinct)
     others = [role for role in roles.distinct if role is not roles.policy]
     return Colocation(engine, sync, roles.policy, others, models=roles.distinct)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron.config import Estimator, ParallelConfig, SftConfig, TrainConfig
+from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
+from prime_megatron.config.check import policy_folder_of
 from prime_megatron.families.read import read_config
+from prime_megatron.step.plan import plan_step
 
 
 def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
@@ -21,8 +23,8 @@ def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
     for folder, value_head in _folders(config):
         if Path(folder).is_dir():
             _check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
-    if not supervised and config.models.policy.path is not None and Path(config.models.policy.path).is_dir():
-        _check_engine(config, config.models.policy.path)
+    if not supervised and Path(policy_folder_of(config)).is_dir():
+        _check_engine(config, policy_folder_of(config))
 
 
 def compare_models(config: TrainConfig | SftConfig) -> None:
@@ -36,14 +38,10 @@ def compare_models(config: TrainConfig | SftConfig) -> None:
 
 
 def _folders(config: TrainConfig | SftConfig) -> list[tuple[str, bool]]:
-    """(folder, whether it becomes a critic) of every model that the config names, each once."""
+    """(folder, whether it becomes a critic) of every model that the run has, each once."""
     if isinstance(config, SftConfig):
         return [(config.model, False)]
-    models = config.models
-    paths = [(models.policy.path, False), (models.prm.path, False), (models.reference, False)]
-    if config.advantage.estimator is Estimator.gae:
-        paths.append((models.critic.path, True))
-    return list(dict.fromkeys((path, head) for path, head in paths if path is not None))
+    return list(dict.fromkeys((model.folder, model.role == "critic") for model in plan_step(config).models))
 
 
 def _check_folder(

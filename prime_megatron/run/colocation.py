@@ -34,12 +34,18 @@ class Movable(Protocol):
     def onload(self) -> int: ...
 
 
+def sleep_level() -> int:
+    """How deep an engine sleeps here (see rollout.engine). Every sleep is followed by a sync, so a GPU's copy of the
+    weights can be forgotten; a CPU's is the engine's only one."""
+    return 2 if device.on_gpu() else 1
+
+
 class Colocation:
     """The order around generation. Collective.
 
     Models that the sync does not read go to the host, the engine's weights wake, sync, the policy goes to the host, the
     KV cache wakes; generation; the engine sleeps, the models come back. So weights in training layout and KV cache are
-    never on the device together. Without ``others`` and ``policy`` (parallel.offload false) the models stay.
+    never on the device together. Without ``others`` and ``policy`` (parallel.offload none) the models stay.
 
     Args:
         engine: shares the devices with training.
@@ -63,8 +69,7 @@ class Colocation:
         self.others = tuple(others)
         self.models = tuple(models)
         self.version = -1
-        # Every sleep is followed by a sync, so a GPU's copy can be forgotten; a CPU's is the engine's only one.
-        self.level = 2 if device.on_gpu() else 1
+        self.level = sleep_level()
         self._readings: dict[str, float] = {}
 
     def publish(self, version: int) -> None:

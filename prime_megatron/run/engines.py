@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from prime_megatron import device
 from prime_megatron.config import TrainConfig
+from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.check import compare_facts, facts_of, rotary_facts
@@ -37,7 +38,7 @@ from prime_megatron.rollout.process.limits import Limits
 from prime_megatron.rollout.process.process import EngineProcess
 from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.vllm.in_process import InProcessEngine
-from prime_megatron.run.models import DTYPES, policy_folder_of
+from prime_megatron.run.models import DTYPES
 from prime_megatron.run.transport import is_in_process, transport_of
 from prime_megatron.weights.by_bucket import BucketReshard
 from prime_megatron.weights.folder import WeightFolder
@@ -80,7 +81,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
         compare_facts(read_config(folder), facts, f"{folder}/config.json", "the embedded engine")
         return engine
     rollout = config.rollout
-    settings = _settings(config, end_token_ids)
+    settings = driver_settings(config, end_token_ids)
     if settings.in_process:
         member = _member(rollout.tensor, topology, config.parallel.timeout_s)
         return InProcessEngine(member, settings, transport_of(config) == "live", _manifest(config))
@@ -166,7 +167,7 @@ def _engine_dtype(config: TrainConfig) -> torch.dtype:
     return DTYPES[config.rollout.dtype or config.models.dtype]
 
 
-def _settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettings:
+def driver_settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettings:
     rollout = config.rollout
     own = rollout.sglang if rollout.engine == "sglang" else rollout.vllm
     folder = policy_folder_of(config)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from prime_megatron.config import TrainConfig
+from prime_megatron.config.check import policy_folder_of
 from prime_megatron.data.rows import read_prompt_rows
 from prime_megatron.data.stream import PromptStream, eval_prompts
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.run.check_models import compare_models
-from prime_megatron.run.models import policy_folder_of
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Verifiers
 

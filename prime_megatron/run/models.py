@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from prime_megatron.config import OptimizerConfig, TrainConfig
-from prime_megatron.errors import InputError
+from prime_megatron.config import TrainConfig
 from prime_megatron.mcore.critic import Critic
 from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.step.plan import StepPlan
+from prime_megatron.step.plan import Model, StepPlan
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -42,53 +41,37 @@ class Roles:
 
 
 def build_roles(config: TrainConfig, topology: Topology, plan: StepPlan) -> Roles:
-    """Load the models that the plan needs, each once. Raises InputError: transformers, and so the engine, would read
-    another model in one of the folders."""
-    policy_folder = policy_folder_of(config)
-    prm_folder = config.models.prm.path or policy_folder
-    reference_folder = config.models.reference or prm_folder
-
-    def role(name: str, folder: str, optimizer: OptimizerConfig | None, updates: int) -> Role:
-        return Role(
-            name,
-            folder,
-            topology,
-            config.parallel,
-            dtype=DTYPES[config.models.dtype],
-            optimizer=optimizer,
-            total_updates=updates,
-            logprob_impl=config.models.logprob_impl,
-        )
-
-    policy, prm = config.models.policy, config.models.prm
-    frozen: dict[str, Role] = {}
-    if plan.reference:
-        frozen[reference_folder] = role("reference", reference_folder, None, 1)
-    if plan.policy_reference and policy_folder not in frozen:
-        frozen[policy_folder] = role("policy_reference", policy_folder, None, 1)
+    """Load the models that the plan names."""
+    roles = {model.role: _build(config, topology, model) for model in plan.models}
+    critic = roles.get("critic")
+    assert critic is None or isinstance(critic, Critic)
     return Roles(
-        policy=role("policy", policy_folder, policy.optimizer, config.run.steps * policy.num_mini_batches),
-        prm=role("prm", prm_folder, prm.optimizer, config.run.steps * prm.num_mini_batches) if plan.prm else None,
-        reference=frozen[reference_folder] if plan.reference else None,
-        policy_reference=frozen[policy_folder] if plan.policy_reference else None,
-        critic=_critic(config, topology) if plan.critic else None,
+        policy=roles["policy"],
+        prm=roles.get("prm"),
+        reference=roles.get("reference"),
+        # The plan names one model where the PRM's reference serves the KL term, too.
+        policy_reference=roles.get("policy_reference", roles.get("reference")) if plan.policy_reference else None,
+        critic=critic,
     )
 
 
-def _critic(config: TrainConfig, topology: Topology) -> Critic:
-    critic = config.models.critic
-    return Critic(
-        critic.path or policy_folder_of(config),
+def _build(config: TrainConfig, topology: Topology, model: Model) -> Role:
+    dtype = DTYPES[config.models.dtype]
+    settings = {"policy": config.models.policy, "prm": config.models.prm, "critic": config.models.critic}
+    optimizer, updates = None, 1
+    if model.trained:
+        optimizer = settings[model.role].optimizer
+        updates = config.run.steps * settings[model.role].num_mini_batches
+    if model.role == "critic":
+        assert optimizer is not None
+        return Critic(model.folder, topology, config.parallel, dtype=dtype, optimizer=optimizer, total_updates=updates)
+    return Role(
+        model.role,
+        model.folder,
         topology,
         config.parallel,
-        dtype=DTYPES[config.models.dtype],
-        optimizer=critic.optimizer,
-        total_updates=config.run.steps * critic.num_mini_batches,
+        dtype=dtype,
+        optimizer=optimizer,
+        total_updates=updates,
+        logprob_impl=config.models.logprob_impl,
     )
-
-
-def policy_folder_of(config: TrainConfig) -> str:
-    """models.policy.path. Raises InputError where it is not set."""
-    if config.models.policy.path is None:
-        raise InputError("models.policy.path: is required; give the HF folder of the model to train")
-    return config.models.policy.path

@@ -16,11 +16,13 @@ from prime_megatron.config import TrainConfig
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.evaluate.held_out import Evaluator
 from prime_megatron.families import FamilyConfig
+from prime_megatron.families.count import num_matmul_parameters
 from prime_megatron.metrics import (
     Clock,
     MetricsLog,
     SamplesLog,
     Summary,
+    credits_of,
     measure_peak_flops,
     model_flops,
     print_summary,
@@ -29,8 +31,9 @@ from prime_megatron.metrics import (
 )
 from prime_megatron.metrics.memory import memory_table
 from prime_megatron.metrics.summary import SUMMARY_FILE
-from prime_megatron.parallel.collectives import OverRanks, gather_all
+from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to_first
 from prime_megatron.parallel.topology import Topology
+from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
 from prime_megatron.step.metrics import StepRecord, step_figures
 from prime_megatron.step.plan import StepPlan
@@ -115,7 +118,7 @@ class Reporter:
         """Evaluate when due, log the step (record None: the state before the first one). Collective."""
         figures: dict[str, float] = {}
         if record is not None:
-            figures |= step_figures(record, self._reduce, self.config.prm.beta)
+            figures |= step_figures(record, self._reduce, self.config)
             figures |= {"data/epoch": self.prompts.epoch, "data/skipped_prompts": self.prompts.skipped}
             self.progress.num_tokens += int(figures["step/tokens"])
             if "prm/accuracy" in figures:
@@ -167,11 +170,17 @@ class Reporter:
         return OverRanks(self.topology.data)
 
     def _write_samples(self, index: int, record: StepRecord) -> None:
-        self.recorder.write(index, record.collected.groups)
+        groups = record.collected.groups
+        if self.config.rollout.record is not None:
+            self.recorder.write(index, with_texts(groups))
         if not self.samples.wants(index):
             return
-        mine = sample_rows(record.batch.rollout, record.advantages) if self.topology.leads_model else []
-        self.samples.write(index, [row for rows in gather_all(mine) for row in rows])
+        chosen = self.samples.choose(groups)
+        mine = credits_of(record.batch.rollout, record.advantages, chosen) if self.topology.leads_model else []
+        credits = gather_to_first(mine)
+        chosen = with_texts(chosen)
+        if self.topology.rank == 0:
+            self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
 
     def _alarm(self, index: int, figures: dict[str, float]) -> None:
         default = 1e-3 if self.config.models.dtype == "float32" else 5e-2
@@ -200,7 +209,7 @@ class Reporter:
         """Of the step's passes, all models taken as large as the policy."""
         family = self.family
         one_forward = model_flops(
-            num_matmul_params=matmul_params(family),
+            num_matmul_params=num_matmul_parameters(family),
             num_layers=family.layers,
             attention_width=family.heads * family.head_dim,
             lengths=lengths,
@@ -218,11 +227,3 @@ def _written(output: Path) -> tuple[str, ...]:
     """What lies in the output folder, summary.json included, which is about to."""
     names = {path.name for path in output.iterdir() if not path.name.startswith(".")} | {SUMMARY_FILE}
     return tuple(str(output / name) for name in sorted(names))
-
-
-def matmul_params(family: FamilyConfig) -> int:
-    """Parameters that multiply every token: projections, feed-forward (active experts only), router and head."""
-    attention = 2 * family.hidden * (family.size("q") + family.size("kv"))
-    dense = 3 * family.hidden * family.ffn
-    sparse = 3 * family.hidden * family.expert_ffn * family.experts_per_token + family.hidden * family.experts
-    return family.layers * (attention + (sparse if family.experts else dense)) + family.hidden * family.vocab

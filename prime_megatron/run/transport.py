@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prime_megatron import device
 from prime_megatron.config import TrainConfig
+from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
 from prime_megatron.families.read import read_config
-from prime_megatron.run.models import policy_folder_of
 
 
 def is_in_process(config: TrainConfig) -> bool:

@@ -1,1 +1,1 @@
-"""What one step is made of: its plan, its batch, its losses, its metrics."""
+"""What one step is made of: its plan, its batch, its advantages, its losses, its metrics."""

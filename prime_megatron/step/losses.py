@@ -1,19 +1,18 @@
-"""What each role learns from a micro-batch: the algorithm's formulas as losses the fused head understands.
+"""What each role learns from a micro-batch: `algo.losses` on the micro-batch's response tokens.
 
 Every maker closes over the whole batch's tensors and cuts out the micro-batch's response tokens, in packed order.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from prime_megatron.algo import losses as formulas
+from prime_megatron.algo.kl import importance_weights
 from prime_megatron.algo.prm_loss import SiblingTerms
 from prime_megatron.algo.value_loss import value_loss
 from prime_megatron.config import KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLossKind
-from prime_megatron.kernels import losses as fused
 from prime_megatron.mcore.critic import MakeValueLoss, ValueLoss
 from prime_megatron.mcore.role import MakeLoss
 from prime_megatron.step.plan import OldLogprobs
@@ -31,42 +30,34 @@ def policy_loss(
     """PPO's clipped loss, one mean over the mini-batch's response tokens of all ranks.
 
     In the first mini-batch the policy has not moved, so unless all old log-probs were needed anyway its ratio is 1
-    by construction and its own forward serves.
+    by construction and its own forward serves. Importance weights correct the clipped loss, not entropy and KL.
     """
+    advantages_T = advantages.advantages_T
+    if config.importance_cap is not None:
+        old_T = _needed(scores.old_logprobs_T)
+        advantages_T = advantages_T * importance_weights(
+            old_T, batch.engine_logprobs_T, batch.response_mask_T, config.importance_cap
+        )
 
-    weights_T = importance_weights(config, batch, scores)
-
-    def make(micro: PackedSequences, mini: MiniBatch) -> fused.PolicyLoss:
+    def make(micro: PackedSequences, mini: MiniBatch) -> formulas.PolicyLoss:
         def rows(values_T: Tensor) -> Tensor:
             return response_rows(micro, values_T)
 
         own = old is OldLogprobs.none or (old is OldLogprobs.later and mini is first)
         in_loss = config.kl_place is KlPlace.loss and scores.policy_ref_logprobs_T is not None
-        return fused.PolicyLoss(
-            advantages_T=rows(advantages.advantages_T * weights_T),
-            weights_T=torch.full_like(rows(weights_T), 1.0 / mini.num_tokens),
+        return formulas.PolicyLoss(
+            advantages_T=rows(advantages_T),
+            weights_T=torch.full_like(rows(advantages_T), 1.0 / mini.num_tokens),
             old_logprobs_T=None if own else rows(_needed(scores.old_logprobs_T)),
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             entropy_coef=config.entropy_coef,
             kl_coef=config.kl_coef if in_loss else 0.0,
-            kl_kind=config.kl_estimator.value,
+            kl_estimator=config.kl_estimator,
             ref_logprobs_T=rows(_needed(scores.policy_ref_logprobs_T)) if in_loss else None,
         )
 
     return make
-
-
-def importance_weights(config: PolicyAlgorithm, batch: RolloutBatch, scores: Scores) -> Tensor:
-    """min(trainer prob / engine prob, cap) per token, float32 [T]; 1 where it is off.
-
-    Corrects the clipped loss (not entropy and KL) for an engine whose probabilities are not the trainer's: truncated
-    importance sampling (Ionides 2008).
-    """
-    if config.importance_cap is None:
-        return torch.ones_like(batch.engine_logprobs_T)
-    gap_T = _needed(scores.old_logprobs_T) - batch.engine_logprobs_T
-    return torch.where(batch.response_mask_T, gap_T.clamp(max=math.log(config.importance_cap)).exp(), 1.0)
 
 
 def prm_loss(
@@ -81,9 +72,9 @@ def prm_loss(
     targets_N = (batch.outcome_N > 0.0).float() if hard else batch.outcome_N
     weights_N = torch.ones_like(targets_N) if siblings is None else siblings.weight_N
 
-    def make(micro: PackedSequences, mini: MiniBatch) -> fused.PrmLoss:
+    def make(micro: PackedSequences, mini: MiniBatch) -> formulas.PrmLoss:
         index = micro.sequence_index
-        return fused.PrmLoss(
+        return formulas.PrmLoss(
             ref_logprobs_T=response_rows(micro, ref_logprobs_T),
             mask_T=torch.ones(int(micro.response_mask_S.sum()), dtype=torch.bool, device=targets_N.device),
             boundaries=response_bounds(micro),
@@ -117,9 +108,9 @@ def critic_loss(old_values_T: Tensor, returns_T: Tensor, clip: float | None) -> 
 def nll_loss() -> MakeLoss:
     """Supervised: one mean of -log p over the batch's response tokens of all ranks."""
 
-    def make(micro: PackedSequences, mini: MiniBatch) -> fused.NllLoss:
+    def make(micro: PackedSequences, mini: MiniBatch) -> formulas.NllLoss:
         rows = int(micro.response_mask_S.sum())
-        return fused.NllLoss(torch.full((rows,), 1.0 / mini.num_tokens, device=micro.tokens_S.device))
+        return formulas.NllLoss(torch.full((rows,), 1.0 / mini.num_tokens, device=micro.tokens_S.device))
 
     return make
 

@@ -7,29 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.algo.statistics import (
     Statistics,
     advantage_statistics,
+    importance_statistics,
     prm_statistics,
     response_statistics,
 )
+from prime_megatron.config import KlEstimator, TrainConfig
 from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.types import Advantages, RolloutBatch, Scores
-
-POLICY_STATS = {
-    "policy_loss": "policy/loss",
-    "clipped": "policy/clip_fraction",
-    "approx_kl": "policy/approx_kl",
-    "ratio": "policy/ratio_mean",
-    "entropy": "policy/entropy",
-    "ref_kl": "policy/kl_reference",
-}
-"""Sums that the fused policy loss keeps, and the token means they become."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +37,6 @@ class StepRecord:
     advantages: Advantages
     prm: TrainResult | None
     policy: TrainResult
-    prm_after_T: Tensor | None = None
-    """The PRM's log-probs after its update, where they were made."""
     critic: Learning | None = None
 
     @property
@@ -60,7 +51,7 @@ class StepRecord:
         return torch.where(first, own_T, self.scores.old_logprobs_T)
 
 
-def step_figures(record: StepRecord, reduce: Reduction, beta: float) -> dict[str, float]:
+def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> dict[str, float]:
     """The step's metrics, the same on every rank. Collective over the data-parallel ranks."""
     batch, scores = record.batch.rollout, record.scores
     statistics = response_statistics(batch).merged(advantage_statistics(batch, record.advantages))
@@ -68,23 +59,31 @@ def step_figures(record: StepRecord, reduce: Reduction, beta: float) -> dict[str
     if scores.prm_logprobs_T is not None:
         # Before the update: the update's own forward, or the scores where there was no update (or one after them).
         before_T = scores.prm_logprobs_T if record.prm is None else record.prm.logprobs.logprobs_T
-        statistics = statistics.merged(_prm(batch, before_T, scores.ref_logprobs_T, beta))
+        statistics = statistics.merged(_prm(batch, before_T, scores.ref_logprobs_T, config.prm.beta))
+    cap = config.policy.importance_cap
+    if cap is not None:
+        assert scores.old_logprobs_T is not None
+        statistics = statistics.merged(importance_statistics(batch, scores.old_logprobs_T, cap))
     reduced = statistics.reduced(reduce)
-    figures = finish(reduced) | _engine_figures(reduced)
-    if record.prm_after_T is not None:
-        after = _prm(batch, record.prm_after_T, scores.ref_logprobs_T, beta).reduced(reduce)
-        figures |= {f"prm_after/{key.removeprefix('prm/')}": value for key, value in finish(after).items()}
+    figures = _engine_figures(reduced) | finish(reduced.merged(_learned(record)))
     figures |= _collected(record.collected) | _update("policy", record.policy)
     figures["step/tokens"] = _num_tokens(record.collected)
-    figures |= {name: record.policy.stats[key] / record.policy.stats["num_tokens"]
-                for key, name in POLICY_STATS.items() if key in record.policy.stats}  # fmt: skip
     if record.prm is not None:
         figures |= _update("prm", record.prm)
-        figures["prm/loss"] = record.prm.stats["prm_loss"] / len(record.prm.updates)
     if record.critic is not None:
-        sums = {key: torch.tensor(value, dtype=torch.float64) for key, value in record.critic.stats.items()}
-        figures |= _update("critic", record.critic) | finish(Statistics(sums, {}))
+        figures |= _update("critic", record.critic)
     return {key: float(value) for key, value in figures.items()}
+
+
+def _learned(record: StepRecord) -> Statistics:
+    """What the updates' losses summed up, which is reduced already."""
+    sums = dict(record.policy.stats)
+    if record.prm is not None:
+        sums |= record.prm.stats
+        sums["prm_updates"] = len(record.prm.updates)
+    if record.critic is not None:
+        sums |= record.critic.stats
+    return Statistics({key: torch.tensor(value, dtype=torch.float64) for key, value in sums.items()})
 
 
 def _prm(batch: RolloutBatch, prm_logprobs_T: Tensor, ref_logprobs_T: Tensor | None, beta: float) -> Statistics:
@@ -99,11 +98,11 @@ def _engine_gap(record: StepRecord) -> Statistics:
     """Engine against trainer on the tokens that the current policy made (older groups differ by design)."""
     batch = record.batch.rollout
     fresh_T = batch.response_mask_T & (batch.version_N == record.version)[batch.sequence_T]
-    gap_T = (record.start_logprobs_T - batch.engine_logprobs_T)[fresh_T].double()
+    gap_T = (record.start_logprobs_T - batch.engine_logprobs_T)[fresh_T].double()  # - log(engine / trainer)
     sums = {
         "engine_tokens": fresh_T.double().sum(),
         "engine_gap_sum": gap_T.abs().sum(),
-        "engine_kl_sum": (torch.expm1(gap_T) - gap_T).sum(),
+        "engine_kl_sum": kl_estimate(-gap_T, KlEstimator.k3).sum(),
     }
     return Statistics(sums, {"engine_gap_max": torch.cat([gap_T.abs(), gap_T.new_zeros(1)]).max()})
 
@@ -122,6 +121,7 @@ def _engine_figures(reduced: Statistics) -> dict[str, float]:
 def _collected(collected: Collected) -> dict[str, float]:
     tally = collected.tally
     outcomes = [outcome for group in collected.generated for outcome in group.outcomes]
+    failures = collected.verifier_failures
     return {
         "rollout/outcome": sum(outcomes) / max(len(outcomes), 1),
         "rollout/pass_rate": tally.pass_rate,
@@ -131,10 +131,8 @@ def _collected(collected: Collected) -> dict[str, float]:
         "rollout/rounds": collected.rounds,
         "rollout/carried_in": collected.carried_in,
         "rollout/expired": collected.expired,
-        "rollout/verifier_errors": sum(
-            sample.verdict in ("error", "timeout") for group in collected.generated for sample in group.samples
-        ),
-    }
+        "rollout/verifier_errors": sum(failures.values()),
+    } | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
 
 
 def _num_tokens(collected: Collected) -> int:

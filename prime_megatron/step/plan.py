@@ -1,4 +1,5 @@
-"""What one step must run, decided from the config alone; everything that is exact to skip is skipped.
+"""What one step must run and which models that takes, decided from the config alone; everything that is exact to skip
+is skipped.
 
 F is one forward pass over the step's kept tokens; a backward counts 2 F.
 """
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from prime_megatron.config import Estimator, KlPlace, PrmReference, TrainConfig, UpdateOrder
-from prime_megatron.config.check import needs_prm
+from prime_megatron.config.check import needs_prm, policy_folder_of
 
 
 class OldLogprobs(StrEnum):
@@ -32,8 +33,22 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Model:
+    """A model that the run builds."""
+
+    role: str
+    """policy, prm, reference, policy_reference or critic."""
+    folder: str
+    """HF folder that it starts from."""
+    trained: bool
+    """It has gradients and an optimizer; False: frozen."""
+    why: str
+    """What it is needed for."""
+
+
+@dataclass(frozen=True)
 class StepPlan:
-    """The passes of a step."""
+    """The passes of a step, and the models."""
 
     old_logprobs: OldLogprobs
     reference: bool
@@ -46,6 +61,9 @@ class StepPlan:
     """There is a PRM at all."""
     critic: bool
     passes: tuple[Pass, ...]
+    models: tuple[Model, ...]
+    """Every model once, the policy first. Where the policy's KL term compares with the PRM's reference, that stands for
+    both."""
 
     @property
     def forwards(self) -> float:
@@ -54,7 +72,11 @@ class StepPlan:
 
 
 def plan_step(config: TrainConfig) -> StepPlan:
-    """Decide the passes of a step. Pure; needs no model."""
+    """Decide the passes and the models of a step. Pure; reads no model.
+
+    Raises:
+        InputError: models.policy.path is not set.
+    """
     prm = needs_prm(config)
     kl = config.policy.kl_place is not KlPlace.none and config.policy.kl_coef > 0.0
     from_policy = prm and config.prm.reference is PrmReference.policy
@@ -73,11 +95,31 @@ def plan_step(config: TrainConfig) -> StepPlan:
             Pass("critic", "update", 3.0, "learns"),
         ]
     passes.append(Pass("policy", "update", 3.0, "forward and backward of every mini-batch"))
-    return StepPlan(old, reference, kl, shared, prm, critic, tuple(passes))
+    models = _models(config, prm=prm, reference=reference, kl=kl, critic=critic)
+    return StepPlan(old, reference, kl, shared, prm, critic, tuple(passes), models)
 
 
-def _reference_folder(config: TrainConfig) -> str | None:
-    return config.models.reference or config.models.prm.path or config.models.policy.path
+def _reference_folder(config: TrainConfig) -> str:
+    return config.models.reference or config.models.prm.path or policy_folder_of(config)
+
+
+def _models(config: TrainConfig, *, prm: bool, reference: bool, kl: bool, critic: bool) -> tuple[Model, ...]:
+    policy = policy_folder_of(config)
+    models = [Model("policy", policy, True, "learns to answer")]
+    if prm:
+        learns = config.prm.update is not UpdateOrder.none
+        why = "scores every token and learns from outcomes" if learns else "scores every token; prm.update is none"
+        models.append(Model("prm", config.models.prm.path or policy, learns, why))
+    folder = _reference_folder(config)
+    serves_both = reference and kl and folder == policy
+    if reference:
+        why = "denominator of the implicit reward" + (", and the KL term's reference" if serves_both else "")
+        models.append(Model("reference", folder, False, why))
+    if kl and not serves_both:
+        models.append(Model("policy_reference", policy, False, "KL against the start"))
+    if critic:
+        models.append(Model("critic", config.models.critic.path or policy, True, "GAE needs a value per token"))
+    return tuple(models)
 
 
 def _old_logprobs(config: TrainConfig, *, from_policy: bool, kl_in_reward: bool) -> OldLogprobs:

@@ -1,15 +1,26 @@
 """What goes into a verifier and what comes out."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 CORRECT = "correct"
 WRONG = "wrong"
 NO_ANSWER = "no_answer"
 REFUSED = "refused"
+PARTIAL = "partial"
 TIMEOUT = "timeout"
 ERROR = "error"
+DIED = "died"
+WRONG_TYPE = "wrong_type"
+NOT_FINITE = "not_finite"
+OUT_OF_RANGE = "out_of_range"
+
+FAILURES = (TIMEOUT, ERROR, DIED, WRONG_TYPE, NOT_FINITE, OUT_OF_RANGE)
+"""Verdicts on the verifier, not on the answer, which scores 0; counted by kind."""
+VERDICTS = (CORRECT, WRONG, PARTIAL, NO_ANSWER, REFUSED, *FAILURES)
+"""All there are."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +30,25 @@ class Answer:
     ability: which verifier scores it ("math", "exact", ...).
     response: the whole response text, not only its final answer.
     ground_truth: what the data calls right; its format belongs to the ability.
+    prompt, data_source, extra_info: of the row, for custom rewards; extra_info holds JSON values.
     """
 
     ability: str
     response: str
     ground_truth: str
+    prompt: str = ""
+    data_source: str = ""
+    extra_info: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One outcome.
 
-    score: in [0, 1]; 1 is right. Every verdict but "correct" and a task's own partial ones scores 0.
-    verdict: "correct", "wrong", "no_answer" (none found, or cut off), "refused" (outside the cheap limits),
-        "timeout" (not decided in time) or "error" (the verifier failed: scores 0 and is counted).
+    score: in [0, 1]; 1 is right. Every verdict but "correct" and "partial" scores 0.
+    verdict: "correct", "wrong", "partial" (a score between), "no_answer" (none found, or cut off), "refused" (outside
+        the cheap limits), or a failure of the verifier: "timeout" (not decided in time), "error" (it raised), "died"
+        (its process ended), and of a custom reward "wrong_type", "not_finite" and "out_of_range" (what it returned).
     reason: one line for a person.
     """
 
@@ -43,6 +59,8 @@ class Verdict:
     def __post_init__(self) -> None:
         if not 0.0 <= self.score <= 1.0:
             raise ValueError(f"a score lies in [0, 1], not {self.score!r} (verdict {self.verdict!r})")
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict {self.verdict!r} is none of {', '.join(VERDICTS)}")
 
 
 class Verifier(Protocol):

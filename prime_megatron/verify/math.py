@@ -52,7 +52,10 @@ class MathVerifier:
 
     def submit(self, answer: Answer) -> "Future[Verdict]":
         decision = decide(answer.response, answer.ground_truth)
-        return finished(decision) if isinstance(decision, Verdict) else self.pool.submit(*decision)
+        return finished(decision) if isinstance(decision, Verdict) else self._ask(*decision)
+
+    def _ask(self, answer: str, ground_truth: str) -> "Future[Verdict]":
+        return self.pool.submit({"answer": answer, "ground_truth": ground_truth})
 
     def close(self) -> None:
         self.pool.close()

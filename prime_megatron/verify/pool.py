@@ -3,20 +3,21 @@
 import collections
 import logging
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from prime_megatron.errors import RunError
-from prime_megatron.verify.answer import CORRECT, ERROR, TIMEOUT, Verdict
-from prime_megatron.verify.process import WorkerDied, WorkerProcess, WorkerTimeout
+from prime_megatron.verify.answer import DIED, TIMEOUT, Verdict
+from prime_megatron.verify.process import MATH_VERIFY, Grader, WorkerDied, WorkerProcess, WorkerTimeout
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    answer: str
-    ground_truth: str
+    request: Mapping[str, Any]
     future: "Future[Verdict]" = field(default_factory=Future)
 
 
@@ -28,17 +29,25 @@ class Lane:
 
 
 class WorkerPool:
-    """Grades (answer, ground truth) pairs with math-verify in separate processes.
+    """Grades requests in separate processes, with math-verify or another grader.
 
     Each thread here owns at most one process. Threads and processes start when there is work for them and not before.
     Per job: waiting in the queue and starting a process do not count against timeout_s. A process that overruns is
-    killed and its job gets "timeout"; one that dies costs its job one retry, then "error"; other jobs notice nothing.
+    killed and its job gets "timeout"; one that dies costs its job one retry, then "died"; other jobs notice nothing.
 
     num_workers: processes at most. timeout_s: wall-clock seconds for one answer. memory_bytes: address space of one
-    process. start_timeout_s: seconds for one process to load math-verify.
+    process. start_timeout_s: seconds for one process to load its grader. grader: what the processes load.
     """
 
-    def __init__(self, num_workers: int, timeout_s: float, memory_bytes: int, start_timeout_s: float = 120.0) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        timeout_s: float,
+        memory_bytes: int,
+        start_timeout_s: float = 120.0,
+        grader: Grader = MATH_VERIFY,
+    ) -> None:
+        self._grader = grader
         self._num_workers = num_workers
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
@@ -50,12 +59,13 @@ class WorkerPool:
         self._num_idle = 0
         self._closed = False
 
-    def submit(self, answer: str, ground_truth: str) -> "Future[Verdict]":
-        """Queues one pair. The future raises RunError when math-verify cannot be started at all."""
-        job = Job(answer, ground_truth)
+    def submit(self, request: Mapping[str, Any]) -> "Future[Verdict]":
+        """Queues one request of JSON values; the grader says which. The future raises RunError where a grader that is
+        not optional cannot be started at all."""
+        job = Job(request)
         with self._lock:
             if self._closed:
-                raise RunError("the math verifier is closed")
+                raise RunError(f"{self._grader.name} is closed")
             self._jobs.append(job)
             if self._num_idle < len(self._jobs) and len(self._threads) < self._num_workers:
                 # Daemon: an interpreter that exits must not wait for answers nobody will read.
@@ -106,12 +116,18 @@ class WorkerPool:
             return None if self._closed else self._jobs.popleft()
 
     def _grade(self, lane: Lane, job: Job) -> Verdict:
-        request = {"answer": job.answer, "ground_truth": job.ground_truth}
         cause = ""
         for _ in range(2):
-            process = lane.process or self._start(lane)
             try:
-                reply = process.ask(request, self._timeout_s)
+                process = lane.process or self._start(lane)
+            except RunError as failure:
+                self._raise_if_closed()
+                if not self._grader.optional:
+                    raise
+                self._discard(lane)
+                return Verdict(0.0, DIED, str(failure))
+            try:
+                reply = process.ask(job.request, self._timeout_s)
             except WorkerTimeout:
                 self._discard(lane)
                 return Verdict(0.0, TIMEOUT, f"not decided within {self._timeout_s:g} s")
@@ -119,12 +135,12 @@ class WorkerPool:
                 self._discard(lane)
                 self._raise_if_closed()
                 cause = str(death)
-                logger.warning("a math verifier process ended while it graded an answer (%s)", cause)
+                logger.warning("a process of %s ended while it graded an answer (%s)", self._grader.name, cause)
                 continue
             if reply["last"]:
                 self._discard(lane)
-            return Verdict(1.0 if reply["verdict"] == CORRECT else 0.0, reply["verdict"], reply["reason"])
-        return Verdict(0.0, ERROR, f"the verifier process ended twice on this answer ({cause})")
+            return Verdict(reply["score"], reply["verdict"], reply["reason"])
+        return Verdict(0.0, DIED, f"the verifier process ended twice on this answer ({cause})")
 
     def _start(self, lane: Lane) -> WorkerProcess:
         death: WorkerDied | None = None
@@ -132,7 +148,7 @@ class WorkerPool:
             with self._lock:
                 # Under the lock: close() either sees this process or keeps it from starting.
                 self._raise_if_closed()
-                process = lane.process = WorkerProcess(self._memory_bytes)
+                process = lane.process = WorkerProcess(self._memory_bytes, self._grader)
                 self._processes[process.pid] = process
             try:
                 process.wait_ready(self._start_timeout_s)
@@ -141,11 +157,11 @@ class WorkerPool:
                 self._discard(lane)
                 death = failure
         self._raise_if_closed()
-        raise RunError(f"the math verifier cannot start: {death}")
+        raise RunError(f"{self._grader.name} cannot start: {death}")
 
     def _raise_if_closed(self) -> None:
         if self._closed:
-            raise RunError("the math verifier was closed before this answer was decided")
+            raise RunError(f"{self._grader.name} was closed before this answer was decided")
 
     def _discard(self, lane: Lane) -> None:
         """Ends the lane's process, if it has one."""

@@ -6,6 +6,8 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,22 @@ _ENVIRONMENT = (
 )
 
 
+@dataclass(frozen=True)
+class Grader:
+    """What a worker process loads.
+
+    name: for messages. arguments: of worker.py, see there. optional: where it cannot be loaded, answers fail, and not
+    the run.
+    """
+
+    name: str
+    arguments: tuple[str, ...] = ()
+    optional: bool = False
+
+
+MATH_VERIFY = Grader("the math verifier")
+
+
 class WorkerTimeout(Exception):
     """No reply within the limit."""
 
@@ -40,9 +58,11 @@ class WorkerProcess:
     The thread that makes it must outlive it: Linux delivers the parent-death signal when that thread ends.
     """
 
-    def __init__(self, memory_bytes: int) -> None:
+    def __init__(self, memory_bytes: int, grader: Grader = MATH_VERIFY) -> None:
+        self._grader = grader
         # -P keeps this folder, with its math.py, off the worker's import path; -B writes no bytecode.
         command = [sys.executable, "-P", "-B", str(WORKER_FILE), str(memory_bytes), str(os.getpid())]
+        command += grader.arguments
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command,
@@ -59,15 +79,15 @@ class WorkerProcess:
         return self._process.pid
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Returns when the worker has loaded math-verify. Raises RunError when it cannot."""
+        """Returns when the worker has loaded its grader. Raises RunError when it cannot, WorkerDied."""
         try:
             reply = self._read(timeout_s)
         except WorkerTimeout:
-            raise RunError(f"the math verifier did not start within {timeout_s:g} s") from None
+            raise RunError(f"{self._grader.name} did not start within {timeout_s:g} s") from None
         if not reply["ready"]:
-            raise RunError(f"the math verifier cannot start: {reply['reason']}")
+            raise RunError(f"{self._grader.name} cannot start: {reply['reason']}")
 
-    def ask(self, request: dict[str, str], timeout_s: float) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """One request, one reply. Raises WorkerTimeout or WorkerDied; after either the process is of no more use."""
         assert self._process.stdin is not None
         view = memoryview(json.dumps(request).encode() + b"\n")

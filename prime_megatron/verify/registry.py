@@ -1,27 +1,30 @@
 """Which verifier scores which ability, as a value that the run owns."""
 
-import collections
 import difflib
 import logging
-import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from prime_megatron.errors import InputError
-from prime_megatron.verify.answer import ERROR, Answer, Verdict, Verifier
+from prime_megatron.verify.answer import FAILURES, Answer, Verdict, Verifier
+from prime_megatron.verify.custom import CustomVerifier
 from prime_megatron.verify.exact import RuleVerifier, exact_match
 from prime_megatron.verify.math import MathVerifier
 
 logger = logging.getLogger(__name__)
 
 
+UNAVAILABLE = {"code": "code execution is not available yet in this version; remove the rows that need it"}
+"""Abilities that are known and cannot be scored, with why."""
+
+
 @dataclass(frozen=True)
 class VerifyOptions:
-    """num_workers: math-verify processes at most, in this process's registry.
+    """num_workers: processes at most of each ability that needs them, in this process's registry.
     timeout_s: wall-clock seconds for one answer in such a process.
-    memory_bytes: address space of one such process.
+    memory_bytes: address space of one math-verify process.
     """
 
     num_workers: int = 2
@@ -45,9 +48,8 @@ class Verifiers:
     """
 
     by_ability: Mapping[str, Verifier]
-    unavailable: Mapping[str, str]
-    _counts: collections.Counter[tuple[str, str]] = field(default_factory=collections.Counter, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    _warned: set[tuple[str, str]] = field(default_factory=set, repr=False)
 
     def require(self, ability: str) -> Verifier:
         """The verifier of an ability. Raises InputError for one that is unknown or not available."""
@@ -68,7 +70,7 @@ class Verifiers:
         run at all. A verifier that fails on this one answer gives verdict "error", score 0.
         """
         future = self.require(answer.ability).submit(answer)
-        future.add_done_callback(lambda done: self._count(answer.ability, done))
+        future.add_done_callback(lambda done: self._warn(answer.ability, done))
         return future
 
     def score(self, answers: Iterable[Answer]) -> list[Verdict]:
@@ -78,19 +80,22 @@ class Verifiers:
             self.require(ability)
         return [future.result() for future in [self.submit(answer) for answer in answers]]
 
-    def counts(self) -> dict[tuple[str, str], int]:
-        """How many verdicts so far, by (ability, verdict)."""
-        with self._lock:
-            return dict(self._counts)
+    def try_custom(self) -> None:
+        """Load every custom reward once in a process of its own, as the run will. Raises InputError where one fails."""
+        for verifier in self.by_ability.values():
+            if isinstance(verifier, CustomVerifier):
+                verifier.try_start()
 
-    def _count(self, ability: str, done: "Future[Verdict]") -> None:
+    def _warn(self, ability: str, done: "Future[Verdict]") -> None:
+        """Say the first failure of each kind; the others are counted, not said."""
         if done.cancelled() or done.exception() is not None:
             return
         verdict = done.result()
-        with self._lock:
-            self._counts[ability, verdict.verdict] += 1
-        if verdict.verdict == ERROR:
-            logger.warning("the %s verifier failed on an answer, which scores 0: %s", ability, verdict.reason)
+        if verdict.verdict in FAILURES and (ability, verdict.verdict) not in self._warned:
+            self._warned.add((ability, verdict.verdict))
+            logger.warning(
+                "the %s verifier failed on an answer, which scores 0 (%s): %s", ability, verdict.verdict, verdict.reason
+            )
 
     def close(self) -> None:
         """Ends every process the verifiers started. May be called twice."""
@@ -106,20 +111,30 @@ class Verifiers:
         self.close()
 
 
-def build_verifiers(options: VerifyOptions | None = None, tasks: Mapping[str, Verifier] | None = None) -> Verifiers:
-    """The built-in abilities (math, exact; code is known but not available yet) and a task's own.
+def build_verifiers(options: VerifyOptions | None = None, custom: Mapping[str, str] | None = None) -> Verifiers:
+    """The built-in abilities (math, exact; code is known but not available yet) and those of ``verify.custom``.
 
-    options: limits of the math verifier. tasks: verifiers of further abilities; RuleVerifier makes one from a
-    function. Raises InputError when a task takes a name that is taken.
+    options: limits of the processes. custom: "package.module:function" by ability, see ``verify.custom``; one that
+    names a built-in ability takes its place. Nothing is imported or started here.
     """
     options = options or VerifyOptions()
-    by_ability: dict[str, Verifier] = {
+    built_in: dict[str, Verifier] = {
         "exact": RuleVerifier(exact_match),
         "math": MathVerifier(options.num_workers, options.timeout_s, options.memory_bytes),
     }
-    unavailable = {"code": "code execution is not available yet in this version; remove the rows that need it"}
-    for ability, verifier in (tasks or {}).items():
-        if ability in by_ability or ability in unavailable:
-            raise InputError(f"a task registers ability {ability!r}, which is built in; give it another name")
-        by_ability[ability] = verifier
-    return Verifiers(by_ability, unavailable)
+    own = {
+        ability: CustomVerifier(ability, path, options.num_workers, options.timeout_s)
+        for ability, path in (custom or {}).items()
+    }
+    unavailable = {ability: reason for ability, reason in UNAVAILABLE.items() if ability not in own}
+    return Verifiers(built_in | own, unavailable)
+
+
+def describe_custom(custom: Mapping[str, str]) -> list[str]:
+    """A line for every custom reward; it says so where one takes the place of a built-in ability."""
+    built_in = build_verifiers().by_ability
+    return [
+        f"verify: ability {ability!r} is scored by {path}"
+        + (", in place of the built-in one" if ability in built_in else "")
+        for ability, path in custom.items()
+    ]

@@ -1,7 +1,8 @@
-r"""The process that runs math-verify: one JSON request a line on stdin, one JSON reply a line on stdout.
+r"""The process that runs a grader: one JSON request a line on stdin, one JSON reply a line on stdout.
 
-Started as a file by ``process.WorkerProcess`` with `MEMORY_BYTES PARENT_PID`; imports nothing of ours, so that it
-starts without torch. It ends when its parent does, holds no more than its memory limit, and can write into no file; it
+Started as a file by ``process.WorkerProcess`` with `MEMORY_BYTES PARENT_PID` for math-verify, and `KEY PATH` after them
+for the reward function that a config names (``verify.custom``). Imports nothing of ours for math-verify, and no torch
+for a reward. It ends when its parent does, holds no more than its memory limit, and can write into no file; it
 can start no process either, unless it runs as root, whom that limit does not bind. It keeps no time: the parent
 kills it.
 """
@@ -15,6 +16,9 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 _PR_SET_PDEATHSIG = 1
 _REASON_CHARS = 200
@@ -41,7 +45,15 @@ def own_stdio() -> tuple[int, int]:
     return requests, replies
 
 
-class Grader:
+class Grader(Protocol):
+    """What a worker holds."""
+
+    def grade(self, request: Mapping[str, Any]) -> tuple[float, str, str]:
+        """(score, verdict, reason) of one response; raises what it raises."""
+        ...
+
+
+class MathGrader:
     """math-verify, loaded once; only its LaTeX route, which parses with a grammar and evaluates nothing."""
 
     def __init__(self) -> None:
@@ -50,13 +62,18 @@ class Grader:
         self._mv = math_verify
         self._latex = [math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
         self._gold = functools.lru_cache(maxsize=256)(self._parse)  # siblings share a ground truth
-        self.grade("\\frac{1}{2}", "x^2")  # builds the grammar's tables before the first answer's clock runs
+        self._decide("\\frac{1}{2}", "x^2")  # builds the grammar's tables before the first answer's clock runs
 
     def _parse(self, latex: str) -> list:
         # The parent holds the time limit; math-verify's own needs SIGALRM.
         return self._mv.parse("\\boxed{" + latex + "}", self._latex, parsing_timeout=None)
 
-    def grade(self, answer: str, ground_truth: str) -> tuple[str, str]:
+    def grade(self, request: Mapping[str, Any]) -> tuple[float, str, str]:
+        """Request: answer and ground_truth, LaTeX."""
+        verdict, reason = self._decide(request["answer"], request["ground_truth"])
+        return float(verdict == "correct"), verdict, reason
+
+    def _decide(self, answer: str, ground_truth: str) -> tuple[str, str]:
         """("correct" or "wrong", why)."""
         gold, given = self._gold(ground_truth), self._parse(answer)
         if not given:
@@ -83,16 +100,27 @@ def answer_one(grader: Grader, line: bytes) -> dict[str, object]:
     """The reply to one request; `last` says that this process should be replaced."""
     request = json.loads(line)
     try:
-        verdict, reason = grader.grade(request["answer"], request["ground_truth"])
+        score, verdict, reason = grader.grade(request)
     except (MemoryError, RecursionError) as failure:
-        return {"verdict": "error", "reason": f"{type(failure).__name__} in math-verify", "last": True}
+        return {"score": 0.0, "verdict": "error", "reason": f"{type(failure).__name__} in the grader", "last": True}
     except Exception as failure:
-        reason = f"{type(failure).__name__} in math-verify: {failure}"[:_REASON_CHARS]
-        return {"verdict": "error", "reason": reason, "last": False}
-    return {"verdict": verdict, "reason": reason, "last": False}
+        reason = f"{type(failure).__name__} in the grader: {failure}"[:_REASON_CHARS]
+        return {"score": 0.0, "verdict": "error", "reason": reason, "last": False}
+    return {"score": score, "verdict": verdict, "reason": reason, "last": False}
 
 
-def main(memory_bytes: int, parent_pid: int) -> int:
+def load(custom: list[str]) -> Grader:
+    """math-verify, or the reward function of [key, path]."""
+    if not custom:
+        return MathGrader()
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+    from prime_megatron.verify.custom import RewardFunction
+
+    key, path = custom
+    return RewardFunction(path, key)
+
+
+def main(memory_bytes: int, parent_pid: int, custom: list[str]) -> int:
     requests, replies = own_stdio()
     confine(memory_bytes, parent_pid)
     logging.disable(logging.CRITICAL)
@@ -101,9 +129,11 @@ def main(memory_bytes: int, parent_pid: int) -> int:
         os.write(replies, json.dumps(message).encode() + b"\n")
 
     try:
-        grader = Grader()
+        grader = load(custom)
     except Exception as failure:
-        say({"ready": False, "reason": f"{type(failure).__name__}: {failure}"[:_REASON_CHARS]})
+        # What our own errors say is a whole line, for the user.
+        kind = "" if type(failure).__name__ == "InputError" else f"{type(failure).__name__}: "
+        say({"ready": False, "reason": f"{kind}{failure}"})
         return 1
     say({"ready": True})
     with open(requests, "rb") as lines:
@@ -116,4 +146,4 @@ def main(memory_bytes: int, parent_pid: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

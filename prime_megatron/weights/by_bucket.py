@@ -101,7 +101,7 @@ class BucketReshard:
                 targets[tensor.param] = flat[offset : offset + prod(tensor.shape)].view(tensor.shape)
                 offset += prod(tensor.shape)
             entry.fill.run(params, targets)
-            yield Bucket(list(targets), list(targets.values()), flat.numel() * flat.element_size(), version)
+            yield Bucket(list(targets), list(targets.values()), version)
 
     def differing(self, engine: NamedEngine, params: Params) -> list[str]:
         """Nothing: this engine's tensors cannot be read from here; it checks its own answers."""

@@ -39,7 +39,6 @@ def _minis(role: Any) -> tuple[Any, ...]:
         response_mask_S=mask,
         source_S=torch.arange(16),
         sequence_index=torch.arange(2),
-        real_cu_seqlens=torch.tensor([0, 6, 16]),
         max_seqlen=10,
     )
     return (MiniBatch((packed, packed), 11 * role.topology.sizes.data, 2 * role.topology.sizes.data),)

@@ -170,3 +170,12 @@ def test_sft_rows(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     }
     refused(["sft", write(tmp_path / "sft.yaml", config)], capsys, "rows.jsonl", "row 1", "response")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_implementation_that_cannot_serve(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the config tells is refused by validate; that there is no GPU, where the run would be."""
+    config = merge(good(folder, tmp_path), {"advantage": {"impl": "triton"}})
+    uncovered = write(tmp_path / "uncovered.yaml", merge(config, {"prm": {"granularity": "step"}}))
+    refused(["validate", uncovered], capsys, "advantage.impl", "prm.granularity step", "naive")
+    refused(["train", write(tmp_path / "run.yaml", config)], capsys, "advantage.impl", "GPU", "torch")
+    assert not (tmp_path / "out").exists()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 from safetensors.torch import load_file
 
+from prime_megatron.config import TrainConfig
+from prime_megatron.run import assemble
 from prime_megatron.run.colocation import Colocation
 from tests.support import resume_runs, toy
 from tests.support.ranks import run_ranks
@@ -20,7 +25,7 @@ def test_offload_changes_no_number_and_is_saved(tmp_path: Path) -> None:
             model, prompts, tmp_path / name, parallel={"offload": offload},
             checkpoint={"every": 2, "save_final": True, "export_final": True},
         )
-        for name, offload in (("stay", False), ("move", True))
+        for name, offload in (("stay", "none"), ("move", "generation"))
     ]  # fmt: skip
     assert run_ranks(train_all, 1, json.dumps(runs), timeout_s=240.0) == [[0, 0]]
     stay, move = (read_lines(settings, "metrics.jsonl") for settings in runs)
@@ -36,7 +41,8 @@ def test_memory_by_role_and_phase(tmp_path: Path) -> None:
     folder = toy.make_model(tmp_path / "model", hidden=32, layers=2)
     prompts = toy.make_prompts(tmp_path / "prompts.jsonl")
     config = toy.settings(
-        folder, prompts, tmp_path / "out", parallel={"offload": True}, advantage={"estimator": "gae"}, run={"steps": 2}
+        folder, prompts, tmp_path / "out", parallel={"offload": "generation"}, advantage={"estimator": "gae"},
+        run={"steps": 2},
     )  # fmt: skip
     assert resume_runs.train(config, 1) == {0}
     num_params = sum(tensor.numel() for tensor in load_file(f"{folder}/model.safetensors").values())
@@ -111,3 +117,28 @@ def test_the_order_around_generation() -> None:
     seen.clear()
     colocation.publish_again()
     assert seen == trains + publishes
+
+
+@pytest.mark.parametrize(
+    ("offload", "wanted"),
+    [
+        ("none", ["start"]),
+        ("generation", ["policy away", "prm away", "start", "sleep", "policy back", "prm back"]),
+    ],
+)
+def test_the_engine_starts_on_a_device_that_the_models_have_left(
+    offload: str, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def build(*_: object) -> Log:
+        seen.append("start")
+        return Log("", seen)
+
+    monkeypatch.setattr(assemble, "build_engine", build)
+    values = {"run": {"output_dir": "o", "steps": 1}, "models": {"policy": {"path": "m"}}, "data": {"train": ["x"]}}
+    config = TrainConfig.model_validate_json(json.dumps(values | {"parallel": {"offload": offload}}))
+    inputs: Any = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_ids=(0,)))
+    roles: Any = SimpleNamespace(distinct=[Log("policy", seen), Log("prm", seen)])
+    assemble.start_engine(config, cast(Any, None), inputs, roles)
+    assert seen == wanted

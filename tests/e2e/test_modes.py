@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from tests.support.ranks import run_ranks
 from tests.support.runs import judge, read_lines, run, train_all
-from tests.support.toy import make_model, make_prompts, merge, settings
+from tests.support.toy import make_model, make_prompts, make_sft, merge, settings
+from tools.reference import all_metrics
 
 MODES: dict[str, dict[str, Any]] = {
     "after": {"prm": {"update": "after"}},
@@ -41,7 +43,8 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict], list[dict]]]:
-    """Metrics and samples of two steps of every mode, on the same judged rollouts."""
+    """Metrics and samples of two steps of every mode, on the same judged rollouts but for "generated", which makes its
+    own; "memory": the memory figures of one of them."""
     folder: Path = tmp_path_factory.mktemp("modes")
     model, prompts = make_model(folder / "model"), make_prompts(folder / "prompts.jsonl")
     small = make_model(folder / "small", hidden=32, layers=2, seed=1)
@@ -49,11 +52,59 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[di
     run(merge(base, {"rollout": {"record": str(folder / "raw.jsonl")}}))
     replay = judge(folder / "raw.jsonl", folder / "judged.jsonl")
     base = merge(base, {"rollout": {"engine": "replay", "replay": replay}})
-    modes = {**MODES, "small-prm": {"models": {"prm": {"path": small}}}}
+    evaluated = {"data": {"eval": [prompts]}, "eval": {"samples_per_prompt": 2, "max_prompts": 4}}
+    generated = {"rollout": {"engine": "embedded", "replay": None}, **evaluated}
+    modes = {**MODES, "small-prm": {"models": {"prm": {"path": small}}}, "generated": generated}
     runs = {name: merge(merge(base, {"run": {"output_dir": str(folder / name)}}), mode) for name, mode in modes.items()}
     (codes,) = run_ranks(train_all, 1, json.dumps(list(runs.values())), timeout_s=280.0)
     assert codes == [0] * len(runs)
-    return {name: (read_lines(done, "metrics.jsonl"), read_lines(done, "samples.jsonl")) for name, done in runs.items()}
+    found = {
+        name: (read_lines(done, "metrics.jsonl"), read_lines(done, "samples.jsonl")) for name, done in runs.items()
+    }
+    return found | {"memory": (read_lines(runs["after"], "memory.jsonl"), [])}
+
+
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Metrics of a supervised run."""
+    folder: Path = tmp_path_factory.mktemp("supervised")
+    config = {
+        "run": {"output_dir": str(folder / "out"), "steps": 2},
+        "model": make_model(folder / "model"),
+        "dtype": "float32",
+        "data": {"train": [make_sft(folder / "rows.jsonl", count=4)]},
+        "batch_size": 4,  # the same rows in both steps
+        "optimizer": {"lr": 3e-3},
+        "log": {"tensorboard": False},
+    }
+    assert run_ranks(sft_rank, 1, json.dumps(config)) == [0]
+    return read_lines(config, "metrics.jsonl")
+
+
+def sft_rank(settings: str) -> int:
+    from prime_megatron.config import SftConfig
+    from prime_megatron.sft import train_sft
+
+    return int(train_sft(SftConfig.model_validate_json(settings), overwrite=False))
+
+
+def test_supervised_learning_lowers_its_loss(supervised: list[dict[str, Any]]) -> None:
+    first, second = supervised
+    assert math.isfinite(first["sft/loss"]) and second["sft/loss"] < first["sft/loss"]
+
+
+def test_every_metric_has_a_row_and_every_row_is_fed(results: Any, supervised: list[dict[str, Any]]) -> None:
+    """Of all these modes together; <word> in a row's name stands for any word."""
+    logged = {key for row in supervised for key in row} | {
+        key for metrics, _ in results.values() for row in metrics for key in row
+    }
+    logged |= {key for row in results["memory"][0] for key in row}
+    logged.remove("step")
+    patterns = {row.name: re.compile(re.sub(r"<\w+>", r"[\\w+]+", row.name)) for row in all_metrics()}
+    unnamed = {key for key in logged if not any(pattern.fullmatch(key) for pattern in patterns.values())}
+    unfed = {name for name, pattern in patterns.items() if not any(pattern.fullmatch(key) for key in logged)}
+    assert not unnamed, f"metrics without a row: {sorted(unnamed)}"
+    assert not unfed, f"rows that nothing feeds: {sorted(unfed)}"
 
 
 @pytest.mark.parametrize("name", [*MODES, "small-prm"])
@@ -77,6 +128,42 @@ def test_the_prm_learns_the_mean_cross_entropy(results: Any) -> None:
     """What it trains on, scaled by the global count, is the mean that the statistics make of the same scores."""
     for row in results["after"][0][1:]:
         assert row["prm/loss"] == pytest.approx(row["prm/ce"], rel=1e-5)
+
+
+def first_step(results: Any, name: str) -> tuple[dict[str, Any], dict[tuple[str, int], list[dict[str, Any]]]]:
+    """Metrics of the first step, and its samples by prompt."""
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in results[name][1]:
+        if row["step"] == 1:
+            groups.setdefault((row["uid"], row["draw"]), []).append(row)
+    return results[name][0][1], groups
+
+
+@pytest.mark.parametrize("name", ["after", "dpo", "bon_acc", "bon_rm"])
+def test_the_first_loss_of_the_prm_is_known(name: str, results: Any) -> None:
+    """It equals its reference, so every Q is 0: log 2 a response, for bon times n F^(n-1) with n = 4."""
+    metrics, groups = first_step(results, name)
+    weights = []
+    for rows in groups.values():
+        outcomes = [row["outcome"] for row in rows]
+        shares = [sum(other <= own for other in outcomes) / len(outcomes) for own in outcomes]
+        weights += [{"bon_acc": 4 * share**3, "bon_rm": 4.0}.get(name, 1.0) for share in shares]
+    assert metrics["prm/loss"] == pytest.approx(math.log(2) * sum(weights) / len(weights), rel=1e-5)
+
+
+def test_the_first_loss_of_the_critic_is_known(results: Any) -> None:
+    """Its head starts at zero, so that it is half the mean square of the returns."""
+    metrics, groups = first_step(results, "gae")
+    squares = [value**2 for rows in groups.values() for row in rows for value in row["returns"]]
+    assert metrics["critic/loss"] == pytest.approx(sum(squares) / len(squares) / 2, rel=1e-5)
+
+
+def test_importance_weights_are_reported(results: Any) -> None:
+    """The recording's policy is the one that is trained, so that the first step's weights are 1 and nothing is cut."""
+    first, second = results["importance"][0][1:]
+    assert first["policy/importance_weight"] == pytest.approx(1.0, abs=1e-4)
+    assert first["policy/importance_capped"] == 0.0
+    assert second["policy/importance_weight"] != first["policy/importance_weight"]
 
 
 def test_frozen_prm_never_moves(results: Any) -> None:

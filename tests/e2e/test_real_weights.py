@@ -88,7 +88,6 @@ def _score(folder: str, checkpoint: str, layout: dict[str, Any], ids: list[list[
         response_mask_S=positions > 0,
         source_S=torch.arange(len(tokens)),
         sequence_index=torch.arange(len(ids)),
-        real_cu_seqlens=bounds,
         max_seqlen=max(len(row) for row in ids),
     )
     # Tensor-parallel sizes that do not divide the packed length are for sequence parallelism only.

@@ -26,11 +26,21 @@ def straight(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
     return config, folder, result
 
 
-@pytest.mark.parametrize("step", [1, 3])
-def test_resume_changes_no_bit(straight: Any, step: int, tmp_path: Path) -> None:
+PATIENT = {
+    "rollout": {"start_timeout_s": 1200.0, "alive_timeout_s": 600.0, "generate_timeout_s": 7200.0, "transport": "disk"},
+    "run": {"stall_timeout_s": 3600.0},
+    "verify": {"timeout_s": 50.0},
+    "parallel": {"timeout_s": 120.0},
+    "checkpoint": {"grace_s": 60.0},
+}
+"""Every limit of time changed: what a run that died of one is resumed with."""
+
+
+@pytest.mark.parametrize(("step", "sections"), [(1, PATIENT), (3, {})], ids=["1-longer-limits", "3"])
+def test_resume_changes_no_bit(straight: Any, step: int, sections: dict[str, Any], tmp_path: Path) -> None:
     config, folder, expected = straight
     stopped_at(folder / "straight", step, tmp_path / "out")
-    assert train(at(config, tmp_path / "out"), 2, resume="auto") == {0}
+    assert train(at(config, tmp_path / "out", **sections), 2, resume="auto") == {0}
     assert_same(outcome(tmp_path / "out"), expected)
 
 

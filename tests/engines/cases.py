@@ -91,7 +91,7 @@ def check_sleep(engine: ProcessEngine, a: str, b: str, tensor: int) -> None:
 def check_wrong_names(engine: ProcessEngine, model: str) -> None:
     """A tensor that the model has not, and one that does not come, stop the run by name; then all is well again."""
     weights = load_file(Path(model) / "model.safetensors")
-    unknown = Bucket(["model.layers.0.nope.weight"], [torch.zeros(3)], 12, 20)
+    unknown = Bucket(["model.layers.0.nope.weight"], [torch.zeros(3)], 20)
     with pytest.raises(RunError, match="nope"):
         engine.update_weights(iter([unknown]), 20)
     partial = {name: tensor for name, tensor in weights.items() if name != "model.norm.weight"}

@@ -88,8 +88,9 @@ class Trainer:
     """A policy in one layout, whose weights change, and its export."""
 
     def __init__(self, config: TrainConfig, topology: Topology, out: Path) -> None:
+        from prime_megatron.config.check import policy_folder_of
         from prime_megatron.mcore.role import Role
-        from prime_megatron.run.models import DTYPES, policy_folder_of
+        from prime_megatron.run.models import DTYPES
 
         folder = policy_folder_of(config)
         dtype = DTYPES[config.models.dtype]

@@ -58,7 +58,6 @@ def server(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
 def test_live_weights_at_tp1(single: ProcessEngine, models: tuple[str, str]) -> None:
     cases.check_generation(single, *models, tensor=1)
     cases.check_live_weights(single, models[1], tensor=1)
-    assert single.healthy()
 
 
 def test_sleep_and_wake_in_order(single: ProcessEngine, models: tuple[str, str]) -> None:

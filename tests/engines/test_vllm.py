@@ -42,7 +42,6 @@ def pair(models: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
 def test_live_weights_at_tp1(single: ProcessEngine, models: tuple[str, str]) -> None:
     cases.check_generation(single, *models, tensor=1)
     cases.check_live_weights(single, models[1], tensor=1)
-    assert single.healthy()
 
 
 def test_a_response_depends_on_its_own_seed_alone(single: ProcessEngine, models: tuple[str, str]) -> None:

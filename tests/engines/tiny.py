@@ -125,7 +125,7 @@ def buckets(weights: Mapping[str, Tensor], count: int, version: int) -> Iterator
     for start in range(count):
         chosen = names[start::count]
         tensors = [weights[name] for name in chosen]
-        yield Bucket(chosen, tensors, sum(tensor.nbytes for tensor in tensors), version)
+        yield Bucket(chosen, tensors, version)
 
 
 def requests(

@@ -12,9 +12,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from head_cases import DEVICE, IMPLS, Case, define, grads, in_float64, make_case
 
+from prime_megatron.algo.losses import PolicyLoss
 from prime_megatron.kernels import logprob_cpu
 from prime_megatron.kernels.logprob import fused_logprob_loss, token_logprobs
-from prime_megatron.kernels.losses import PolicyLoss
 from tests.support.ranks import run_ranks
 
 KINDS = ["normal", "flat", "peaked", "negative", "positive", "offset"]

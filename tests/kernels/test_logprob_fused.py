@@ -6,10 +6,10 @@ from head_cases import DEVICE, IMPLS, Case, define, error, grads, in_float64, ma
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prime_megatron.algo.losses import NllLoss, PolicyLoss, PrmLoss
 from prime_megatron.kernels import logprob_cpu
 from prime_megatron.kernels.logprob import fused_logprob_loss
 from prime_megatron.kernels.logprob_chunks import plan_chunks
-from prime_megatron.kernels.losses import NllLoss, PolicyLoss, PrmLoss
 
 TOLERANCE = 1e-5
 
@@ -99,7 +99,7 @@ def test_statistics_add_up_over_chunks(impl: str, monkeypatch: pytest.MonkeyPatc
     assert whole.keys() == parts.keys()
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name])
-    assert whole["num_tokens"] == (_policy(case).weights_T != 0).sum()
+    assert whole["policy_num_tokens"] == (_policy(case).weights_T != 0).sum()
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -195,3 +195,27 @@ def test_chunks_cover_tokens_once_and_never_cut_a_sequence(lengths: list[int], l
     assert [t for a, b in plain for t in range(a, b)] == list(range(edges[-1]))
     sizes = [b - a for a, b in plain]
     assert not sizes or (max(sizes) <= limit and max(sizes) - min(sizes) <= 1)
+
+
+@pytest.mark.parametrize("impl", ["torch", "naive"])
+@pytest.mark.parametrize("kind", ["nll", "policy", "prm"])
+def test_no_tokens_are_a_loss_of_zero_with_all_its_statistics(kind: str, impl: str) -> None:
+    """A data-parallel rank that has no prompt of a mini-batch takes part with nothing in its hands."""
+    none = torch.zeros(0)
+    makers = {
+        "nll": lambda n: NllLoss(torch.ones(n)),
+        "policy": lambda n: PolicyLoss(torch.ones(n), torch.ones(n), torch.zeros(n), entropy_coef=0.1),
+        "prm": lambda n: PrmLoss(torch.zeros(n), torch.ones(n, dtype=torch.bool), (0, n) if n else (0,),
+                                 torch.ones(1)[: min(n, 1)], 0.5, weights_N=torch.ones(1)[: min(n, 1)]),
+    }  # fmt: skip
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(8, 4, generator=draw))
+    some = fused_logprob_loss(
+        torch.randn(3, 4, generator=draw), weight, torch.tensor([1, 2, 3]), makers[kind](3), impl=impl
+    )
+    hidden = torch.zeros(0, 4, requires_grad=True)
+    result = fused_logprob_loss(hidden, weight, torch.zeros(0, dtype=torch.int64), makers[kind](0), impl=impl)
+    assert result.stats.keys() == some.stats.keys() and all(float(value) == 0.0 for value in result.stats.values())
+    result.loss.backward()
+    assert result.loss == 0.0 and hidden.grad.shape == (0, 4) and not weight.grad.any()
+    assert result.logprobs_T.shape == none.shape

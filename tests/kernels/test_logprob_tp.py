@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from prime_megatron.algo.losses import PolicyLoss, PrmLoss
 from prime_megatron.kernels.logprob import fused_logprob_loss, token_logprobs
-from prime_megatron.kernels.losses import PolicyLoss, PrmLoss
 from prime_megatron.kernels.vocab_parallel import Shard
 from tests.support.ranks import run_ranks
 

@@ -1,4 +1,4 @@
-"""The reward path: its definition against the papers' formulas in numpy, the fast forms against the definition."""
+"""The fused reward path against the papers' formulas in numpy; tests/unit/test_step_advantages.py has algo's form."""
 
 import importlib.util
 from dataclasses import replace
@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.kernels import reward_torch
-from prime_megatron.kernels.reward import RewardBatch, RewardForm, RewardResult, process_advantages
+from prime_megatron.kernels.reward import process_advantages
+from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
+from prime_megatron.types import Advantages
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMPLS = ["torch"] + (["triton"] if importlib.util.find_spec("triton") else [])
@@ -77,13 +79,13 @@ def define(batch: RewardBatch, form: RewardForm) -> tuple[np.ndarray, np.ndarray
     return r, returns, np.where(mask > 0, (returns - kept.mean()) / np.sqrt(kept.var(ddof=1) + 1e-8), 0)
 
 
-def close(ours: RewardResult, wanted: tuple[np.ndarray, ...], tolerance: float = 1e-5) -> None:
+def close(ours: Advantages, wanted: tuple[np.ndarray, ...], tolerance: float = 1e-5) -> None:
     for mine, true in zip(vars(ours).values(), wanted, strict=True):
         assert mine.dtype == torch.float32
         np.testing.assert_allclose(mine.cpu().numpy(), true, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("impl", ["loop", *IMPLS])
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("name", FORMS)
 def test_formulas(impl: str, name: str) -> None:
     close(process_advantages(BATCH, FORMS[name], impl=impl), define(BATCH, FORMS[name]))
@@ -93,8 +95,7 @@ def test_formulas(impl: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["original", "discounted"])
 def test_sequences_longer_than_a_block(impl: str, name: str) -> None:
     batch = make_batch([2500, 30, 1024, 1025], [0, 1, 0, 1], tail=True)
-    loop = process_advantages(batch, FORMS[name], impl="loop")
-    close(process_advantages(batch, FORMS[name], impl=impl), tuple(x.cpu().numpy() for x in vars(loop).values()), 1e-4)
+    close(process_advantages(batch, FORMS[name], impl=impl), define(batch, FORMS[name]), 1e-4)
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 50])
@@ -131,7 +132,7 @@ def test_an_empty_response_and_a_group_of_one(impl: str) -> None:
     torch.testing.assert_close(result.returns_T[10:], alone.float(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("impl", ["loop", *IMPLS])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_what_lies_outside_the_response_never_counts(impl: str) -> None:
     clean = make_batch([5, 9, 12], [0, 0, 1])
     junk = torch.where(clean.response_mask_T, clean.prm_logprobs_T, torch.nan)
@@ -158,7 +159,7 @@ class _TwoRanks:
         return tensor + self.peer["sum"] if "sum" in self.peer else tensor
 
 
-@pytest.mark.parametrize("impl", ["loop", *IMPLS])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_ranks_share_maximum_and_moments(impl: str) -> None:
     """Two halves that know each other's reductions give the whole batch's numbers."""
     lengths, groups = [5, 9, 40, 33, 17, 12], [0, 0, 0, 1, 1, 1]
@@ -182,7 +183,7 @@ def test_ranks_share_maximum_and_moments(impl: str) -> None:
         process_advantages(half, FORM, reduce=_TwoRanks(peer), impl=impl)
         for half, peer in zip(halves, peers, strict=True)
     ]
-    joined = RewardResult(*(torch.cat(pair) for pair in zip(*(vars(r).values() for r in results), strict=True)))
+    joined = Advantages(*(torch.cat(pair) for pair in zip(*(vars(r).values() for r in results), strict=True)))
     close(joined, define(whole, FORM))
 
 

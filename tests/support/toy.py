@@ -66,7 +66,7 @@ def settings(model: str, prompts: str, output: Path, **sections: dict[str, Any])
         },
         "parallel": {"timeout_s": 60.0},
         "checkpoint": {"export_final": False, "save_final": False},
-        "log": {"tensorboard": False, "prm_after_every": 0},
+        "log": {"tensorboard": False},
     }
     return merge(base, sections)
 

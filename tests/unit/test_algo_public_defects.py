@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from prime_megatron.algo.advantage import compute_advantages
-from prime_megatron.algo.policy_loss import policy_loss
-from prime_megatron.algo.prm_loss import loss_coefficients, prm_loss, sequence_losses
+from prime_megatron.algo.losses import PolicyLoss, PrmLoss
 from prime_megatron.algo.process_reward import process_rewards
 from prime_megatron.algo.reduction import LOCAL, Reduction
-from prime_megatron.config import AdvantageAlgorithm, Granularity, PolicyAlgorithm, PrmAlgorithm, RewardNorm
+from prime_megatron.config import AdvantageAlgorithm, Granularity, PrmAlgorithm, RewardNorm
 from tests.support.algo_oracle import Case, close, make_case, on_ranks
 
 PLAIN = {"norm": RewardNorm.none}
@@ -91,29 +90,31 @@ def test_scores_keep_the_order_of_the_batch() -> None:
 def test_prm_loss_is_the_mean_over_sequences_and_logs_all_micro_batches() -> None:
     # Recipe under dynamic batching scales by the size of a metrics dict; the original logs the last micro-batch.
     case = make_case(7, [2, 2], 6)
-    config = PrmAlgorithm()
 
     def loss(groups: list[int]) -> tuple[float, float]:
         part = case.part(groups)
-        batch = part.batch()
-        value, stats = prm_loss(
-            part.pack(part.prm), part.pack(part.ref), batch.response_mask_T, batch.cu_seqlens, batch.outcome_N, None,
-            config, case.n,
-        )  # fmt: skip
-        return float(value), float(stats["prm_loss_sum"])
+        batch, prm_T = part.batch(), part.pack(part.prm)
+        terms = PrmLoss(
+            part.pack(part.ref), batch.response_mask_T, tuple(batch.cu_seqlens.tolist()), batch.outcome_N.double(),
+            0.05, weights_N=torch.full((part.n,), 1.0 / case.n),
+        ).terms(prm_T, torch.zeros_like(prm_T), slice(0, prm_T.numel()))  # fmt: skip
+        return float(terms.loss), float(terms.stats["prm_loss_sum"])
 
     whole, parts = loss([0, 1]), [loss([0]), loss([1])]
+    q = [float((case.prm - case.ref)[i, : case.length[i]].sum()) for i in range(case.n)]
+    mean = np.mean([np.log1p(np.exp(0.05 * x)) - o * 0.05 * x for x, o in zip(q, case.outcome, strict=True)])
+    assert whole[0] == pytest.approx(mean, rel=1e-9)
     assert whole[0] == pytest.approx(sum(value for value, _ in parts), abs=1e-12)
     assert whole[1] == pytest.approx(sum(logged for _, logged in parts), abs=1e-12)
-    assert whole[0] == pytest.approx(whole[1] / case.n, abs=1e-12)
 
 
 def test_a_confidently_wrong_prm_still_learns() -> None:
     # Both codes: sigmoid, then binary cross-entropy, whose gradient vanishes when the sigmoid rounds to 0 or 1.
-    config = PrmAlgorithm(beta=0.05)
-    q = torch.tensor([4000.0])
-    assert float(loss_coefficients(q, torch.tensor([0.0]), None, config, 1)) == pytest.approx(0.05)
-    assert float(sequence_losses(q, torch.tensor([0.0]), None, config)) == pytest.approx(200.0)
+    everywhere = torch.ones(1, dtype=torch.bool)
+    loss = PrmLoss(torch.tensor([-4000.0]), everywhere, (0, 1), torch.zeros(1), 0.05)
+    terms = loss.terms(torch.zeros(1), torch.zeros(1), slice(0, 1))
+    assert float(terms.dlogprobs_t) == pytest.approx(0.05)
+    assert float(terms.loss) == pytest.approx(200.0)
 
 
 def test_reward_weights_act() -> None:
@@ -133,9 +134,9 @@ def test_policy_loss_is_one_token_mean_whatever_the_micro_batches() -> None:
     # Both codes: a mean of micro-batch means, which weights the tokens of short micro-batches more.
     generator = torch.Generator().manual_seed(0)
     new, old, advantages = (torch.randn(10, generator=generator, dtype=torch.float64) for _ in range(3))
-    mask = torch.ones(10, dtype=torch.bool)
+    loss_of_all = PolicyLoss(advantages, torch.full((10,), 0.1), old)
 
     def loss(rows: slice) -> float:
-        return float(policy_loss(new[rows], old[rows], advantages[rows], mask[rows], 10, PolicyAlgorithm())[0])
+        return float(loss_of_all.terms(new[rows], torch.zeros_like(new[rows]), rows).loss)
 
     assert loss(slice(0, 10)) == pytest.approx(loss(slice(0, 1)) + loss(slice(1, 10)), abs=1e-12)

@@ -13,7 +13,6 @@ from prime_megatron.algo.segments import (
     segment_count,
     segment_mean,
     segment_sum,
-    sequence_index,
 )
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
@@ -22,7 +21,7 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 def _layout(sizes: list[int], seed: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     cu = torch.tensor([0, *np.cumsum(sizes).tolist()])
     values = np.random.default_rng(seed).normal(size=sum(sizes))
-    return cu, sequence_index(cu, sum(sizes)), values
+    return cu, torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)), values
 
 
 @settings(deadline=None)
@@ -107,7 +106,6 @@ def test_empty_inputs() -> None:
     assert next_in_sequence(nothing, index).shape == (0,)
     assert segment_sum(nothing, index, 0).shape == (0,)
     assert last_index(nothing.bool(), index, 0).shape == (0,)
-    assert sequence_index(torch.zeros(1, dtype=torch.int64), 0).shape == (0,)
     assert Siblings.of(index).mean_of_others(nothing).shape == (0,)
 
 

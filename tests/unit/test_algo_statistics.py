@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -7,19 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.algo.advantage import compute_advantages
+from prime_megatron.algo.losses import PolicyLoss
 from prime_megatron.algo.metric_table import finish
-from prime_megatron.algo.policy_loss import policy_loss
 from prime_megatron.algo.process_reward import process_rewards, sequence_log_ratio
 from prime_megatron.algo.reduction import LOCAL, Reduction
 from prime_megatron.algo.statistics import (
     Statistics,
-    add_sums,
     advantage_statistics,
+    importance_statistics,
     prm_statistics,
     response_statistics,
 )
 from prime_megatron.algo.value_loss import value_loss
-from prime_megatron.config import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm
+from prime_megatron.config import AdvantageAlgorithm, PrmAlgorithm
 from tests.support.algo_oracle import Case, cases, make_case, on_ranks
 
 BETA = 0.7
@@ -127,15 +128,16 @@ def test_loss_statistics_add_over_micro_batches() -> None:
     new, old, advantages, entropy = (torch.randn(30, generator=generator, dtype=torch.float64) for _ in range(4))
     mask = torch.rand(30, generator=generator) < 0.6
 
+    loss = PolicyLoss(advantages, mask / 30, old)
+
     def sums(rows: slice) -> dict[str, torch.Tensor]:
-        _, policy = policy_loss(
-            new[rows], old[rows], advantages[rows], mask[rows], 30, PolicyAlgorithm(), entropy_T=entropy[rows]
-        )
+        policy = loss.terms(new[rows], entropy[rows], rows).stats
         _, value = value_loss(new[rows], old[rows], advantages[rows], mask[rows], 30, 0.5)
         return {**policy, **value}
 
     expected = finish(Statistics(sums(slice(None))))
-    got = finish(Statistics(add_sums([sums(slice(0, 7)), sums(slice(7, 7)), sums(slice(7, 30))])))
+    parts = [sums(slice(0, 7)), sums(slice(7, 7)), sums(slice(7, 30))]
+    got = finish(Statistics({key: torch.stack([part[key] for part in parts]).sum() for key in parts[0]}))
     assert got.keys() == expected.keys()
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, rel=1e-9, abs=1e-12), name
@@ -160,3 +162,13 @@ def test_merging_refuses_a_key_twice() -> None:
     part = Statistics({"a": torch.zeros(())})
     with pytest.raises(AssertionError):
         part.merged(part)
+
+
+def test_importance_metrics_show_how_much_is_cut() -> None:
+    case = make_case(1, [3], 8)
+    batch = dataclasses.replace(case.batch(), engine_logprobs_T=case.pack(case.ref))
+    metrics = finish(importance_statistics(batch, case.pack(case.prm), 1.3))
+    ratio = np.concatenate([np.exp((case.prm - case.ref)[i, : case.length[i]]) for i in range(case.n)])
+    assert metrics["policy/importance_weight"] == pytest.approx(np.minimum(ratio, 1.3).mean())
+    assert metrics["policy/importance_capped"] == pytest.approx((ratio > 1.3).mean())
+    assert 0 < metrics["policy/importance_capped"] < 1

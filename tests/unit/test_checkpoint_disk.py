@@ -134,7 +134,7 @@ def test_prune(tmp_path: Path) -> None:
     assert left == {7, 6, 5, 4, 3}
 
 
-def config(**sections: Any) -> dict[str, Any]:
+def config(**sections: Any) -> TrainConfig:
     base: dict[str, Any] = {
         "run": {"output_dir": "out", "steps": 10},
         "models": {"policy": {"path": "m"}},
@@ -142,7 +142,12 @@ def config(**sections: Any) -> dict[str, Any]:
     }
     for name, section in sections.items():
         base[name] = base.get(name, {}) | section
-    return TrainConfig.model_validate_json(json.dumps(base)).model_dump(mode="json")
+    return TrainConfig.model_validate_json(json.dumps(base))
+
+
+def saved(**sections: Any) -> dict[str, Any]:
+    """The same as a checkpoint holds it."""
+    return config(**sections).model_dump(mode="json")
 
 
 @pytest.mark.parametrize(
@@ -150,12 +155,13 @@ def config(**sections: Any) -> dict[str, Any]:
     [
         {"parallel": {"tensor": 2, "pipeline": 4}}, {"packing": {"max_tokens": 5}}, {"log": {"samples_every": 0}},
         {"rollout": {"engine": "embedded", "max_concurrent": 3, "vllm": {"memory_fraction": 0.3}}},
-        {"launch": {"nodes": 4}}, {"checkpoint": {"every": 7}},
-        {"run": {"steps": 20, "output_dir": "out", "name": "n"}}, {"eval": {"every": 3}}, {"verify": {"workers": 9}},
+        {"rollout": {"start_timeout_s": 1e4, "alive_timeout_s": 1e3, "generate_timeout_s": 9.0, "transport": "disk"}},
+        {"launch": {"nodes": 4}}, {"checkpoint": {"every": 7}}, {"verify": {"timeout_s": 1.0, "workers": 9}},
+        {"run": {"steps": 20, "output_dir": "out", "name": "n"}}, {"eval": {"every": 3}},
     ],
 )  # fmt: skip
 def test_what_may_differ(change: dict[str, Any]) -> None:
-    check_same_run(config(), config(**change))
+    check_same_run(saved(), config(**change))
 
 
 @pytest.mark.parametrize(
@@ -167,23 +173,45 @@ def test_what_may_differ(change: dict[str, Any]) -> None:
         ({"models": {"policy": {"path": "other"}}}, "models.policy.path: 'm' -> 'other'"),
         ({"data": {"train": ["b.jsonl"]}}, "data.train: ['a.jsonl'] -> ['b.jsonl']"),
         ({"parallel": {"distributed_optimizer": False}}, "parallel.distributed_optimizer: True -> False"),
-        ({"verify": {"timeout_s": 1.0}}, "verify.timeout_s: 5.0 -> 1.0"),
     ],
 )
 def test_what_may_not_differ(change: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError) as refused:
-        check_same_run(config(), config(**change))
+        check_same_run(saved(), config(**change))
     assert refused.value.args[0].splitlines()[1:] == [f"  {line}"]
 
 
 def test_steps_are_fixed_under_a_decaying_schedule() -> None:
     cosine = {"policy": {"path": "m", "optimizer": {"schedule": "cosine"}}}
     with pytest.raises(InputError, match=r"run\.steps: 10 -> 20 \(the learning rate of policy decays"):
-        check_same_run(config(models=cosine), config(models=cosine, run={"steps": 20, "output_dir": "out"}))
+        check_same_run(saved(models=cosine), config(models=cosine, run={"steps": 20, "output_dir": "out"}))
 
 
-def test_differences_name_leaves() -> None:
-    assert differences({"a": {"b": 1, "c": [1]}}, {"a": {"b": 2, "c": [1], "d": None}}) == [("a.b", 1, 2)]
+def test_a_checkpoint_older_than_a_key_goes_on_while_the_key_is_at_its_default() -> None:
+    old = saved()
+    del old["prm"]["beta"], old["advantage"], old["models"]["prm"]["optimizer"]["lr"]
+    check_same_run(old, config())
+    with pytest.raises(InputError, match=r"prm\.beta: 0\.05 -> 0\.1$"):
+        check_same_run(old, config(prm={"beta": 0.1}))
+    with pytest.raises(InputError, match=r"advantage\.estimator: 'rloo' -> 'grpo'$"):
+        check_same_run(old, config(advantage={"estimator": "grpo"}))
+    faster = {"policy": {"path": "m"}, "prm": {"optimizer": {"lr": 2e-6, "clip_grad": 10.0}}}
+    with pytest.raises(InputError, match=r"models\.prm\.optimizer\.lr: 1e-06 -> 2e-06$"):  # the PRM's own default
+        check_same_run(old, config(models=faster))
+
+
+def test_a_saved_key_that_is_gone_is_not_compared() -> None:
+    old = saved()
+    old["log"]["prm_after_every"] = 10
+    old["prm"]["gone"] = {"far": 1}
+    old["gone"] = {"key": "value"}
+    check_same_run(old, config())
+
+
+def test_differences_name_keys() -> None:
+    before, after = saved(), saved(prm={"beta": 0.1}, rollout={"sampling": {"top_p": 0.5}})
+    found = [(key.name, old, new) for key, old, new in differences(before, after)]
+    assert found == [("rollout.sampling.top_p", 1.0, 0.5), ("prm.beta", 0.05, 0.1)]
 
 
 def test_a_copy_elsewhere_is_as_good(tmp_path: Path) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from prime_megatron.cli.main import main
-from prime_megatron.cli.memory import frozen_memory, num_parameters, trained_memory
-from prime_megatron.config import ParallelConfig
 from prime_megatron.config.load import load_train_config
-from prime_megatron.errors import InputError
+from prime_megatron.families.count import num_matmul_parameters, num_parameters
+from prime_megatron.families.read import read_config
 
 TRAIN = """\
 run: {output_dir: OUT, steps: 3}
@@ -36,7 +35,8 @@ SIZES = {
 @pytest.fixture
 def config(tmp_path: Path) -> str:
     model = tmp_path / "model"
-    Qwen2Config(**SIZES, tie_word_embeddings=True).save_pretrained(model)
+    hf = Qwen2Config(**SIZES, tie_word_embeddings=True, architectures=["Qwen2ForCausalLM"])
+    hf.save_pretrained(model)
     path = tmp_path / "run.yaml"
     path.write_text(TRAIN.replace("MODEL", str(model)).replace("OUT", str(tmp_path / "out")))
     return str(path)
@@ -56,14 +56,15 @@ def test_layout_and_batch_are_worked_out(config: str, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert "# layout: 24 processes = data 4 x tensor 2 x pipeline 3 x context 1\n" in out
     assert "# step: 256 prompts x 4 responses = 1024 sequences, 1 policy updates; 3 steps\n" in out
-    assert "# memory per rank" in out
-    assert all(f"#   {role}" in out for role in ("policy", "PRM", "reference", "engine", "together"))
+    assert all(f"#   {role} " in out for role in ("policy", "prm", "reference"))
+    phases = ("rollout", "score", "PRM update", "policy update", "reshard", "save")
+    assert all(f"#   {phase} " in out for phase in phases)
 
 
 def test_memory_names_the_roles_that_the_algorithm_needs(config: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["validate", config, "advantage.process_weight=0"]) == 0
     out = capsys.readouterr().out
-    assert "#   PRM" not in out
+    assert "#   prm" not in out and "PRM update" not in out
     assert "#   reference" not in out
 
 
@@ -115,28 +116,56 @@ def test_validate_needs_no_torch_and_writes_nothing(config: str, tmp_path: Path)
     ],
     ids=["qwen2-tied", "qwen2", "llama", "moe"],
 )
-def test_parameter_count_against_transformers(hf: object, tmp_path: Path) -> None:
-    hf.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+def test_parameter_counts_against_transformers(hf: PretrainedConfig, tmp_path: Path) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(hf)
-    matrices = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1)
-    assert num_parameters(str(tmp_path)) == matrices
+    hf.architectures = [type(model).__name__]
+    hf.save_pretrained(tmp_path)
+    family = read_config(tmp_path)
+    named = dict(model.named_parameters())
+    assert num_parameters(family) == sum(param.numel() for param in named.values())
+    matrices = {name: param.numel() for name, param in named.items() if param.ndim > 1 and "embed" not in name}
+    if "lm_head.weight" not in matrices:
+        matrices["lm_head.weight"] = SIZES["vocab_size"] * SIZES["hidden_size"]
+    if family.experts:
+        active = family.experts_per_token / family.experts
+        matrices |= {name: int(size * active) for name, size in matrices.items() if ".experts." in name}
+    assert num_matmul_parameters(family) == sum(matrices.values())
 
 
-def test_parameter_count_refuses_a_folder_without_sizes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config\.json"):
-        num_parameters(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 8}))
-    with pytest.raises(InputError, match="num_hidden_layers"):
-        num_parameters(str(tmp_path))
+def test_an_unreadable_model_is_refused(config: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"architectures": ["Qwen2ForCausalLM"]}))
+    assert main(["validate", config]) == 2
+    err = capsys.readouterr().err
+    assert "config.json: key " in err and err.count("\n") == 1
 
 
-def test_memory_follows_the_layout_and_the_dtype() -> None:
-    layout = ParallelConfig(tensor=2, pipeline=2)
-    memory = trained_memory(1000, layout, data_size=5, dtype="bfloat16")
-    # 250 parameters a rank: bfloat16 weights, float32 gradients, (main weight + two moments) / 5.
-    assert (memory.weights_bytes, memory.gradients_bytes, memory.optimizer_bytes) == (500.0, 1000.0, 600.0)
-    plain = ParallelConfig(distributed_optimizer=False)
-    memory = trained_memory(1000, plain, data_size=5, dtype="float32")
-    assert (memory.weights_bytes, memory.gradients_bytes, memory.optimizer_bytes) == (4000.0, 4000.0, 8000.0)
-    assert frozen_memory(1000, 4, "bfloat16").total_bytes == 500.0
+@pytest.mark.parametrize("size", ["80", "80 gib", "-80GiB", "0GiB", "80GiB of it", "8e1GiB", "80Gb"])
+def test_device_memory_needs_a_unit(size: str, config: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["validate", config, f"--device-memory={size}"]) == 2
+    assert f"--device-memory: expected a size with its unit, such as 80GiB, 79.6GiB or 80GB, got {size!r}" in (
+        capsys.readouterr().err
+    )
+    assert main(["validate", config, f"launch.device_memory='{size}'"]) == 2
+    assert "launch.device_memory: expected a size with its unit, such as 80GiB" in capsys.readouterr().err
+
+
+def test_the_option_wins_over_the_key(config: str, capsys: pytest.CaptureFixture) -> None:
+    packed = ["packing.max_tokens=4096", "launch.device_memory=4.1GiB"]
+    assert main(["validate", config, *packed]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: launch.device_memory: the ") and err.count("\n") == 1
+    assert main(["validate", config, *packed, "--device-memory", "80GiB"]) == 0
+    assert "# fits: the save needs most and leaves 45% of 76.00 GiB (--device-memory 80.00 GiB less" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_supervised_run_is_counted_and_refused(config: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text(SFT.replace("MODEL", str(tmp_path / "model")))
+    assert main(["validate", str(path), "--device-memory", "80GB"]) == 0
+    out = capsys.readouterr().out
+    assert "#   update " in out and "#   save " in out and "rollout" not in out
+    assert main(["validate", str(path), "--device-memory", "4.1GiB"]) == 2
+    assert "the update needs " in capsys.readouterr().err

@@ -107,7 +107,6 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             "rollout.record:", 'rollout.engine="replay"', 'rollout.replay="r"', 'rollout.record="r"', reason="another"
         ),
         refused("rollout.tensor:", "rollout.tensor=4", processes=6, reason="(6 = 1 x 4 + 2)"),
-        refused("rollout.data:", "rollout.data=3", "rollout.tensor=2", processes=4, reason="set it to 2"),
         refused("rollout.expert:", "rollout.expert=3", "rollout.tensor=4", processes=4, reason="not divide"),
         refused(
             "rollout.expert:",
@@ -168,6 +167,15 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             "advantage.gamma_process=0.9",
             reason="one discount",
         ),
+        refused(
+            "advantage.impl: torch", 'advantage.impl="torch"', "prm.use_gt=true", reason="does not have prm.use_gt"
+        ),
+        refused(
+            "advantage.impl: triton",
+            'advantage.impl="triton"',
+            'advantage.estimator="grpo"',
+            reason="does not have advantage.estimator grpo",
+        ),
         refused("advantage:", "advantage.process_weight=0", "advantage.outcome_weight=0", reason="nothing"),
         refused("policy.kl_coef:", "policy.kl_coef=0.1", reason="kl_place"),
         refused("policy.kl_place:", 'policy.kl_place="loss"', reason="kl_coef"),
@@ -227,7 +235,7 @@ def accepted(*settings: str, processes: int = 1):
         accepted("rollout.filter.lower=0.5", "rollout.filter.upper=0.5"),
         accepted('policy.kl_place="reward"', "policy.kl_coef=0.1"),
         accepted("rollout.tensor=2", processes=4),
-        accepted("rollout.tensor=4", "rollout.expert=2", "rollout.data=2", processes=8),
+        accepted("rollout.tensor=4", "rollout.expert=2", processes=8),
         accepted("eval.every=5", 'data.eval=["e.jsonl"]'),
         accepted(
             'advantage.estimator="reinforce"',
@@ -275,3 +283,9 @@ def test_sft():
     values["parallel"] = {"tensor": 2}
     with pytest.raises(InputError, match="does not divide the 3 processes"):
         check_sft_config(SftConfig.model_validate_json(json.dumps(values)), 3)
+
+
+def test_triton_needs_a_gpu():
+    assert "needs a GPU" in refusal('advantage.impl="triton"', backend="gloo")
+    check_train_config(train_config('advantage.impl="triton"'), 1, "nccl")
+    check_train_config(train_config('advantage.impl="triton"'))  # not known yet on a login node

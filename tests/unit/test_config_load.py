@@ -115,6 +115,14 @@ def test_dumped_config_loads_as_the_same(write, name):
         ("max_prompt_token: 4", "FILE:6: unknown key max_prompt_token; did you mean data.max_prompt_tokens?"),
         ("rollout:\n  filter:\n    min: 0.1", None),
         ("  shuffle: no", 'FILE:6: data.shuffle: expected true or false (write false), got text "no"'),
+        (
+            "parallel: {offload: true}",
+            "FILE:6: parallel.offload: expected one of none, generation (write generation), got true",
+        ),
+        (
+            "parallel: {offload: false}",
+            "FILE:6: parallel.offload: expected one of none, generation (write none), got false",
+        ),
         ("  shuffle: 1", "FILE:6: data.shuffle: expected true or false, got 1"),
         (
             "  max_prompt_tokens: 1e3",

@@ -92,7 +92,7 @@ def test_long_prompts_are_skipped_and_counted():
     assert len(short) == 7
     assert Counter(prompt.text for prompt in prompts) == Counter(short * 2)
     assert stream.skipped >= 3
-    assert stream.drawn == 14 + stream.skipped
+    assert prompts[-1].draw + 1 == 14 + stream.skipped
     assert sorted(prompt.draw for prompt in prompts) == [prompt.draw for prompt in prompts]
     full = make_stream(make_rows(*ALPHABET)).take(prompts[-1].draw + 1)
     assert [full[prompt.draw].text for prompt in prompts] == [prompt.text for prompt in prompts], (
@@ -136,7 +136,7 @@ def test_resumed_is_uninterrupted(texts, seed, shuffle, before, after):
     assert resumed.state() == stream.state()
     assert resumed.take(after) == stream.take(after)
     assert resumed.state() == stream.state()
-    assert (resumed.skipped, resumed.drawn, resumed.epoch) == (stream.skipped, stream.drawn, stream.epoch)
+    assert (resumed.skipped, resumed.epoch) == (stream.skipped, stream.epoch)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_resuming_on_other_data_is_refused(rows, options, key):
     stream = make_stream(rows, **options)
     with pytest.raises(InputError, match=f"cannot resume the data stream: {key} is"):
         stream.restore(state)
-    assert stream.drawn == 0
+    assert stream.take(1)[0].draw == 0, "nothing was taken over"
 
 
 def test_held_out_prompts():

@@ -38,7 +38,6 @@ BASE = FamilyConfig(
     experts_per_token=0,
     expert_ffn=0,
     normalize_expert_weights=True,
-    router_aux_coef=0.0,
 )
 MOE = dataclasses.replace(
     BASE,

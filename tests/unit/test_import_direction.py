@@ -1,4 +1,7 @@
-"""The house's rules, read from the syntax tree: who imports whom, sizes, and what no file may contain."""
+"""The house's rules, read from the syntax tree: who imports whom, sizes, and what no file may contain.
+
+Every test goes over all files of the package and lists what it finds.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 PACKAGE = Path(__file__).parents[2] / "prime_megatron"
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
+MAX_ROOT_FILES = 9
 
 # Part of the package -> the parts (or modules) that it may import besides itself. Every part is here; lower ones first.
 BASE = {"config", "types", "device", "errors"}
@@ -25,12 +27,13 @@ ALLOWED = {
     "data": {"types", "config", "errors"},
     "verify": {"types", "config", "errors"},
     "metrics": {"types", "config", "errors"},
-    "kernels": {"algo", "device", "errors"},
+    "kernels": {"algo", "types", "device", "errors"},
     "families": {"parallel", "config", "errors"},
-    "mcore": {"families", "kernels", "parallel"} | BASE,
+    "mcore": {"families", "kernels", "algo.token_loss", "parallel"} | BASE,
     "weights": {"families", "parallel"} | BASE,
     "rollout": {"weights", "verify", "algo.filtering", "parallel"} | BASE,
     "step": {"algo", "kernels", "mcore", "data", "metrics", "parallel", "rollout.collect"} | BASE,
+    "plan": {"families", "parallel", "step.plan", "kernels.head_chunks", "config", "errors"},
     "checkpoint": {"mcore", "parallel", "metrics"} | BASE,
     "convert": {"families", "mcore", "parallel"} | BASE,
     "evaluate": {"rollout", "verify", "data", "algo", "parallel"} | BASE,
@@ -53,7 +56,10 @@ CONFINED = {
     "wandb": "metrics",
 }
 # Pure Python on plain data: testable and readable without torch.
-WITHOUT_TORCH = ("config/", "errors", "run/output_dir")
+WITHOUT_TORCH = (
+    "config/", "errors", "run/output_dir", "plan/", "step/plan", "families/count", "families/read",
+    "kernels/head_chunks",
+)  # fmt: skip
 
 
 def relative(path: Path) -> str:
@@ -78,28 +84,37 @@ def is_within(name: str, allowed: str) -> bool:
     return name == allowed or name.startswith(f"{allowed}.")
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_imports_follow_the_direction(path: Path) -> None:
-    part = relative(path).split("/")[0]
-    assert part in ALLOWED, f"{part} is a new part: give it a place in ALLOWED"
-    for name in imports(path):
-        if not name.startswith("prime_megatron."):
-            continue
-        target = name.removeprefix("prime_megatron.")
-        if target == "__version__":
-            continue
-        assert any(is_within(target, allowed) for allowed in {part} | ALLOWED[part]), f"{part} imports {target}"
+def test_every_part_has_its_place() -> None:
+    """A part that the rules do not know fails: give it a place in ALLOWED. The root is an entrance, not a hallway."""
+    parts = {relative(path).split("/")[0] for path in FILES}
+    assert parts - ALLOWED.keys() == set()
+    assert len(list(PACKAGE.glob("*.py"))) <= MAX_ROOT_FILES
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_libraries_stay_in_their_place(path: Path) -> None:
-    place = relative(path)
-    for name in imports(path):
-        library = name.split(".")[0]
-        if library in CONFINED:
-            assert place.startswith(CONFINED[library]), f"{place} imports {name}; only {CONFINED[library]} may"
-        if place.startswith(WITHOUT_TORCH):
-            assert library not in ("torch", "transformers"), f"{place} imports {name}"
+def test_imports_follow_the_direction() -> None:
+    found = []
+    for path in FILES:
+        part = relative(path).split("/")[0]
+        for name in imports(path):
+            target = name.removeprefix("prime_megatron.")
+            if target in (name, "__version__"):
+                continue
+            if not any(is_within(target, allowed) for allowed in {part} | ALLOWED[part]):
+                found.append(f"{relative(path)} imports {target}")
+    assert found == []
+
+
+def test_libraries_stay_in_their_place() -> None:
+    found = []
+    for path in FILES:
+        place = relative(path)
+        for name in imports(path):
+            library = name.split(".")[0]
+            if library in CONFINED and not place.startswith(CONFINED[library]):
+                found.append(f"{place} imports {name}; only {CONFINED[library]} may")
+            if place.startswith(WITHOUT_TORCH) and library in ("torch", "transformers"):
+                found.append(f"{place} imports {name}")
+    assert found == []
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -108,16 +123,19 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
             yield node
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_files_and_functions_stay_readable(path: Path) -> None:
-    lines = path.read_text(encoding="utf-8").count("\n")
-    assert lines <= MAX_FILE_LINES, f"{relative(path)} has {lines} lines"
-    if relative(path).startswith("kernels/"):
-        return
-    for function in functions(tree_of(path)):
-        assert function.end_lineno is not None
-        length = function.end_lineno - function.lineno + 1
-        assert length <= MAX_FUNCTION_LINES, f"{relative(path)}:{function.lineno} {function.name} has {length} lines"
+def test_files_and_functions_stay_readable() -> None:
+    found = []
+    for path in FILES:
+        place = relative(path)
+        lines = path.read_text(encoding="utf-8").count("\n")
+        if lines > MAX_FILE_LINES:
+            found.append(f"{place} has {lines} lines")
+        for function in functions(tree_of(path)):
+            assert function.end_lineno is not None
+            length = function.end_lineno - function.lineno + 1
+            if length > MAX_FUNCTION_LINES and not place.startswith("kernels/"):
+                found.append(f"{place}:{function.lineno} {function.name} has {length} lines")
+    assert found == []
 
 
 def called(node: ast.Call) -> str:
@@ -132,31 +150,37 @@ def called(node: ast.Call) -> str:
     return ".".join(reversed(parts))
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_no_dangerous_calls(path: Path) -> None:
-    for node in ast.walk(tree_of(path)):
-        where = f"{relative(path)}:{getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Name):
-            assert node.id != "NotImplementedError", f"{where}: a placeholder"
-        if isinstance(node, (ast.Global, ast.Nonlocal)):
-            assert isinstance(node, ast.Nonlocal), f"{where}: global"
-        if not isinstance(node, ast.Call):
-            continue
-        name, given = called(node), {keyword.arg: keyword.value for keyword in node.keywords}
-        if name == "torch.load":
-            value = given.get("weights_only")
-            assert isinstance(value, ast.Constant), f"{where}: torch.load without weights_only=True"
-            assert value.value is True, f"{where}: torch.load without weights_only=True"
-        assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "os.system"), f"{where}: {name}"
-        shell = given.get("shell")
-        assert shell is None or (isinstance(shell, ast.Constant) and shell.value is False), f"{where}: shell=True"
+def is_constant(node: ast.expr | None, value: object) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_no_leftovers_and_no_open_addresses(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    for word in ("TO" + "DO", "FIX" + "ME", "XX" + "X"):
-        assert word not in text, f"{relative(path)}: {word}"
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            assert node.value != "0.0.0.0", f"{relative(path)}:{node.lineno}: listens on every interface"
+def danger(node: ast.AST) -> str | None:
+    """What is wrong with a piece of code that no file may hold."""
+    if isinstance(node, ast.Name) and node.id == "NotImplementedError":
+        return "a placeholder"
+    if isinstance(node, ast.Global):
+        return "global"
+    if isinstance(node, ast.Constant) and node.value == "0.0.0.0":
+        return "listens on every interface"
+    if not isinstance(node, ast.Call):
+        return None
+    name, given = called(node), {keyword.arg: keyword.value for keyword in node.keywords}
+    if name == "torch.load" and not is_constant(given.get("weights_only"), True):
+        return "torch.load without weights_only=True"
+    if name in ("eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "os.system"):
+        return name
+    if "shell" in given and not is_constant(given["shell"], False):
+        return "shell=True"
+    return None
+
+
+def test_nothing_dangerous_and_no_leftovers() -> None:
+    found = []
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        found += [f"{relative(path)}: {word}" for word in ("TO" + "DO", "FIX" + "ME", "XX" + "X") if word in text]
+        for node in ast.walk(tree_of(path)):
+            what = danger(node)
+            if what is not None:
+                found.append(f"{relative(path)}:{getattr(node, 'lineno', 0)}: {what}")
+    assert found == []

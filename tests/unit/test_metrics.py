@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -16,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from prime_megatron.config import LogConfig
+from prime_megatron.config import LogConfig, TrainLogConfig
 from prime_megatron.errors import InputError
 from prime_megatron.metrics import (
     TRAIN_COLUMNS,
     Clock,
     MetricsLog,
     Summary,
+    credits_of,
     measure_peak_flops,
     model_flops,
     open_metrics_log,
@@ -170,7 +172,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
         log.message("hello")
         log.log(1, {"a": 1.0})
         log.restore(1)
-    samples = open_samples_log(tmp_path, LogConfig(), rank=3)
+    samples = open_samples_log(tmp_path, TrainLogConfig(), rank=3)
     samples.write(1, [])
     samples.restore(0)
     samples.close()
@@ -338,17 +340,19 @@ def batch_of(groups: tuple[Group, ...]) -> tuple[RolloutBatch, Advantages]:
 
 
 def group_of(draw: int, responses: list[tuple[int, ...]]) -> Group:
-    prompt = Prompt(f"0-{draw}", draw, (5, 6), "math", "4", text=f"prompt {draw}")
+    prompt = Prompt(f"0-{draw}", draw, (5, 6), "math", "4", "set", text=f"prompt {draw}")
     samples = tuple(
-        Sample(ids, tuple(-0.5 for _ in ids), "stop", 7, text=f"r{i}", outcome=float(i % 2), verdict="v", reason="w")
+        Sample(
+            ids, tuple(-0.5 for _ in ids), "stop", 7, text=f"r{i}", outcome=float(i % 2), verdict="wrong", reason="w"
+        )
         for i, ids in enumerate(responses)
     )
     return Group(prompt, samples)
 
 
 def test_sample_rows_take_each_response_its_own_tokens() -> None:
-    batch, advantages = batch_of((group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])))
-    rows = sample_rows(batch, advantages)
+    groups = group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])
+    rows = sample_rows(groups, credits_of(*batch_of(groups), groups))
     # tokens: 5 6 7 8 | 5 6 9 | 5 6 1 2 3
     assert [row.process_rewards for row in rows] == [(2.0, 3.0), (6.0,), (9.0, 10.0, 11.0)]
     assert [row.returns for row in rows] == [(20.0, 30.0), (60.0,), (90.0, 100.0, 110.0)]
@@ -359,17 +363,32 @@ def test_sample_rows_take_each_response_its_own_tokens() -> None:
         ("0-2", 0, (1, 2, 3)),
     ]
     assert (rows[1].outcome, rows[1].version, rows[1].prompt, rows[1].response) == (1.0, 7, "prompt 4", "r1")
+    assert {row.data_source for row in rows} == {"set"}
+
+
+def test_credit_is_given_for_the_chosen_responses_of_this_rank() -> None:
+    here, elsewhere = (group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])), group_of(3, [(1,)])
+    batch = batch_of(here)
+    cut = dataclasses.replace(here[0], samples=here[0].samples[:1])
+    assert [(credit.draw, credit.sample) for credit in credits_of(*batch, [elsewhere, cut])] == [(4, 0)]
+    assert credits_of(*batch, []) == []
+    assert len(credits_of(*batch, here)) == 3
 
 
 def test_samples_log_orders_limits_and_restores(tmp_path: Path) -> None:
-    rows = sample_rows(*batch_of((group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)]))))
-    log = open_samples_log(tmp_path, LogConfig(samples_every=2, samples_per_step=2), rank=0)
+    groups = group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])
+    limited = open_samples_log(tmp_path, TrainLogConfig(samples_per_step=2), rank=1)
+    rows = sample_rows(limited.choose(groups), credits_of(*batch_of(groups), groups))
+    assert [(group.prompt.draw, len(group.samples)) for group in limited.choose(groups)] == [(2, 1), (4, 1)]
+    everything = open_samples_log(tmp_path, TrainLogConfig(), rank=1)
+    assert [(group.prompt.draw, len(group.samples)) for group in everything.choose(groups)] == [(2, 1), (4, 2)]
+    log = open_samples_log(tmp_path, TrainLogConfig(samples_every=2, samples_per_step=2), rank=0)
     assert [log.wants(step) for step in range(1, 5)] == [False, True, False, True]
-    assert not open_samples_log(tmp_path, LogConfig(samples_every=0), rank=0).wants(4)
+    assert not open_samples_log(tmp_path, TrainLogConfig(samples_every=0), rank=0).wants(4)
     log.write(2, rows)
     log.write(4, rows)
     log.restore(3)
-    log.write(4, rows[:1])
+    log.write(4, rows[1:])
     log.close()
     found = read_jsonl(tmp_path / "samples.jsonl")
     assert [(row["step"], row["uid"], row["sample"]) for row in found] == [(2, "0-2", 0), (2, "0-4", 0), (4, "0-4", 0)]

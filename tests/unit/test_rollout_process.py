@@ -99,7 +99,7 @@ def disk(folder: Path) -> DiskTransport:
 
 
 def a_bucket(weight: torch.Tensor, version: int, name: str = "weight") -> Iterator[Bucket]:
-    yield Bucket([name], [weight], weight.nbytes, version)
+    yield Bucket([name], [weight], version)
 
 
 def requests(*first: int) -> list[Request]:
@@ -124,7 +124,6 @@ def test_it_answers_in_order_and_tells_each_at_once_with_the_written_weights(qui
         assert {lp for c in made for lp in c.logprobs} == {float(weight.sum())}
     assert [c.request.key.draw for c in heard] == [2, 1, 0, 2, 1, 0]
     assert quiet.generate([]) == []
-    assert quiet.healthy()
 
 
 @pytest.mark.parametrize("what", [DIE, FAIL], ids=["killed", "failed"])
@@ -254,7 +253,7 @@ def test_a_buffer_is_written_again_only_when_it_has_been_read(make: Make, tmp_pa
     def growing() -> Iterator[Bucket]:
         for scale in range(5):
             weight.copy_(WEIGHT * scale)  # a bucket's own memory is free when the next one is asked for
-            yield Bucket(["weight"], [weight], 24, 0)
+            yield Bucket(["weight"], [weight], 0)
 
     engine._link._manifest._check_every = 0  # the same tensor several times
     engine.update_weights(growing(), 0)

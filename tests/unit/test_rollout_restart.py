@@ -217,7 +217,7 @@ class Trainer:
             targets["weight"].copy_(weight)
         done = False
         while not done:
-            chunks = [] if targets is not None else [Bucket(["weight"], [weight], weight.nbytes, version)]
+            chunks = [] if targets is not None else [Bucket(["weight"], [weight], version)]
             self.engine.update_weights(iter(chunks), version)
             done = self.engine.version == version
             self.check()

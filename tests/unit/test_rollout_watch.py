@@ -59,7 +59,7 @@ def test_a_worker_killed_in_the_start_ends_the_start(make: Make, tmp_path: Path)
 def test_a_process_that_ends_in_order_is_no_death(make: Make, below: str) -> None:
     process = make(below)
     time.sleep(WATCHED_S)
-    process.call("check", timeout_s=60.0)
+    process.call("wake", timeout_s=60.0, tags=[])
 
 
 def test_a_worker_killed_while_nothing_is_asked_is_named_at_the_next_call(make: Make) -> None:
@@ -69,7 +69,7 @@ def test_a_worker_killed_while_nothing_is_asked_is_named_at_the_next_call(make: 
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.05)
     with pytest.raises(EngineDied, match=rf"process {pid} of the engine \(.*multiprocessing.*\) ended"):
-        process.call("check", timeout_s=60.0)
+        process.call("wake", timeout_s=60.0, tags=[])
 
 
 def test_the_end_of_a_group_is_waited_for_but_not_for_ever() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from prime_megatron.cli.main import main
 from prime_megatron.config import TrainConfig
+from prime_megatron.errors import InputError
 from prime_megatron.step.plan import OldLogprobs, Pass, StepPlan, plan_step
 
 MODEL = "models/policy"
@@ -99,6 +100,48 @@ def test_a_policy_as_reference_saves_the_reference_pass() -> None:
     assert plan.forwards == 7.0  # the pass of the frozen reference became that of the old log-probs
 
 
+def named(plan: StepPlan) -> dict[str, tuple[str, bool]]:
+    return {model.role: (model.folder, model.trained) for model in plan.models}
+
+
+def test_models_of_the_default() -> None:
+    assert named(planned()) == {"policy": (MODEL, True), "prm": (MODEL, True), "reference": (MODEL, False)}
+
+
+def test_models_are_those_of_the_passes() -> None:
+    models = {"prm": {"path": "models/small"}, "critic": {"path": "models/value"}}
+    assert named(planned(models=models)) == {
+        "policy": (MODEL, True), "prm": ("models/small", True), "reference": ("models/small", False),
+    }  # fmt: skip
+    assert named(planned(models=models, advantage={"process_weight": 0.0})) == {"policy": (MODEL, True)}
+    assert named(planned(models=models, advantage={"estimator": "gae"}))["critic"] == ("models/value", True)
+    assert named(planned(advantage={"estimator": "gae"}))["critic"] == (MODEL, True)
+    assert "reference" not in named(planned(prm={"reference": "policy"}))
+    assert named(planned(models={"reference": "models/other"}))["reference"] == ("models/other", False)
+
+
+def test_a_prm_that_never_learns_is_frozen() -> None:
+    assert named(planned(prm={"update": "none"}))["prm"] == (MODEL, False)
+
+
+def test_a_policy_reference_is_a_model_of_its_own_only_where_no_other_is_the_same() -> None:
+    kl = {"kl_place": "loss", "kl_coef": 0.1}
+    assert "policy_reference" not in named(planned(policy=kl))
+    # At another temperature it is another pass, of the same model.
+    assert "policy_reference" not in named(planned(policy=kl, rollout={"sampling": {"temperature": 0.9}}))
+    small = planned(policy=kl, models={"prm": {"path": "models/small"}})
+    assert named(small)["policy_reference"] == (MODEL, False)
+    assert named(planned(policy=kl, advantage={"process_weight": 0.0})) == {
+        "policy": (MODEL, True), "policy_reference": (MODEL, False),
+    }  # fmt: skip
+
+
+def test_a_plan_needs_the_policy() -> None:
+    config = {"run": {"output_dir": "out", "steps": 1}, "models": {"policy": {}}, "data": {"train": ["x.jsonl"]}}
+    with pytest.raises(InputError, match=r"models\.policy\.path: is missing"):
+        plan_step(TrainConfig.model_validate(config, strict=False))
+
+
 KL = {"kl_place": "loss", "kl_coef": 0.1}
 
 
@@ -147,9 +190,12 @@ def show(tmp_path: Path, capsys: pytest.CaptureFixture, *overrides: str) -> list
 
 
 def test_verb_shows_every_pass_and_the_total(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    lines = show(tmp_path, capsys)
+    *lines, advantages = show(tmp_path, capsys)
+    assert advantages.startswith("advantages: fused reward path")
     cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in lines]
     assert cells[0] == ["role", "what", "cost", "why"]
+    lines, models = lines[: lines.index("")], lines[lines.index("") + 1 :]
+    cells = cells[: len(lines)]
     expected = [
         ["policy", "old log-probs", "0 F", "skipped: one mini-batch: its ratio is 1 by construction"],
         ["reference", "log-probs", "1 F", "denominator of the implicit reward, once per step"],
@@ -161,11 +207,17 @@ def test_verb_shows_every_pass_and_the_total(tmp_path: Path, capsys: pytest.Capt
     assert cells[-1][:2] == ["total", "7 F"]
     column = lines[0].index("why")
     assert all(line[column - 2 : column] == "  " for line in lines)
+    assert [line.split()[:3] for line in models] == [
+        ["model", "trained", "folder"],
+        ["policy", "trained", "models/policy"],
+        ["prm", "trained", "models/policy"],
+        ["reference", "frozen", "models/policy"],
+    ]
 
 
 def test_verb_takes_overrides(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     lines = show(tmp_path, capsys, "prm.update=before", "models.policy.num_mini_batches=4")
-    assert "8.75 F" in lines[-1] and "0.75 F" in lines[1]
+    assert "8.75 F" in lines[lines.index("") - 1] and "0.75 F" in lines[1]
 
 
 def test_verb_refuses_what_cannot_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

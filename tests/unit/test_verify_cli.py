@@ -9,7 +9,7 @@ import pytest
 
 from prime_megatron.cli import verify as cli
 from prime_megatron.errors import InputError
-from prime_megatron.verify import Answer, Verdict, build_verifiers
+from prime_megatron.verify import Answer, Verdict, Verifiers
 
 GOOD = {"ability": "exact", "response": "<answer>7</answer>", "ground_truth": "7"}
 
@@ -156,7 +156,7 @@ def test_rows_in_flight_are_bounded() -> None:
 
     slow = Slow()
     seen = []
-    with build_verifiers(tasks={"slow": slow}) as verifiers:
+    with Verifiers({"slow": slow}) as verifiers:
         for row, _ in cli.scored_rows(lines(), "in.jsonl", verifiers):
             seen.append(row["uid"])
             assert read - len(seen) < cli.WINDOW

@@ -58,7 +58,7 @@ def test_computed(verifier: MathVerifier, ground_truth: str, answer: str, right:
         assert not isinstance(decide(f"\\boxed{{{answer}}}", ground_truth), Verdict)
         verdict = verifier.submit(boxed(answer, ground_truth)).result()
     else:
-        verdict = verifier.pool.submit(answer, ground_truth).result()
+        verdict = verifier.pool.submit({"answer": answer, "ground_truth": ground_truth}).result()
     assert (verdict.score, verdict.verdict) == ((1.0, "correct") if right else (0.0, "wrong"))
 
 
@@ -111,7 +111,7 @@ def test_no_answer_is_evaluated(verifier: MathVerifier, tmp_path: Path) -> None:
         "\\input{/etc/passwd}",
         f"\\immediate\\write18{{touch {target}}}",
     ]
-    verdicts = [verifier.pool.submit(payload, "42").result() for payload in payloads]
+    verdicts = [verifier.pool.submit({"answer": payload, "ground_truth": "42"}).result() for payload in payloads]
     assert [verdict.score for verdict in verdicts] == [0.0] * len(payloads)
     assert not target.exists()
 
@@ -131,7 +131,7 @@ def test_the_process_inherits_little(tmp_path: Path, monkeypatch: pytest.MonkeyP
     verifier = MathVerifier(num_workers=1, timeout_s=30.0, memory_bytes=2**30)
     with open(tmp_path / "ours", "w") as ours:
         os.set_inheritable(ours.fileno(), True)
-        assert verifier.pool.submit("b+a", "a+b").result().verdict == "correct"
+        assert verifier.pool.submit({"answer": "b+a", "ground_truth": "a+b"}).result().verdict == "correct"
         (pid,) = verifier.pool.pids()
         process = Path(f"/proc/{pid}")
         environment = (process / "environ").read_bytes()

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,10 @@ from prime_megatron.verify.worker import answer_one
 
 BOMB = "9^{9^{9^9}}"  # past the cheap checks, as these tests go straight to the pool
 ROOT = Path(__file__).parents[2]
+
+
+def ask(answer: str, ground_truth: str) -> dict[str, str]:
+    return {"answer": answer, "ground_truth": ground_truth}
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -48,13 +53,13 @@ def pool():
 
 def test_no_process_before_the_first_job(pool: WorkerPool) -> None:
     assert pool.pids() == []
-    assert pool.submit("b+a", "a+b").result().verdict == "correct"
+    assert pool.submit(ask("b+a", "a+b")).result().verdict == "correct"
     assert len(pool.pids()) == 1  # one job, one process
 
 
 def test_a_bomb_times_out_and_costs_no_other_answer(pool: WorkerPool) -> None:
     answers = [(BOMB, "42"), ("b+a", "a+b"), ("b+a", "a-b"), (BOMB, "42"), ("(x+1)^2", "x^2+2x+1"), ("x", "y")]
-    verdicts = [future.result() for future in [pool.submit(*answer) for answer in answers]]
+    verdicts = [future.result() for future in [pool.submit(ask(*answer)) for answer in answers]]
     assert [v.verdict for v in verdicts] == ["timeout", "correct", "wrong", "timeout", "correct", "wrong"]
     assert [v.score for v in verdicts] == [0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
     assert len(pool.pids()) <= 2
@@ -62,11 +67,11 @@ def test_a_bomb_times_out_and_costs_no_other_answer(pool: WorkerPool) -> None:
 
 def test_an_idle_process_that_was_killed_is_replaced() -> None:
     pool = WorkerPool(num_workers=1, timeout_s=30.0, memory_bytes=2**30)
-    assert pool.submit("b+a", "a+b").result().verdict == "correct"
+    assert pool.submit(ask("b+a", "a+b")).result().verdict == "correct"
     (first,) = pool.pids()
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: not alive(first))
-    assert pool.submit("(x+1)^2", "x^2+2x+1").result().verdict == "correct"
+    assert pool.submit(ask("(x+1)^2", "x^2+2x+1")).result().verdict == "correct"
     (second,) = pool.pids()
     assert second != first
     pool.close()
@@ -75,10 +80,10 @@ def test_an_idle_process_that_was_killed_is_replaced() -> None:
 
 def test_a_process_killed_mid_answer_is_tried_again_then_an_error() -> None:
     pool = WorkerPool(num_workers=1, timeout_s=600.0, memory_bytes=2**30)
-    assert pool.submit("b+a", "a+b").result().verdict == "correct"
+    assert pool.submit(ask("b+a", "a+b")).result().verdict == "correct"
     (first,) = pool.pids()
     idle_ticks = cpu_ticks(first)
-    bomb, after = pool.submit(BOMB, "42"), pool.submit("b+a", "a+b")
+    bomb, after = pool.submit(ask(BOMB, "42")), pool.submit(ask("b+a", "a+b"))
     wait_until(lambda: cpu_ticks(first) > idle_ticks + 5)  # it is at work on the bomb
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: pool.pids() not in ([], [first]))
@@ -87,7 +92,7 @@ def test_a_process_killed_mid_answer_is_tried_again_then_an_error() -> None:
     assert not bomb.done()
     os.kill(second, signal.SIGKILL)
     verdict = bomb.result(timeout=120)
-    assert (verdict.score, verdict.verdict) == (0.0, "error")
+    assert (verdict.score, verdict.verdict) == (0.0, "died")
     assert "twice" in verdict.reason
     assert after.result(timeout=120).verdict == "correct"
     pool.close()
@@ -95,7 +100,7 @@ def test_a_process_killed_mid_answer_is_tried_again_then_an_error() -> None:
 
 def test_close_ends_a_busy_process_and_tells_who_waits() -> None:
     pool = WorkerPool(num_workers=1, timeout_s=600.0, memory_bytes=2**30)
-    busy, waiting = pool.submit(BOMB, "42"), pool.submit("b+a", "a+b")
+    busy, waiting = pool.submit(ask(BOMB, "42")), pool.submit(ask("b+a", "a+b"))
     wait_until(lambda: len(pool.pids()) == 1 and busy.running())
     (pid,) = pool.pids()
     pool.close()
@@ -104,7 +109,7 @@ def test_close_ends_a_busy_process_and_tells_who_waits() -> None:
     assert waiting.cancelled()
     assert not alive(pid)
     with pytest.raises(RunError, match="closed"):
-        pool.submit("1", "1")
+        pool.submit(ask("1", "1"))
     pool.close()
 
 
@@ -114,23 +119,23 @@ def test_a_verifier_that_cannot_start_is_loud(tmp_path: Path, monkeypatch: pytes
     pool = WorkerPool(num_workers=1, timeout_s=5.0, memory_bytes=2**30, start_timeout_s=30.0)
     broken.write_text("import sys; sys.exit(3)")
     with pytest.raises(RunError, match="cannot start: exit status 3"):
-        pool.submit("1", "2").result(timeout=60)
+        pool.submit(ask("1", "2")).result(timeout=60)
     broken.write_text("""print('{"ready": false, "reason": "ImportError: no math_verify"}')""")
     with pytest.raises(RunError, match="cannot start: ImportError: no math_verify"):
-        pool.submit("1", "2").result(timeout=60)
+        pool.submit(ask("1", "2")).result(timeout=60)
     broken.write_text("""print('{"ready": true}', flush=True); input(); print('nonsense', flush=True)""")
-    verdict = pool.submit("1", "2").result(timeout=60)
-    assert (verdict.verdict, verdict.score) == ("error", 0.0)
+    verdict = pool.submit(ask("1", "2")).result(timeout=60)
+    assert (verdict.verdict, verdict.score) == ("died", 0.0)
     pool.close()
 
 
 @pytest.mark.parametrize("failure", [MemoryError(), RecursionError()])
 def test_a_process_out_of_memory_asks_to_be_replaced(failure: Exception) -> None:
     class Failing:
-        def grade(self, answer: str, ground_truth: str) -> tuple[str, str]:
+        def grade(self, request: Mapping[str, Any]) -> tuple[float, str, str]:
             raise failure
 
-    reply = answer_one(Failing(), json.dumps({"answer": "1", "ground_truth": "2"}).encode())  # type: ignore[arg-type]
+    reply = answer_one(Failing(), json.dumps(ask("1", "2")).encode())
     assert (reply["verdict"], reply["last"]) == ("error", True)
     assert type(failure).__name__ in str(reply["reason"])
 
@@ -141,8 +146,8 @@ def test_the_death_of_the_parent_ends_a_busy_process() -> None:
 import time
 from prime_megatron.verify.pool import WorkerPool
 pool = WorkerPool(num_workers=1, timeout_s=600.0, memory_bytes=2**30)
-pool.submit("b+a", "a+b").result()
-bomb = pool.submit({BOMB!r}, "42")
+pool.submit({ask("b+a", "a+b")!r}).result()
+bomb = pool.submit({ask(BOMB, "42")!r})
 print(pool.pids()[0], flush=True)
 time.sleep(600)
 """

@@ -4,10 +4,11 @@ from concurrent.futures import Future
 import pytest
 
 from prime_megatron.errors import InputError
-from prime_megatron.verify import Answer, RuleVerifier, Verdict, VerifyOptions, build_verifiers
+from prime_megatron.verify import Answer, Verdict, Verifiers, VerifyOptions, build_verifiers
+from prime_megatron.verify.exact import RuleVerifier
 
 
-def test_scores_in_order_and_counts() -> None:
+def test_scores_in_order() -> None:
     with build_verifiers(VerifyOptions(num_workers=1, timeout_s=30.0)) as verifiers:
         answers = [
             Answer("math", "\\boxed{b+a}", "a+b"),  # the slow one first
@@ -21,13 +22,6 @@ def test_scores_in_order_and_counts() -> None:
         assert [v.verdict for v in verdicts] == ["correct", "correct", "wrong", "no_answer", "correct", "wrong"]
         assert [v.score for v in verdicts] == [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
         assert all(verdict.reason for verdict in verdicts)
-        assert verifiers.counts() == {
-            ("math", "correct"): 1,
-            ("math", "wrong"): 1,
-            ("exact", "correct"): 2,
-            ("exact", "wrong"): 1,
-            ("exact", "no_answer"): 1,
-        }
         assert verifiers.score([]) == []
 
 
@@ -47,7 +41,6 @@ def test_an_unknown_ability_is_named(ability: str, message: str) -> None:
         # Nothing is scored when one row of a batch cannot be.
         with pytest.raises(InputError):
             verifiers.score([Answer("exact", "", ""), Answer(ability, "", "")])
-        assert verifiers.counts() == {}
 
 
 def test_code_says_that_it_is_not_available() -> None:
@@ -55,21 +48,17 @@ def test_code_says_that_it_is_not_available() -> None:
         verifiers.require("code")
 
 
-def test_a_task_brings_its_own_rule(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_failure_of_a_kind_is_said(caplog: pytest.LogCaptureFixture) -> None:
     def half(response: str, ground_truth: str) -> Verdict:
         if response == "boom":
             raise RuntimeError("no rule for this")
         return Verdict(0.5, "partial", f"{response} of {ground_truth}")
 
-    with build_verifiers(tasks={"sorting": RuleVerifier(half)}) as verifiers:
-        with caplog.at_level(logging.WARNING):
-            verdicts = verifiers.score([Answer("sorting", "3", "4"), Answer("sorting", "boom", "4")])
-        assert verdicts[0] == Verdict(0.5, "partial", "3 of 4")
-        assert verdicts[1] == Verdict(0.0, "error", "RuntimeError: no rule for this")
-        assert verifiers.counts() == {("sorting", "partial"): 1, ("sorting", "error"): 1}
-        assert "no rule for this" in caplog.text
-    with pytest.raises(InputError, match="'code'"):
-        build_verifiers(tasks={"code": RuleVerifier(half)})
+    with Verifiers({"sorting": RuleVerifier(half)}) as verifiers, caplog.at_level(logging.WARNING):
+        verdicts = verifiers.score([Answer("sorting", response, "4") for response in ("3", "boom", "boom")])
+    failed = Verdict(0.0, "error", "RuntimeError: no rule for this")
+    assert verdicts == [Verdict(0.5, "partial", "3 of 4"), failed, failed]
+    assert caplog.text.count("no rule for this") == 1
 
 
 def test_submit_is_asynchronous() -> None:
@@ -86,7 +75,7 @@ def test_submit_is_asynchronous() -> None:
             self.closed = True
 
     later = Later()
-    with build_verifiers(tasks={"later": later}) as verifiers:
+    with Verifiers({"later": later}) as verifiers:
         future = verifiers.submit(Answer("later", "", ""))
         assert not future.done()
         pending[0].set_result(Verdict(1.0, "correct", "now"))
@@ -98,6 +87,11 @@ def test_submit_is_asynchronous() -> None:
 def test_a_score_lies_between_0_and_1(score: float) -> None:
     with pytest.raises(ValueError, match="lies in"):
         Verdict(score, "correct", "")
+
+
+def test_a_verdict_is_one_of_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="'right' is none of correct, wrong"):
+        Verdict(1.0, "right", "")
 
 
 @pytest.mark.parametrize(

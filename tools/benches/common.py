@@ -65,11 +65,12 @@ def _cpu_seconds(run: Callable[[], Any]) -> float:
 
 def _cuda_seconds(run: Callable[[], Any]) -> float:
     torch.cuda.synchronize()
-    timer = device.Timer()
-    timer.start()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
     run()
-    timer.stop()
-    return timer.elapsed_s()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
 
 
 def ratio(seconds: dict[str, list[float]], side: str, base: str) -> float:

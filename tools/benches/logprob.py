@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from prime_megatron.algo.losses import NllLoss, PolicyLoss
 from prime_megatron.kernels.logprob import fused_logprob_loss, token_logprobs
 from prime_megatron.kernels.logprob_naive import naive_logprobs
-from prime_megatron.kernels.losses import NllLoss, PolicyLoss
 from tools.benches import common
 
 # Scoring (None where it is another side's), and loss forward and backward.

@@ -100,10 +100,6 @@ class EmbeddedEngine:
             memory.restore()
         self._asleep = False
 
-    def healthy(self) -> bool:
-        """True until `close`: the engine lives in this process."""
-        return self._model is not None
-
     def close(self) -> None:
         """See `Engine.close`."""
         self._model = self._dense = None

@@ -64,7 +64,6 @@ class EngineChild:
             "bit_sums": self._driver.bit_sums,
             "sleep": self._driver.sleep,
             "wake": self._driver.wake,
-            "check": self._driver.check,
             "close": self._close,
         }
         while True:

@@ -138,10 +138,6 @@ class Driver(Protocol):
         """Take device memory back for "weights" and/or "kv_cache"."""
         ...
 
-    def check(self) -> None:
-        """Return when the engine answers."""
-        ...
-
     def close(self) -> None:
         """End the engine's processes."""
         ...

@@ -158,20 +158,6 @@ class ProcessEngine:
             )
             self._asleep -= set(wanted)
 
-    def healthy(self) -> bool:
-        """See `Engine.healthy`. Collective over the replica."""
-
-        def check() -> bool:
-            if self._process is None:
-                return False
-            try:
-                self._process.call("check", timeout_s=self._limits.alive_timeout_s)
-            except EngineDied:
-                return False
-            return True
-
-        return self._member.agree(check)
-
     def close(self) -> None:
         """See `Engine.close`."""
         if self._process is not None:

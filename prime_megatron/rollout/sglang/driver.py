@@ -155,10 +155,6 @@ class SglangDriver:
         """See `Driver.wake`."""
         self._backend.occupy("resume_memory_occupation", sorted(tags, reverse=True))
 
-    def check(self) -> None:
-        """See `Driver.check`."""
-        self._backend.run(self._backend.ping())
-
     def close(self) -> None:
         """See `Driver.close`."""
         self._backend.close()

@@ -142,10 +142,6 @@ class VllmDriver:
         """See `Driver.wake`."""
         self._llm.wake_up(tags=sorted(tags, reverse=True))
 
-    def check(self) -> None:
-        """See `Driver.check`."""
-        self._llm.collective_rpc("check_health")
-
     def close(self) -> None:
         """See `Driver.close`."""
         if self._settings.in_process:

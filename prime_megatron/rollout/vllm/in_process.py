@@ -113,11 +113,6 @@ class InProcessEngine:
         """See `Engine.wake`."""
         self._driver.wake(tags)
 
-    def healthy(self) -> bool:
-        """See `Engine.healthy`."""
-        self._driver.check()
-        return True
-
     def close(self) -> None:
         """See `Engine.close`. The trainer's groups stay."""
         if self._driver is not None:

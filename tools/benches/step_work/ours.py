@@ -21,7 +21,7 @@ from prime_megatron.config import TrainConfig
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.run import assemble
 from prime_megatron.trainer import PrimeTrainer
-from prime_megatron.verify import Verdict, build_verifiers
+from prime_megatron.verify import Verdict, Verifiers
 from prime_megatron.verify.exact import RuleVerifier
 
 from . import task
@@ -51,7 +51,7 @@ def settings(folder: Path, name: str, *, steps: int, advantage: dict[str, Any], 
             },
             "advantage": advantage,
             "checkpoint": {"save_final": False, "export_final": False},
-            "log": {"tensorboard": False, "prm_after_every": 0},
+            "log": {"tensorboard": False},
         }
     )
 
@@ -62,13 +62,13 @@ def opened(config: TrainConfig) -> Iterator[PrimeTrainer]:
 
     Two things are the task's: its rule scores the answers, and no token ends a response, so that all are as long.
     """
-    rule = RuleVerifier(lambda response, truth: Verdict(task.reward(response), "scored", ""))
+    rule = RuleVerifier(lambda response, truth: Verdict(task.reward(response), "partial", ""))
 
     def endless(folder: str, *args: Any, **kwargs: Any) -> Tokenizer:
         return Tokenizer(load_tokenizer(folder, *args, **kwargs).hf, folder, ())
 
     with (
-        mock.patch.object(assemble, "build_verifiers", lambda options: build_verifiers(options, {ABILITY: rule})),
+        mock.patch.object(assemble, "build_verifiers", return_value=Verifiers({ABILITY: rule})),
         mock.patch("prime_megatron.run.inputs.load_tokenizer", endless),
         assemble.open_parts(config, resume=None, overwrite=True) as parts,
     ):

@@ -1,6 +1,9 @@
-"""Losses of the policy, the PRM and SFT in closed form, fused with their statistics, each beside its plain definition.
+"""The losses of the policy, the PRM and SFT: each as its plain definition and in closed form with its statistics.
 
-`terms` is what the fused head calls on chunks; `plain` is the definition that autograd differentiates.
+`plain` is the definition, which autograd differentiates; `terms` is what the fused head calls on chunks. Weights
+already hold the division by the counts of the mini-batch over all ranks, so that packing, micro-batching and layout
+cannot change a loss (both public codes take a mean of micro-batch means). Statistics are sums over valid tokens or
+sequences; `algo.metric_table` names them. The critic's loss is in `value_loss`.
 """
 
 from bisect import bisect_left
@@ -10,9 +13,9 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from prime_megatron.kernels.token_loss import TokenTerms
-
-KL_KINDS = ("k1", "k2", "k3")
+from prime_megatron.algo.kl import MAX_LOG_RATIO, beyond_clamp, clamped_ratio, kl_estimate, kl_slope
+from prime_megatron.algo.token_loss import TokenTerms
+from prime_megatron.config.algorithm import KlEstimator
 
 
 @dataclass(frozen=True)
@@ -23,49 +26,30 @@ class NllLoss:
     """
 
     weights_T: torch.Tensor
-    needs_entropy: bool = False
+    needs_entropy: bool = field(default=False, init=False)
     boundaries: tuple[int, ...] | None = field(default=None, init=False)
 
     def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
-        """Stats: num_tokens, nll (unweighted), entropy where asked for."""
+        """Stats: sft_num_tokens, sft_loss_sum (unweighted)."""
         weights_t = self.weights_T[tokens]
         valid_t = (weights_t != 0).float()
-        stats = {"num_tokens": valid_t.sum(), "nll": -(valid_t * logprobs_t).sum()}
-        if self.needs_entropy:
-            stats["entropy"] = (valid_t * entropy_t).sum()
+        stats = {"sft_num_tokens": valid_t.sum(), "sft_loss_sum": -(valid_t * logprobs_t).sum()}
         return TokenTerms(-(weights_t * logprobs_t).sum(), -weights_t, None, stats)
 
     def plain(self, logprobs_T: torch.Tensor, entropy_T: torch.Tensor) -> torch.Tensor:
         return -(self.weights_T * logprobs_T).sum()
 
 
-def kl_penalty(logprobs_T: torch.Tensor, ref_logprobs_T: torch.Tensor, kind: str) -> torch.Tensor:
-    """Schulman's estimators of KL(policy || reference) at a sampled token: k1 = d, k2 = d^2 / 2, k3 = e^-d - 1 + d.
-
-    d = logprobs - ref_logprobs. joschu.net/blog/kl-approx.html.
-    """
-    diff_T = logprobs_T - ref_logprobs_T
-    if kind == "k1":
-        return diff_T
-    if kind == "k2":
-        return diff_T.square() / 2
-    assert kind == "k3", kind
-    return torch.expm1(-diff_T) + diff_T
-
-
-def _kl_slope(logprobs_t: torch.Tensor, ref_logprobs_t: torch.Tensor, kind: str) -> torch.Tensor:
-    diff_t = logprobs_t - ref_logprobs_t
-    return {"k1": torch.ones_like, "k2": torch.clone, "k3": lambda d: -torch.expm1(-d)}[kind](diff_t)
-
-
 @dataclass(frozen=True)
 class PolicyLoss:
     """PPO's clipped loss with an entropy bonus and a KL term: sum_t w_t (L_t - entropy_coef H_t + kl_coef KL_t).
 
-    L_t = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), r = exp(logprob - old_logprob) (arXiv 1707.06347, eq. 7).
-    advantages_T, weights_T, old_logprobs_T, ref_logprobs_T: fp32 [T]; weight 0 where a token does not count.
-    old_logprobs_T None: the policy has not moved since it sampled, so that r is 1 by construction.
-    ref_logprobs_T is needed where kl_coef is not 0. needs_entropy also asks for entropy as a statistic.
+    L_t = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), r = exp(logprob - old_logprob) (arXiv 1707.06347, eq. 7),
+    KL_t of the log-ratio logprob - ref_logprob; exponentials behind the clamp of `algo.kl`.
+    advantages_T, weights_T, old_logprobs_T, ref_logprobs_T: fp32 [T]; weight 0 where a token does not count. An
+    importance weight of a token is a factor of its advantage. old_logprobs_T None: the policy has not moved since it
+    sampled, so that r is 1 by construction. ref_logprobs_T is needed where kl_coef is not 0. needs_entropy also asks
+    for entropy as a statistic.
     """
 
     advantages_T: torch.Tensor
@@ -75,67 +59,86 @@ class PolicyLoss:
     clip_high: float = 0.2
     entropy_coef: float = 0.0
     kl_coef: float = 0.0
-    kl_kind: str = "k3"
+    kl_estimator: KlEstimator = KlEstimator.k3
     ref_logprobs_T: torch.Tensor | None = None
     needs_entropy: bool = True
     boundaries: tuple[int, ...] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if self.kl_kind not in KL_KINDS:
-            raise ValueError(f"kl_kind must be one of {', '.join(KL_KINDS)}, not {self.kl_kind!r}")
         if self.kl_coef != 0 and self.ref_logprobs_T is None:
             raise ValueError("kl_coef needs ref_logprobs_T")
         if self.entropy_coef != 0 and not self.needs_entropy:
             raise ValueError("entropy_coef needs needs_entropy=True")
 
     def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
-        """Stats: num_tokens, policy_loss, clipped, approx_kl (old - new), ratio, and where asked entropy, ref_kl."""
+        """Stats: those of `_policy_stats`, and where asked policy_entropy_sum, policy_kl_ref_sum."""
         weights_t, advantages_t = self.weights_T[tokens], self.advantages_T[tokens]
         valid_t = (weights_t != 0).float()
         old_t = logprobs_t if self.old_logprobs_T is None else self.old_logprobs_T[tokens]
-        ratio_t = torch.exp(logprobs_t - old_t)
+        log_ratio_t = logprobs_t - old_t
+        ratio_t = clamped_ratio(log_ratio_t)
         free_t = -advantages_t * ratio_t
         held_t = -advantages_t * ratio_t.clamp(1 - self.clip_low, 1 + self.clip_high)
-        clipped_t = held_t > free_t
+        clipped_t, beyond_t = held_t > free_t, beyond_clamp(log_ratio_t)
         loss_t = torch.maximum(free_t, held_t)
-        slope_t = torch.where(clipped_t, 0.0, free_t)  # d(-A r)/dlogp = -A r
-        stats = {
-            "num_tokens": valid_t.sum(),
-            "policy_loss": (valid_t * loss_t).sum(),
-            "clipped": (valid_t * clipped_t).sum(),
-            "approx_kl": (valid_t * (old_t - logprobs_t)).sum(),
-            "ratio": (valid_t * ratio_t).sum(),
-        }
+        slope_t = torch.where(clipped_t | beyond_t, 0.0, free_t)  # d(-A r)/dlogp = -A r
+        stats = _policy_stats(valid_t, loss_t, log_ratio_t, clipped_t, advantages_t > 0)
         dentropy_t = None
         if self.needs_entropy:
-            stats["entropy"] = (valid_t * entropy_t).sum()
+            stats["policy_entropy_sum"] = (valid_t * entropy_t).sum()
         if self.entropy_coef != 0:
             loss_t = loss_t - self.entropy_coef * entropy_t
             dentropy_t = -self.entropy_coef * weights_t
         if self.ref_logprobs_T is not None:
-            kl_t = kl_penalty(logprobs_t, self.ref_logprobs_T[tokens], self.kl_kind)
-            stats["ref_kl"] = (valid_t * kl_t).sum()
+            above_ref_t = logprobs_t - self.ref_logprobs_T[tokens]
+            kl_t = kl_estimate(above_ref_t, self.kl_estimator)
+            stats["policy_kl_ref_sum"] = (valid_t * kl_t).sum()
             loss_t = loss_t + self.kl_coef * kl_t
-            slope_t = slope_t + self.kl_coef * _kl_slope(logprobs_t, self.ref_logprobs_T[tokens], self.kl_kind)
+            slope_t = slope_t + self.kl_coef * kl_slope(above_ref_t, self.kl_estimator)
         return TokenTerms((weights_t * loss_t).sum(), weights_t * slope_t, dentropy_t, stats)
 
     def plain(self, logprobs_T: torch.Tensor, entropy_T: torch.Tensor) -> torch.Tensor:
         old_T = logprobs_T.detach() if self.old_logprobs_T is None else self.old_logprobs_T
-        ratio_T = torch.exp(logprobs_T - old_T)
+        ratio_T = clamped_ratio(logprobs_T - old_T)
         clipped_T = torch.clamp(ratio_T, 1 - self.clip_low, 1 + self.clip_high)
         loss_T = -torch.minimum(self.advantages_T * ratio_T, self.advantages_T * clipped_T)
         loss_T = loss_T - self.entropy_coef * entropy_T
         if self.kl_coef != 0:
-            loss_T = loss_T + self.kl_coef * kl_penalty(logprobs_T, self.ref_logprobs_T, self.kl_kind)
+            assert self.ref_logprobs_T is not None
+            loss_T = loss_T + self.kl_coef * kl_estimate(logprobs_T - self.ref_logprobs_T, self.kl_estimator)
         return (self.weights_T * loss_T).sum()
+
+
+def _policy_stats(
+    valid_t: torch.Tensor,
+    loss_t: torch.Tensor,
+    log_ratio_t: torch.Tensor,
+    clipped_t: torch.Tensor,
+    raised_t: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Sums over valid tokens: their number, PPO's loss, tokens that the clip (by bound) or the clamp leaves without a
+    gradient, k3 of KL(old || new), the ratio, and moments of ratio - 1 (of the ratio itself they would cancel)."""
+    shift_t = torch.expm1(log_ratio_t.clamp(max=MAX_LOG_RATIO))
+    sums = {
+        "num_tokens": torch.ones_like(valid_t),
+        "loss_sum": loss_t,
+        "clip_low_sum": clipped_t & ~raised_t,
+        "clip_high_sum": clipped_t & raised_t,
+        "beyond_clamp_sum": beyond_clamp(log_ratio_t),
+        "kl_old_sum": kl_estimate(-log_ratio_t, KlEstimator.k3),
+        "ratio_sum": clamped_ratio(log_ratio_t),
+        "ratio_shift_sum": shift_t,
+        "ratio_shift_square_sum": shift_t.square(),
+    }
+    return {f"policy_{name}": (valid_t * values_t).sum() for name, values_t in sums.items()}
 
 
 @dataclass(frozen=True)
 class PrmLoss:
     """The implicit PRM's loss: sum_i w_i BCEWithLogits(beta * (Q_i - b_i), o_i), Q_i = sum_t mask_t (logp_t - ref_t).
 
-    With w = 1 and b = 0 this is PRIME's cross-entropy (arXiv 2502.01456, eq. 4). Its detached DPO form is b_i = mean
-    Q of the siblings of the opposite outcome; the best-of-N forms are that with weights.
+    With b = 0 this is PRIME's cross-entropy (arXiv 2502.01456, eq. 4); `prm_loss` has the forms with siblings.
+    Linear in a stray token's log-ratio and of a bounded gradient, so it needs no clamp.
     ref_logprobs_T fp32 [T]; mask_T bool [T]; cu_seqlens: N + 1 token offsets from 0 on the host; targets_N in [0, 1],
     baselines_N and weights_N fp32 [N]. All tokens of a sequence share one derivative, known at its last token, so
     chunks of the head end between sequences.
@@ -151,7 +154,7 @@ class PrmLoss:
     needs_entropy: bool = field(default=False, init=False)
 
     def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
-        """Stats: num_sequences, prm_loss, prm_correct (sign of Q against outcome over one half)."""
+        """Stats: prm_loss_sum, weighted."""
         first, last = (bisect_left(self.boundaries, edge) for edge in (tokens.start, tokens.stop))
         if tokens.stop == self.boundaries[-1]:
             last = len(self.boundaries) - 1  # empty sequences at the end
@@ -167,12 +170,7 @@ class PrmLoss:
         if self.weights_N is not None:
             loss_n, slope_n = loss_n * self.weights_N[sequences], slope_n * self.weights_N[sequences]
         slope_t = torch.repeat_interleave(slope_n, lengths_n, output_size=tokens.stop - tokens.start)
-        stats = {
-            "num_sequences": torch.full((), float(last - first), device=q_t.device),
-            "prm_loss": loss_n.sum(),
-            "prm_correct": ((sums_n > 0) == (targets_n > 0.5)).float().sum(),
-        }
-        return TokenTerms(loss_n.sum(), torch.where(mask_t, slope_t, 0.0), None, stats)
+        return TokenTerms(loss_n.sum(), torch.where(mask_t, slope_t, 0.0), None, {"prm_loss_sum": loss_n.sum()})
 
     def _logits(self, sums_n: torch.Tensor, sequences: slice) -> torch.Tensor:
         return self.beta * (sums_n if self.baselines_N is None else sums_n - self.baselines_N[sequences])

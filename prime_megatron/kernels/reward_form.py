@@ -1,0 +1,44 @@
+"""What the fused reward path reads: a rank's sequences, and which form of the reward is asked for."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class RewardForm:
+    """Which of the forms of `kernels.reward`; the defaults of none are hidden.
+
+    scale: beta (paper, recipe) or 1 (original). leave_one_out: "code" or "paper". gammas in [0, 1].
+    """
+
+    scale: float
+    batch_norm: bool
+    leave_one_out: str
+    process_weight: float
+    outcome_weight: float
+    gamma_process: float
+    gamma_outcome: float
+    whiten: bool
+
+    def __post_init__(self) -> None:
+        if self.leave_one_out not in ("code", "paper"):
+            raise ValueError(f"leave_one_out must be code or paper, not {self.leave_one_out!r}")
+        if not (0.0 <= self.gamma_process <= 1.0 and 0.0 <= self.gamma_outcome <= 1.0):
+            raise ValueError("gammas must lie in [0, 1]")
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """One rank's packed sequences, all on one device.
+
+    prm_logprobs_T, ref_logprobs_T: fp32 [T], nats. response_mask_T: bool [T]. cu_seqlens: int [N + 1], from 0 to T.
+    group_N: int [N], equal numbers are siblings (in any order). outcome_N: fp32 [N].
+    """
+
+    prm_logprobs_T: torch.Tensor
+    ref_logprobs_T: torch.Tensor
+    response_mask_T: torch.Tensor
+    cu_seqlens: torch.Tensor
+    group_N: torch.Tensor
+    outcome_N: torch.Tensor

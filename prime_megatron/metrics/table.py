@@ -1,0 +1,57 @@
+"""The metrics that are not made from statistics (those are in ``algo.metric_table``): name, unit and meaning.
+
+<...> in a name stands for one of several words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A row of docs/reference/metrics.md."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+METRICS = (
+    Metric("rollout/outcome", "1", "Outcome of all responses that were generated for this step, filtered ones too."),
+    Metric("rollout/pass_rate", "share", "Prompts that the filter kept of those it saw."),
+    Metric("rollout/too_easy", "prompts", "Dropped: mean outcome above rollout.filter.upper."),
+    Metric("rollout/too_hard", "prompts", "Dropped: mean outcome below rollout.filter.lower."),
+    Metric("rollout/truncated_groups", "prompts", "Dropped by rollout.filter.drop_truncated."),
+    Metric("rollout/rounds", "rounds", "Generation rounds until the batch was full."),
+    Metric("rollout/carried_in", "prompts", "Kept prompts left over from earlier steps."),
+    Metric("rollout/expired", "prompts", "Left-over prompts that were too old to use."),
+    Metric("rollout/verifier_errors", "responses", "Responses whose verifier failed, of whatever kind of failure."),
+    Metric("rollout/verifier_<failure>", "responses", "The same of one kind; a response that failed scores 0."),
+    Metric("data/epoch", "passes", "Passes over the training prompts."),
+    Metric("data/skipped_prompts", "prompts", "Prompts over data.max_prompt_tokens so far."),
+    Metric("step/tokens", "tokens", "Prompt and response tokens that the step trained on, over all ranks."),
+    Metric("engine/tokens", "tokens", "Response tokens that the policy being trained made itself, over all ranks."),
+    Metric("engine/logprob_gap_mean", "nats", "|log-prob of the trainer - of the engine| on those tokens."),
+    Metric("engine/logprob_gap_max", "nats", "The largest such difference."),
+    Metric("engine/kl", "nats", "KL(engine || trainer) on those tokens, estimator k3."),
+    Metric("engine/restarts", "restarts", "Restarts of engine processes so far, over all replicas."),
+    Metric("<role>/grad_norm", "1", "Gradient norm before clipping, the mean over the role's updates of the step."),
+    Metric("<role>/lr", "1", "Learning rate of the role's last update."),
+    Metric("<role>/skipped_updates", "updates", "Updates skipped because a loss or gradient was not finite."),
+    Metric("eval/accuracy", "share", "Mean outcome of greedy answers to the held-out prompts."),
+    Metric("eval/response_tokens", "tokens", "Length of the greedy answers."),
+    Metric("eval/truncated", "share", "Greedy answers cut at the length limit."),
+    Metric("eval/sampled_accuracy", "share", "Mean outcome of sampled answers; with eval.samples_per_prompt."),
+    Metric("eval/pass@<k>", "share", "Held-out prompts with a right answer among k samples, unbiased estimate."),
+    Metric("sft/loss", "nats", "Mean -log p of a response token (supervised runs)."),
+    Metric("sft/epoch", "passes", "Passes over the supervised rows."),
+    Metric("time/<stage>_s", "s", "Wall-clock time of a stage of the step, inner stages left out; step: all of it."),
+    Metric("speed/tokens_per_s", "tokens/s", "Tokens of the step over its time, evaluation and saving left out."),
+    Metric("speed/model_flops_per_s", "FLOP/s", "Model FLOPs of the step's passes over that time."),
+    Metric("speed/utilisation", "share", "model_flops_per_s over the matrix-product speed measured at the start."),
+    Metric("memory/<edge>_<place>_bytes", "bytes",
+           "Memory of this rank's process (host) or device at an edge of generation; in memory.jsonl."),
+    Metric("memory/<edge>/<role>/<kind>_<place>_bytes", "bytes",
+           "The same, of one model's parameters, gradients or optimizer state."),
+)  # fmt: skip

@@ -1,0 +1,74 @@
+"""Bytes of the generation engine on one GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prime_megatron.config import TrainConfig
+from prime_megatron.families.base import FamilyConfig
+from prime_megatron.families.count import num_parameters, rank_parameters
+from prime_megatron.parallel.topology import ParallelSizes
+from prime_megatron.plan.roles import ITEMSIZE
+
+MIB = 2**20
+ASLEEP_BYTES = 1400 * MIB
+"""An SGLang process that sleeps: 1,398 to 1,416 MiB on an H200, of which 612 are its bare CUDA context."""
+BEYOND_SHARE_BYTES = 2050 * MIB
+"""What an SGLang process took on an H200 above its share when awake (context, graphs, workspaces): 2,052 MiB at
+memory_fraction 0.4, 2,040 MiB at 0.6."""
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """One GPU of an engine replica."""
+
+    weights: float
+    one_sequence: float
+    """KV cache of the longest sequence: without it nothing can be generated."""
+    fraction: float | None
+    """Share of the device's memory that the engine takes; None: the embedded engine, which takes what it needs."""
+    cache: float
+    """KV cache of the embedded engine at max_concurrent sequences of the longest kind."""
+    of_free: bool
+    """The share is one of what is free when the engine starts (SGLang), not of the whole device (vLLM)."""
+
+    @property
+    def asleep(self) -> float:
+        """While models train."""
+        return 0.0 if self.fraction is None else float(ASLEEP_BYTES)
+
+    @property
+    def loading(self) -> float:
+        """While it takes new weights, its KV cache asleep."""
+        return self.weights + (0.0 if self.fraction is None else float(BEYOND_SHARE_BYTES))
+
+    def share(self, device_bytes: float | None, taken_at_start: float) -> float:
+        """Weights and KV cache while it generates; the least it can do with where the device is not known."""
+        if self.fraction is None:
+            return self.weights + self.cache
+        if device_bytes is None:
+            return self.weights + self.one_sequence
+        return self.fraction * max(0.0, device_bytes - (taken_at_start if self.of_free else 0.0))
+
+    def generating(self, device_bytes: float | None, taken_at_start: float) -> float:
+        """All it takes while it generates."""
+        beyond = 0.0 if self.fraction is None else float(BEYOND_SHARE_BYTES)
+        return self.share(device_bytes, taken_at_start) + beyond
+
+
+def engine_memory(config: TrainConfig, policy: FamilyConfig) -> EngineMemory:
+    """The engine of a run, whose model is the policy."""
+    rollout = config.rollout
+    itemsize = ITEMSIZE[rollout.dtype or config.models.dtype]
+    longest = config.data.max_prompt_tokens + rollout.sampling.max_response_tokens
+    kv_heads = max(1, policy.kv_heads // rollout.tensor)
+    token = 2 * policy.layers * kv_heads * policy.head_dim * itemsize
+    if rollout.engine in ("embedded", "replay"):
+        cache = float(token * longest * rollout.max_concurrent)
+        return EngineMemory(float(num_parameters(policy) * itemsize), token * longest, None, cache, of_free=False)
+    sizes = ParallelSizes(
+        rollout.tensor, rollout.tensor, expert=rollout.expert, expert_tensor=rollout.tensor // rollout.expert
+    )
+    weights = float(rank_parameters(policy, sizes, 0).total * itemsize)
+    own = rollout.sglang if rollout.engine == "sglang" else rollout.vllm
+    return EngineMemory(weights, token * longest, own.memory_fraction, 0.0, of_free=rollout.engine == "sglang")

@@ -1,0 +1,85 @@
+"""The step's advantages, from its scores and outcomes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prime_megatron.algo.advantage import compute_advantages
+from prime_megatron.algo.kl import kl_estimate
+from prime_megatron.algo.process_reward import log_ratio, process_rewards
+from prime_megatron.algo.reduction import Reduction
+from prime_megatron.config import Estimator, KlPlace, PolicyAlgorithm, RewardNorm, TrainConfig
+from prime_megatron.config.reward_path import is_fused
+from prime_megatron.kernels.reward import process_advantages
+from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
+from prime_megatron.types import Advantages, RolloutBatch, Scores
+
+
+def step_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, reduce: Reduction) -> Advantages:
+    """Process rewards, returns and advantages of this rank's sequences, float32 [T], 0 outside the response.
+
+    By the fused path where it has what the config asks for, else by the definition; the two agree to rounding. The
+    choice is the config's alone, so all ranks make the same calls of ``reduce`` (over the data-parallel ranks).
+    """
+    if is_fused(config):
+        return fused_advantages(config, batch, scores, reduce)
+    return defined_advantages(config, batch, scores, reduce)
+
+
+def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, reduce: Reduction) -> Advantages:
+    """``kernels.reward`` on the step's tensors."""
+    advantage, prm = config.advantage, config.prm
+    prm_T, ref_T = scores.prm_logprobs_T, scores.ref_logprobs_T
+    if prm_T is None or ref_T is None:
+        prm_T = ref_T = torch.zeros_like(batch.engine_logprobs_T)  # outcomes only
+    alone = advantage.estimator is not Estimator.rloo  # reinforce: no siblings to compare with
+    return process_advantages(
+        RewardBatch(
+            prm_logprobs_T=prm_T,
+            ref_logprobs_T=ref_T,
+            response_mask_T=batch.response_mask_T,
+            cu_seqlens=batch.cu_seqlens,
+            group_N=torch.arange(batch.group_N.numel(), device=batch.group_N.device) if alone else batch.group_N,
+            outcome_N=batch.outcome_N,
+        ),
+        RewardForm(
+            scale=prm.beta if prm.scale_by_beta else 1.0,
+            batch_norm=prm.norm is RewardNorm.batch_norm,
+            leave_one_out=advantage.leave_one_out.value,
+            process_weight=advantage.process_weight,
+            outcome_weight=advantage.outcome_weight,
+            gamma_process=advantage.gamma_process,
+            gamma_outcome=advantage.gamma_outcome,
+            whiten=advantage.whiten or advantage.estimator is Estimator.reinforce_pp,
+        ),
+        reduce=reduce,
+        impl=advantage.impl,
+    )
+
+
+def defined_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, reduce: Reduction) -> Advantages:
+    """``algo.process_reward`` and ``algo.advantage``, which have every setting."""
+    rewards = ratio = None
+    if scores.prm_logprobs_T is not None:
+        assert scores.ref_logprobs_T is not None
+        rewards = process_rewards(batch, scores.prm_logprobs_T, scores.ref_logprobs_T, config.prm, reduce)
+        ratio = log_ratio(scores.prm_logprobs_T, scores.ref_logprobs_T, batch.response_mask_T)
+    return compute_advantages(
+        batch,
+        rewards,
+        config.advantage,
+        config.prm,
+        reduce,
+        values_T=scores.values_T,
+        log_ratio_T=ratio,
+        kl_T=_kl_penalty(config.policy, scores),
+    )
+
+
+def _kl_penalty(config: PolicyAlgorithm, scores: Scores) -> Tensor | None:
+    """What the KL term takes from the token rewards, [T]; None where KL is not in the reward."""
+    if config.kl_place is not KlPlace.reward:
+        return None
+    assert scores.old_logprobs_T is not None and scores.policy_ref_logprobs_T is not None
+    return config.kl_coef * kl_estimate(scores.old_logprobs_T - scores.policy_ref_logprobs_T, config.kl_estimator)

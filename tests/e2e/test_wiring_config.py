@@ -1,0 +1,96 @@
+"""Every config key is read by the package: traced by its full path over train, sft, slurm, plan-step and validate."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from prime_megatron.config import SftConfig, TrainConfig
+from tests.support.ranks import run_ranks
+from tests.support.toy import make_model, make_prompts, make_sft, merge, settings
+from tests.support.tracing import leaves, recorded_reads
+
+
+def trace(folder: str, live: str, replayed: str, sft: str) -> list[str]:
+    """On one rank: every run in turn; returns the full paths of the keys that were read."""
+    from prime_megatron.cli.main import main
+    from prime_megatron.run.engines import driver_settings
+    from prime_megatron.run.transport import describe_engine
+    from prime_megatron.sft import train_sft
+    from prime_megatron.trainer import train
+
+    torch.distributed.destroy_process_group()
+    del os.environ["RANK"]
+    with recorded_reads() as reads, contextlib.redirect_stdout(io.StringIO()):
+        for row in (*json.loads(live), *json.loads(replayed)):
+            assert train(TrainConfig.model_validate(row, strict=False), resume=None, overwrite=False) == 0
+        assert train_sft(SftConfig.model_validate(json.loads(sft), strict=False), overwrite=False) == 0
+        for verb in ("validate", "plan-step", "slurm"):
+            assert (
+                main([verb, f"{folder}/run.yaml", *(["--output", f"{folder}/job.sh"] if verb == "slurm" else [])]) == 0
+            )
+        assert main(["validate", f"{folder}/sft.yaml"]) == 0
+        for engine in ("sglang", "vllm"):
+            row = merge(json.loads(live)[0], {"rollout": {"engine": engine}})
+            config = TrainConfig.model_validate(row, strict=False)
+            describe_engine(config)
+            driver_settings(config, (1,))
+    return sorted(reads)
+
+
+@pytest.fixture(scope="module")
+def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    folder: Path = tmp_path_factory.mktemp("wiring")
+    model, prompts = make_model(folder / "model"), make_prompts(folder / "prompts.jsonl")
+    base = settings(model, prompts, folder / "live", run={"steps": 2}, data={"eval": [prompts]})
+    live = merge(
+        base,
+        {
+            "rollout": {"record": str(folder / "raw.jsonl"), "oversample": 2.0, "filter": {"lower": 0.0, "upper": 1.0}},
+            "log": {"tensorboard": True},
+            "checkpoint": {"every": 1, "save_final": True, "export_final": True},
+        },
+    )
+    replay = {"rollout": {"engine": "replay", "replay": str(folder / "raw.jsonl")}}
+    modes: dict[str, dict[str, Any]] = {
+        "kl": {"policy": {"kl_place": "loss", "kl_coef": 0.1, "importance_cap": 2.0}, "prm": {"update": "reverse"}},
+        "critic": {"advantage": {"estimator": "gae"}, "prm": {"granularity": "step", "step_delimiter": "e"}},
+        "plain": {"prm": {"use_gt": True, "loss": "bon_rm", "update": "reverse"}},
+    }
+    replayed = [
+        merge(merge(base, replay), merge({"run": {"output_dir": str(folder / n)}}, m)) for n, m in modes.items()
+    ]
+    sft = {
+        "run": {"output_dir": str(folder / "sft"), "steps": 1},
+        "model": model,
+        "dtype": "float32",
+        "data": {"train": [make_sft(folder / "sft.jsonl")]},
+        "batch_size": 4,
+        "log": {"tensorboard": False},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(merge(base, {"launch": {"nodes": 2}})))
+    (folder / "sft.yaml").write_text(yaml.safe_dump(sft))
+    ((*found,),) = run_ranks(
+        trace, 1, str(folder), json.dumps([live]), json.dumps(replayed), json.dumps(sft), timeout_s=280.0
+    )
+    return set(found)
+
+
+def unread(reads: set[str]) -> list[str]:
+    return sorted({*leaves(TrainConfig, "train"), *leaves(SftConfig, "sft")} - reads)
+
+
+def test_every_key_is_read(reads: set[str]) -> None:
+    assert unread(reads) == []
+
+
+def test_a_key_that_nothing_reads_is_found(reads: set[str]) -> None:
+    assert unread(reads - {"train.prm.beta"}) == ["train.prm.beta"]
