@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from prime_megatron.errors import InputError
 from prime_megatron.families.read import read_config
-from prime_megatron.families.rope import inverse_frequencies
+from prime_megatron.families.rope import attention_factor, inverse_frequencies
 
 # As published: keys that transformers has defaults for are left out.
 QWEN25: dict[str, Any] = {
@@ -183,3 +184,43 @@ def test_a_quantised_folder_names_key_and_tensor(tmp_path: Path) -> None:
     raw = {**QWEN25, "quantization_config": {"quant_method": "fp8"}}
     with pytest.raises(InputError, match=r"quantization_config: .*model.safetensors: b is F8_E4M3"):
         read_config(_write(tmp_path, raw))
+
+
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "beta_fast": 20.0}
+
+
+def test_yarn_is_the_papers(tmp_path: Path) -> None:
+    """Peng et al. 2023, section 3.2: gamma is 0 below beta_slow turns over the original length, 1 above beta_fast; in
+    transformers a ramp over whole dimensions between the two. The attention factor: 0.1 ln(s) + 1 (section 3.4)."""
+    folder = _write(tmp_path, {**QWEN25, "rope_scaling": YARN})
+    found = inverse_frequencies(read_config(folder)).double().numpy()
+    size, base, scale = 128, 10000.0, 8.0
+    dims = np.arange(size // 2)
+    theta = base ** (-2.0 * dims / size)
+    turns = 512 * theta / (2 * np.pi)
+    kept, slowed = turns > 26.0, turns < 0.75  # a dimension beyond either end, for the rounding to whole ones
+    np.testing.assert_allclose(found[kept], theta[kept], rtol=1e-5)
+    np.testing.assert_allclose(found[slowed], theta[slowed] / scale, rtol=1e-5)
+    between = ~kept & ~slowed
+    gamma = (found[between] / theta[between] - 1 / scale) / (1 - 1 / scale)
+    steps = np.diff(gamma[(gamma > 1e-6) & (gamma < 1 - 1e-6)])
+    assert len(steps) > 10
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-3)
+    assert attention_factor(read_config(folder)) == pytest.approx(0.1 * np.log(8.0) + 1.0)
+
+
+@pytest.mark.parametrize("extra", [{}, {"attention_factor": 0.8}, {"mscale": 0.707, "mscale_all_dim": 0.5}])
+def test_transformer_engine_gets_the_attention_factor(tmp_path: Path, extra: dict[str, float]) -> None:
+    """By what megatron-core's attention asks of its config."""
+    from megatron.core.models.common.embeddings import yarn_rotary_pos_embedding as upstream
+
+    from prime_megatron.config.model import ParallelConfig
+    from prime_megatron.mcore.transformer_config import transformer_config
+    from prime_megatron.parallel.topology import ParallelSizes
+
+    family = read_config(_write(tmp_path, {**QWEN25, "rope_scaling": {**YARN, **extra}}))
+    config = transformer_config(family, ParallelConfig(), ParallelSizes(world=1), torch.float32, te=True)
+    theirs = upstream._yarn_get_concentration_factor_from_config(config)
+    assert theirs == pytest.approx(attention_factor(family))
+    ratio = {"attention_factor": 0.8}.get(next(iter(extra), ""))
+    assert ratio is None or theirs == pytest.approx(ratio)
