@@ -87,6 +87,7 @@ class PrimeTrainer:
             parts.colocation.sleep_engine()
             batch = parts.batcher(collected.groups)
         with clock("score"):
+            parts.engine_check(batch, self.version)
             scores = self.score(batch)
         with clock("prm"):
             scores, prm = self.update_prm(batch, scores)

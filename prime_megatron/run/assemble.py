@@ -40,6 +40,7 @@ from prime_megatron.run.transport import describe_engine
 from prime_megatron.run.verification import Verification
 from prime_megatron.run.watchdog import STALL_FOLDER, Watchdog
 from prime_megatron.step.batch import Batcher
+from prime_megatron.step.engine_check import EngineCheck
 from prime_megatron.step.plan import plan_step
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
 from prime_megatron.weights.sync import WeightSync
@@ -59,6 +60,7 @@ class Parts:
     prompts: PromptStream
     collector: Collector | ReplayCollector
     batcher: Batcher
+    engine_check: EngineCheck
     reduce: Reduction
     clock: Clock
     reporter: Reporter
@@ -175,6 +177,7 @@ def build_parts(
         prompts=inputs.prompts,
         collector=collector,
         batcher=Batcher.from_config(config, topology, _step_ends(config, inputs)),
+        engine_check=EngineCheck(config, roles.policy, OverRanks(topology.data), reporter.log.message),
         reduce=OverRanks(topology.data),
         clock=reporter.clock,
         reporter=reporter,

@@ -14,6 +14,7 @@ from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.read import read_config
+from prime_megatron.run.check_models import compare_models
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Verifiers
 from prime_megatron.verify.code.check import prove_jail
@@ -41,6 +42,7 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
             what programs try.
     """
     folder = policy_folder_of(config)
+    compare_models(config)
     family = read_config(folder)
     tokenizer = load_tokenizer(folder, family.vocab, trust_remote_code=config.models.trust_remote_code)
     rows, left_out = _usable_rows(config.data.train, config.data, verifiers)
