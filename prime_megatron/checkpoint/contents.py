@@ -12,7 +12,7 @@ from prime_megatron.errors import InputError
 
 Contents = dict[str, dict[str, str]]
 """Config key -> what it holds -> digest."""
-FOLDERS = ("models.policy.path", "models.prm.path", "models.critic.path", "models.reference")
+FOLDERS = ("model", "models.policy.path", "models.prm.path", "models.critic.path", "models.reference")
 FILES = ("data.train", "rollout.replay")
 _TEXTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
@@ -23,7 +23,7 @@ _SAMPLES = 8
 
 
 def contents_of(config: dict[str, Any]) -> Contents:
-    """Digests of every folder and file that the config (``TrainConfig.model_dump``) names and whose content matters.
+    """Digests of every folder and file that a dumped config (training or SFT) names and whose content matters.
 
     Weights count by their headers and by samples of their bytes, everything else whole. Raises InputError: unreadable.
     """
