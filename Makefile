@@ -26,7 +26,7 @@ TRAIN_OVERRIDES = $(if $(SEED),run.seed=$(SEED)) $(if $(ENGINE),rollout.engine=$
 ENGINE_VENV = $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE),$(VENV))
 
 PYTEST := $(BIN)/python -m pytest --timeout 300
-ENGINES := not sglang and not vllm
+ENGINES := not sglang and not vllm and not slurm
 # There is no pytest-timeout in an engine's environment; the engines end themselves when pytest does.
 ENGINE_LIMIT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 # Only their files are collected: an engine's environment does not hold what the other tests import.
@@ -34,7 +34,7 @@ engine_tests = $(shell grep -rlE "mark\.$(1)\b" --include='test_*.py' tests)
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm lint format typecheck check clean
+.PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed lint format typecheck check clean
 
 help: ## this list
 	@echo "targets:"
@@ -65,6 +65,20 @@ test-sglang: .venv-sglang/.engine_env ## the tests with SGLang, in an environmen
 
 test-vllm: .venv-vllm/.engine_env ## the tests with vLLM, in an environment of its own
 	PYTHONPATH=. .venv-vllm/bin/python -m pytest $(ENGINE_LIMIT) -m vllm $(call engine_tests,vllm) $(PYTEST_ARGS)
+
+test-slurm: $(DEV_STAMP) slurm-installed ## job scripts on real Slurm, on this machine: root, minutes
+	$(PYTEST) -n 2 -m "slurm and not matrix" tests/slurm $(PYTEST_ARGS)
+
+test-slurm-matrix: $(DEV_STAMP) slurm-installed ## every signal at every moment of a job: root, most of an hour
+	$(PYTEST) -m slurm tests/slurm/test_matrix.py $(PYTEST_ARGS)
+
+slurm-installed:
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+	if command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "error: NO SLURM HERE, so nothing of the job scripts is tested: as root on Debian or Ubuntu this installs slurm-wlm and munge; elsewhere install slurmctld, slurmd and munged" >&2; exit 2; fi; \
+	echo "installing slurm-wlm and munge"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2 >/dev/null
 
 lint: $(DEV_STAMP) ## ruff and ruff format, nothing changed
 	$(BIN)/ruff check .

@@ -13,6 +13,8 @@ class ExitCode(IntEnum):
     """The user can mend it: a config key, a file, a row, an option."""
     REQUEUE = 85
     """Stopped by a signal or a wall-clock limit with its state saved: start it again with --resume auto."""
+    GAVE_UP = 86
+    """The run ended itself with its state saved, and would end the same way again: nothing for a queue to repeat."""
     INTERRUPTED = 130
     """Ctrl-C."""
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -14,14 +15,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 
-from prime_megatron.cli.worker import LAUNCHED, as_error, signal_number
+from prime_megatron.cli.srun import node_rank
+from prime_megatron.cli.worker import LAUNCHED, as_error
 from prime_megatron.config import LaunchConfig
 from prime_megatron.errors import ExitCode, InputError
+from prime_megatron.run.signals import heard
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
         "many nodes (launch.nodes > 1)", "Run the same command on every node; under torchrun or srun leave these out."
     )
     group.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="a free port of the first node")
-    group.add_argument("--node-rank", type=int, metavar="N", help="number of this node (default: they agree on it)")
+    group.add_argument(
+        "--node-rank", type=int, metavar="N", help="number of this node (default: srun's, or they agree on it)"
+    )
     group.add_argument("--rdzv-id", default="prime", metavar="ID", help="name of the job (default: %(default)s)")
     group.add_argument(
         "--rdzv-timeout-s", type=int, default=900, metavar="S", help="wait for the other nodes (default: %(default)s)"
@@ -57,7 +61,10 @@ def rendezvous_of(args: argparse.Namespace, launch: LaunchConfig) -> Rendezvous:
     Raises:
         InputError: an option is missing or out of range for launch.nodes.
     """
-    rendezvous = Rendezvous(args.rdzv_endpoint, args.node_rank, args.rdzv_id, args.rdzv_timeout_s)
+    number = args.node_rank
+    if number is None and launch.nodes > 1:
+        number = node_rank()
+    rendezvous = Rendezvous(args.rdzv_endpoint, number, args.rdzv_id, args.rdzv_timeout_s)
     if launch.nodes > 1 and rendezvous.endpoint is None:
         raise InputError(f"launch.nodes is {launch.nodes}: give --rdzv-endpoint HOST:PORT, the same on every node")
     if rendezvous.node_rank is not None and not 0 <= rendezvous.node_rank < launch.nodes:
@@ -92,35 +99,36 @@ def start(
     if launch.nodes == 1 and sys.platform == "linux":
         # gloo finds its address through the host's name, which need not resolve; one node needs no more than this.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    stop = _StopForwarder({signal.SIGTERM, signal_number(stop_signal)})
-    with stop.installed(), _quiet_agent(), tempfile.TemporaryDirectory(prefix="prime-megatron-") as logs:
-        return _run_agent(command, launch, rendezvous, logs, stop)
+    signals = (signal.SIGTERM, signal.Signals[f"SIG{stop_signal}"])
+    with tempfile.TemporaryDirectory(prefix="prime-megatron-") as logs:
+        stop = _StopForwarder(Path(logs))
+        with heard(signals, stop), _quiet_agent():
+            return _run_agent(command, launch, rendezvous, logs, stop)
 
 
 class _StopForwarder:
-    """Hands signals to the workers; before there are any, ends the launcher with the requeue code."""
+    """Hands signals to the workers; before there are any, ends the launcher with the requeue code.
 
-    def __init__(self, signals: set[signal.Signals]) -> None:
-        self._signals = signals
+    Args:
+        logs: the agent's folder, removed before the launcher ends.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._had_workers = False
         self.seen = False
 
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._forward) for number in self._signals}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
+    def __call__(self, number: signal.Signals) -> None:
         self.seen = True
         workers = [child for child in psutil.Process().children() if _is_rank(child)]
-        if not workers:
-            raise SystemExit(ExitCode.REQUEUE)
-        for worker in workers:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.send_signal(number)
+        if workers:
+            self._had_workers = True
+            for worker in workers:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.send_signal(number)
+        elif not self._had_workers:
+            shutil.rmtree(self._logs, ignore_errors=True)
+            os._exit(ExitCode.REQUEUE)
 
 
 def _is_rank(process: psutil.Process) -> bool:
@@ -178,7 +186,12 @@ def _run_agent(
     except SignalException as error:
         return 128 + int(error.sigval)
     except RendezvousError as error:
-        print(as_error(f"the nodes did not meet at {rendezvous.endpoint}: {error}"), file=sys.stderr)
+        if stop.seen:
+            return ExitCode.REQUEUE
+        # The agents talk through the first node for as long as they run; workers' logs tell that all had met.
+        met = any(Path(logs).iterdir())
+        what = "another node was lost" if met else f"the nodes did not meet at {rendezvous.endpoint}"
+        print(as_error(f"{what}: {error}"), file=sys.stderr)
         return ExitCode.FAILED
     return ExitCode.DONE
 
@@ -195,6 +208,8 @@ def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
     code = int(failure.exitcode)
     if code == ExitCode.REQUEUE or (stop_seen and code < 0):
         return ExitCode.REQUEUE
+    if code == ExitCode.GAVE_UP:
+        return code
     report = _report_of(failure)
     if report is not None:
         print(as_error(report[1]), file=sys.stderr)

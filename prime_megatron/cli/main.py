@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
+import os
+import signal
 import sys
 
 from prime_megatron import __version__
 from prime_megatron.cli.worker import as_error
 from prime_megatron.errors import ExitCode, InputError, RunError
+from prime_megatron.run.signals import STOP_SIGNALS, heard
 
 VERBS = {
     "train": "train a policy with PRIME",
@@ -29,18 +33,24 @@ examples:
   prime-megatron train run.yaml --resume auto
   prime-megatron verify answers.jsonl --output scored.jsonl
 
-exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (start again with --resume auto)
+exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (start again with --resume auto),
+86 ended itself with its state saved (starting again would end the same way)
 """
 
+_STOPPABLE = ("train", "sft")
 _WITH_OVERRIDES = ("train", "slurm", "sft", "validate", "plan-step")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; returns the exit code. Errors of the user and of the run are one line each on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Before anything is imported or read: from here on a stop signal ends a run with the code that asks for another
+    # turn. The launcher and the trainer take over once there is something to hand on or to save.
+    stoppable = bool(arguments) and arguments[0] in _STOPPABLE
     try:
-        args = _parse(arguments)
-        return int(args.run(args))
+        with heard(STOP_SIGNALS, _stopped) if stoppable else contextlib.nullcontext():
+            args = _parse(arguments)
+            return int(args.run(args))
     except InputError as error:
         print(as_error(str(error)), file=sys.stderr, flush=True)
         return ExitCode.BAD_INPUT
@@ -49,6 +59,11 @@ def main(argv: list[str] | None = None) -> int:
         return ExitCode.FAILED
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+
+
+def _stopped(number: signal.Signals) -> None:
+    # No clean-up: it may be inside a library's initialisation, and there is nothing to save.
+    os._exit(ExitCode.REQUEUE)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -27,6 +27,13 @@ def add_config(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="config keys to change, dotted")
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """--resume, for verbs that save checkpoints."""
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="continue from the newest complete checkpoint, or from this one"
+    )
+
+
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """--overwrite, for verbs that write a run's folder."""
     parser.add_argument(

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from prime_megatron.cli.launch import add_launch_options, rendezvous_of, start
-from prime_megatron.cli.options import add_config, add_overwrite, new_verb
-from prime_megatron.cli.preflight import check_sft_inputs
-from prime_megatron.cli.worker import is_worker, run_worker, world_size
+from prime_megatron.cli.options import add_config, add_overwrite, add_resume, new_verb
+from prime_megatron.cli.preflight import check_sft_inputs, says_done
+from prime_megatron.cli.srun import place_of_rank
+from prime_megatron.cli.worker import is_worker, run_worker, worker_command, world_size
 from prime_megatron.config.check import check_sft_config
 from prime_megatron.config.load import load_sft_config
+from prime_megatron.errors import ExitCode
 
 _EPILOG = """\
 examples:
   prime-megatron sft sft.yaml
   prime-megatron sft sft.yaml run.steps=500 optimizer.lr=3e-5 --overwrite
+  prime-megatron sft sft.yaml --resume auto
 """
 
 
@@ -29,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
     )
     add_config(parser, "YAML file; `prime-megatron validate CONFIG` explains it")
+    add_resume(parser)
     add_overwrite(parser)
     add_launch_options(parser)
     parser.set_defaults(run=run)
@@ -45,11 +50,16 @@ def run(args: argparse.Namespace) -> int:
     config = load_sft_config(args.config, args.overrides)
     for warning in check_sft_config(config):
         print(f"warning: {warning}", file=sys.stderr)
+    place = place_of_rank(config.launch, args.rdzv_endpoint)
+    if place is not None:
+        os.environ.update(place)
+        return _work(args)
     rendezvous = rendezvous_of(args, config.launch)
-    check_sft_inputs(config, overwrite=args.overwrite)
-    options = ["--overwrite"] if args.overwrite else []
-    command = [sys.executable, "-m", "prime_megatron", "sft", args.config, *options, *args.overrides]
-    return start(command, lambda: _work(args), config.launch, rendezvous, stop_signal="TERM")
+    if says_done(config, args.resume):
+        return ExitCode.DONE
+    check_sft_inputs(config, resume=args.resume, overwrite=args.overwrite)
+    command = worker_command("sft", args)
+    return start(command, lambda: _work(args), config.launch, rendezvous, stop_signal=config.checkpoint.signal)
 
 
 def _work(args: argparse.Namespace) -> int:
@@ -58,6 +68,6 @@ def _work(args: argparse.Namespace) -> int:
         check_sft_config(config, world_size=world_size())
         from prime_megatron.sft import train_sft
 
-        return train_sft(config, overwrite=args.overwrite)
+        return train_sft(config, resume=args.resume, overwrite=args.overwrite)
 
     return run_worker(body)

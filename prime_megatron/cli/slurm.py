@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from prime_megatron.cli.options import add_config, new_verb
-from prime_megatron.config import TrainConfig
-from prime_megatron.config.check import check_train_config
-from prime_megatron.config.load import load_train_config
+from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config.check import check_sft_config, check_train_config
+from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
+from prime_megatron.config.strict_yaml import parse_file
 from prime_megatron.errors import InputError
+from prime_megatron.slurm.script import Job, gpus_per_node, render
 
-BODY = Path(__file__).with_name("job.sh")
-SAVE_S = 180.0
-"""Seconds that a save may take after checkpoint.grace_s."""
+RESOLVED = "# What the job script beside this file runs; written by `prime-megatron slurm`."
+"""First line of the resolved config: only such a file is ever replaced."""
 
 _DESCRIPTION = """\
-Write a SLURM job script for a config: one task a node, each starts launch.processes_per_node processes. The job is
-warned before its time is up, saves, and goes back into the queue until the run is done. Submit it where you would run
-`prime-megatron train`: relative paths begin there.
+Write a SLURM job script for a config of train or sft, and the resolved config beside it: one task a node, each starts
+launch.processes_per_node processes. The job is warned before its time is up, saves, and goes back into the queue until
+the run is done. Submit it where you would run `prime-megatron train`: relative paths begin there. docs/slurm.md tells
+what happens when.
 """
 
 _EPILOG = """\
 examples:
   prime-megatron slurm run.yaml --dry-run
-  prime-megatron slurm run.yaml launch.nodes=8 --time 24:00:00 --partition gpu --output run.sbatch
+  prime-megatron slurm run.yaml launch.nodes=8 --time 24:00:00 --sbatch partition=gpu --output run.sbatch
+  prime-megatron slurm run.yaml --setup 'module load cuda' --sbatch qos=long --sbatch mail-type=END --check
+  prime-megatron slurm run.yaml --gpus-per-node 0 --time 2:00:00     (a run on CPUs)
   sbatch run.sbatch
   examples/slurm/chain.sh 5 run.sbatch     (where requeueing is forbidden: render with --no-requeue)
 """
@@ -40,13 +48,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    add_config(parser, "YAML file of the run, on a file system that all nodes share")
+    add_config(parser, "YAML file of train or sft, on a file system that all nodes share")
     parser.add_argument("--output", metavar="FILE", help="where to write it (default: CONFIG with .sbatch)")
     parser.add_argument("--dry-run", action="store_true", help="print it, write nothing")
+    parser.add_argument("--check", action="store_true", help="ask `sbatch --test-only` about what was written")
     parser.add_argument("--time", metavar="LIMIT", default="24:00:00", help="of one attempt (default: %(default)s)")
+    parser.add_argument(
+        "--warning",
+        type=int,
+        metavar="S",
+        help="seconds before the limit (default: checkpoint.grace_s + 180, from 300)",
+    )
     parser.add_argument("--partition", metavar="NAME")
     parser.add_argument("--account", metavar="NAME")
-    parser.add_argument("--gpus-per-node", type=int, metavar="N", help="default: launch.processes_per_node; 0: none")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="KEY=VALUE", help="any option of sbatch, again for each"
+    )
+    parser.add_argument("--gpus-per-node", metavar="[TYPE:]N", help="default: launch.processes_per_node; 0: none")
+    parser.add_argument(
+        "--setup", metavar="LINES|FILE", default="", help="shell lines before the run: modules, conda, a venv"
+    )
+    parser.add_argument("--python", default=sys.executable, help="the nodes' Python (default: %(default)s)")
     parser.add_argument("--container-image", metavar="IMAGE", default="", help="for srun with pyxis")
     parser.add_argument("--container-mounts", metavar="A:B,C:D", default="", help="for srun with pyxis")
     parser.add_argument("--no-requeue", action="store_true", help="for clusters that forbid it: chain jobs instead")
@@ -57,73 +79,80 @@ def run(args: argparse.Namespace) -> int:
     """Render; returns the exit code.
 
     Raises:
-        InputError: the config is wrong, or the file exists and is not a job script of ours.
+        InputError: the config or an option is wrong, or a file exists that is not ours to replace.
     """
-    config = load_train_config(args.config, args.overrides)
-    check_train_config(config)
-    text = render(config, args)
+    # A supervised config has `model` where a training config has `models`.
+    supervised = "model" in parse_file(args.config).value
+    config = (
+        load_sft_config(args.config, args.overrides) if supervised else load_train_config(args.config, args.overrides)
+    )
+    for warning in _check(config):
+        print(f"warning: {warning}", file=sys.stderr)
+    path = Path(args.output) if args.output else Path(args.config).with_suffix(".sbatch")
+    resolved = path.with_suffix(".resolved.yaml")
+    text = render(config, _job(args, "sft" if supervised else "train", resolved))
     if args.dry_run:
         print(text, end="")
         return 0
-    path = Path(args.output) if args.output else Path(args.config).with_suffix(".sbatch")
-    if path.exists() and "#SBATCH" not in path.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(f"--output {path}: exists and is no job script; choose another name")
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output {path}: cannot be written ({error.strerror})") from None
-    print(f"{path}: submit it with: sbatch {path}")
+    _write("--output ", path, text, "#SBATCH")
+    _write("", resolved, f"{RESOLVED}\n{dump_yaml(config)}", RESOLVED)
+    if args.check:
+        print(ask_sbatch(path))
+    print(f"{path}: submit it with: sbatch {shlex.quote(str(path))}")
+    gpus = gpus_per_node(config, args.gpus_per_node)
+    if args.gpus_per_node is None:
+        print(f"it asks for {gpus} GPUs a node (launch.processes_per_node); for a run on CPUs give --gpus-per-node 0")
     return 0
 
 
-def render(config: TrainConfig, args: argparse.Namespace) -> str:
-    """The job script: directives and settings from the config, then the body that all scripts share (job.sh)."""
-    body = BODY.read_text(encoding="utf-8")
-    return "\n".join(["#!/usr/bin/env bash", *_directives(config, args), "", *_settings(config, args), "", body])
+def _check(config: TrainConfig | SftConfig) -> tuple[str, ...]:
+    return check_sft_config(config) if isinstance(config, SftConfig) else check_train_config(config)
 
 
-def _directives(config: TrainConfig, args: argparse.Namespace) -> list[str]:
-    gpus = _gpus(config, args)
-    # Time for the step in flight, then for the save.
-    warning_s = max(300, round(config.checkpoint.grace_s + SAVE_S))
-    options = {
-        "job-name": config.run.name,
-        "nodes": config.launch.nodes,
-        "ntasks-per-node": 1,
-        "gpus-per-node": gpus or None,
-        "exclusive": True,
-        "time": args.time,
-        "partition": args.partition,
-        "account": args.account,
-        "requeue": not args.no_requeue,
-        "no-requeue": args.no_requeue,
-        "signal": f"B:{config.checkpoint.signal}@{warning_s}",
-        "open-mode": "append",
-        "output": f"{config.run.name}-%j.log",
-    }
-    lines = []
-    for name, value in options.items():
-        if value is True:
-            lines.append(f"#SBATCH --{name}")
-        elif value is not None and value is not False:
-            lines.append(f"#SBATCH --{name}={value}")
-    return lines
+def _job(args: argparse.Namespace, verb: str, resolved: Path) -> Job:
+    sbatch: dict[str, str | None] = {"partition": args.partition, "account": args.account}
+    sbatch = {key: value for key, value in sbatch.items() if value is not None}
+    for word in args.sbatch:
+        key, equals, value = word.lstrip("-").partition("=")
+        if not key:
+            raise InputError(f"--sbatch {word!r}: write KEY=VALUE, such as qos=long")
+        sbatch[key] = value if equals else None
+    setup = Path(args.setup).read_text(encoding="utf-8") if os.path.isfile(args.setup) else args.setup
+    return Job(
+        verb=verb,
+        config_path=str(resolved),
+        python=args.python,
+        time=args.time,
+        warning_s=args.warning,
+        gpus=args.gpus_per_node,
+        requeue=not args.no_requeue,
+        sbatch=sbatch,
+        setup=setup,
+        container_image=args.container_image,
+        container_mounts=args.container_mounts,
+    )
 
 
-def _settings(config: TrainConfig, args: argparse.Namespace) -> list[str]:
-    train = ["python", "-m", "prime_megatron", "train", args.config, *args.overrides]
-    values = {
-        "NODES": config.launch.nodes,
-        "GPUS_PER_NODE": _gpus(config, args),
-        "STOP_SIGNAL": config.checkpoint.signal,
-        "REQUEUE": 0 if args.no_requeue else 1,
-        "OUTPUT_DIR": config.run.output_dir,
-        "CONTAINER_IMAGE": args.container_image,
-        "CONTAINER_MOUNTS": args.container_mounts,
-    }
-    lines = [f"{name}={shlex.quote(str(value))}" for name, value in values.items()]
-    return [*lines, f"COMMAND=({shlex.join(train)})"]
+def _write(option: str, path: Path, text: str, ours: str) -> None:
+    if path.exists() and ours not in path.read_text(encoding="utf-8", errors="replace"):
+        raise InputError(f"{option}{path}: exists and was not written by this command; choose another --output")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{option}{path}: cannot be written ({error.strerror})") from None
 
 
-def _gpus(config: TrainConfig, args: argparse.Namespace) -> int:
-    return config.launch.processes_per_node if args.gpus_per_node is None else int(args.gpus_per_node)
+def ask_sbatch(path: Path) -> str:
+    """What `sbatch --test-only` says of a script.
+
+    Raises:
+        InputError: there is no sbatch, or it refuses the script; in its own words.
+    """
+    sbatch = shutil.which("sbatch")
+    if sbatch is None:
+        raise InputError("--check: there is no sbatch here; run it on a login node")
+    done = subprocess.run([sbatch, "--test-only", str(path)], capture_output=True, text=True, timeout=120, check=False)
+    said = " ".join((done.stderr or done.stdout).split())
+    if done.returncode != 0:
+        raise InputError(f"--check: {path}: {said}")
+    return said

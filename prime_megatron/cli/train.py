@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from prime_megatron.cli.launch import add_launch_options, rendezvous_of, start
-from prime_megatron.cli.options import add_config, add_overwrite, new_verb
-from prime_megatron.cli.preflight import check_train_inputs
-from prime_megatron.cli.worker import is_worker, on_signal, run_worker, world_size
+from prime_megatron.cli.options import add_config, add_overwrite, add_resume, new_verb
+from prime_megatron.cli.preflight import check_train_inputs, says_done
+from prime_megatron.cli.srun import place_of_rank
+from prime_megatron.cli.worker import is_worker, run_worker, worker_command, world_size
 from prime_megatron.config.check import check_train_config
 from prime_megatron.config.load import load_train_config
+from prime_megatron.errors import ExitCode
 
 _DESCRIPTION = """\
 Train a policy with PRIME. Without a launcher around it, this command starts launch.nodes x
@@ -38,9 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
     )
     add_config(parser, "YAML file; `prime-megatron validate CONFIG` explains it")
-    parser.add_argument(
-        "--resume", metavar="auto|PATH", help="continue from the newest complete checkpoint, or from this one"
-    )
+    add_resume(parser)
     add_overwrite(parser)
     add_launch_options(parser)
     parser.set_defaults(run=run)
@@ -57,10 +58,16 @@ def run(args: argparse.Namespace) -> int:
     config = load_train_config(args.config, args.overrides)
     for warning in check_train_config(config):
         print(f"warning: {warning}", file=sys.stderr)
+    place = place_of_rank(config.launch, args.rdzv_endpoint)
+    if place is not None:
+        os.environ.update(place)
+        return _work(args)
     rendezvous = rendezvous_of(args, config.launch)
+    if says_done(config, args.resume):
+        return ExitCode.DONE
     check_train_inputs(config, resume=args.resume, overwrite=args.overwrite)
     return start(
-        _command(args),
+        worker_command("train", args),
         lambda: _work(args),
         config.launch,
         rendezvous,
@@ -71,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace) -> int:
     def body() -> int:
         config = load_train_config(args.config, args.overrides)
-        on_signal(config.checkpoint.signal)
         from prime_megatron.device import backend_name
         from prime_megatron.trainer import train
 
@@ -80,10 +86,3 @@ def _work(args: argparse.Namespace) -> int:
         return train(config, resume=args.resume, overwrite=args.overwrite)
 
     return run_worker(body)
-
-
-def _command(args: argparse.Namespace) -> list[str]:
-    """A worker's command line."""
-    options = [] if args.resume is None else ["--resume", args.resume]
-    options += ["--overwrite"] if args.overwrite else []
-    return [sys.executable, "-m", "prime_megatron", "train", args.config, *options, *args.overrides]

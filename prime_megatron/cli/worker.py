@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
-import signal
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable
-from types import FrameType
 
 from prime_megatron.errors import ExitCode, InputError, RunError
 from prime_megatron.run.parentage import end_with_parent
@@ -39,17 +38,22 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"])
 
 
+def worker_command(verb: str, args: argparse.Namespace) -> list[str]:
+    """A worker's command line: the verb's own words again."""
+    options = [] if args.resume is None else ["--resume", args.resume]
+    options += ["--overwrite"] if args.overwrite else []
+    return [sys.executable, "-m", "prime_megatron", verb, args.config, *options, *args.overrides]
+
+
 def run_worker(body: Callable[[], int]) -> int:
     """Run the rank's part; returns its exit code and reports a failure once.
 
     Under our launcher the report goes to the agent's file, and the launcher prints that of the first rank that failed.
     Otherwise rank 0 prints InputError and RunError as one line (every rank meets the same one), and every rank prints
-    an unexpected traceback. Until the trainer installs its own handlers, SIGTERM (and what `on_signal` names) ends
-    the process with the requeue code: nothing is lost before the first step.
+    an unexpected traceback.
     """
     if LAUNCHED in os.environ:
         end_with_parent(int(os.environ[LAUNCHED]))  # workers have sessions of their own: nobody else would end them
-    on_signal("TERM")
     _quiet_libraries()
     try:
         return body()
@@ -83,32 +87,6 @@ def _quiet_libraries() -> None:
     for module in (r"megatron\.", r"torch\.distributed", r"prime_megatron\.", "torch.optim"):
         for category in (UserWarning, FutureWarning, DeprecationWarning):
             warnings.filterwarnings("ignore", category=category, module=module)
-
-
-def on_signal(name: str) -> None:
-    """End this process with the requeue code on a signal, until someone else handles it.
-
-    Raises:
-        InputError: no such signal.
-    """
-    signal.signal(signal_number(name), _requeue)
-
-
-def signal_number(name: str) -> signal.Signals:
-    """USR1 or SIGUSR1 as a number.
-
-    Raises:
-        InputError: no such signal.
-    """
-    try:
-        return signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
-    except KeyError:
-        raise InputError(f"checkpoint.signal: no signal is called {name!r}; use USR1, USR2, INT or the like") from None
-
-
-def _requeue(number: int, frame: FrameType | None) -> None:
-    # No clean-up: it may be inside a library's initialisation, and there is nothing to save yet.
-    os._exit(ExitCode.REQUEUE)
 
 
 def _report(text: str, *, everyone: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 
 from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLossKind, UpdateOrder
@@ -82,10 +81,6 @@ def _check_run(config: TrainConfig) -> None:
             )
     if config.eval.every and not config.data.eval:
         raise InputError("eval.every: there is nothing to evaluate on; set data.eval, or eval.every to 0")
-    if not hasattr(signal, f"SIG{config.checkpoint.signal}"):
-        raise InputError(
-            f"checkpoint.signal: this system has no signal {config.checkpoint.signal!r}; use a name such as USR1"
-        )
 
 
 def _check_rollout(config: TrainConfig, world_size: int) -> None:

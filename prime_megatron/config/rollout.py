@@ -122,7 +122,9 @@ class RolloutConfig(Section):
     check_every: Free[NonNegativeInt] = 1
     """Compare a checksum of the engine's weights with the trainer's every n syncs; 0: never."""
     logprob_alarm: Free[PositiveFloat | None] = None
-    """Warn when the mean |engine - trainer| log-prob difference exceeds this; none: 1e-3 float32, 5e-2 bfloat16."""
+    """Largest mean |engine - trainer| log-prob difference: before the first update a larger one ends the run, later it
+    is a warning. none: 1e-3 in float32; in bfloat16 three times what rounding explains, measured before the first
+    update, and 5e-2 for the warning."""
     max_restarts: Free[NonNegativeInt] = 2
     """Restarts of a dead or hung engine before the run stops."""
     start_timeout_s: Free[PositiveFloat] = 600.0

@@ -37,12 +37,14 @@ class RunSection(Section):
 
 
 class LaunchConfig(Section):
-    """Processes that `prime-megatron train` starts by itself when no launcher did."""
+    """Processes that `prime-megatron train` and `sft` start by themselves when no launcher did."""
 
     nodes: PositiveInt = 1
     """Nodes of the job."""
     processes_per_node: PositiveInt = 1
     """Processes (GPUs) of a node."""
+    slurm_comment: bool = True
+    """In a SLURM job, keep its comment (squeue's %k) at step, time left and last accuracy, at most once a minute."""
     device_memory: Annotated[str, AfterValidator(checked_size)] | None = None
     """Memory of one GPU as the card reports it, such as 79.6GiB; a run that needs more is refused before it starts.
     none: not checked."""
@@ -81,8 +83,8 @@ class CheckpointConfig(Section):
     """Save when the run ends."""
     export_final: bool = True
     """Export policy and PRM as HF folders when the run ends."""
-    signal: str = "USR1"
-    """Signal, besides TERM, that asks for a save and exit code 85."""
+    signal: Literal["USR1", "USR2"] = "USR1"
+    """Signal, besides TERM, that asks for a save and exit code 85; srun hands on no other without ending the run."""
     grace_s: PositiveFloat = 120.0
     """Seconds between the signal and the latest moment to start the save."""
     wall_limit_s: PositiveFloat | None = None
@@ -137,7 +139,7 @@ class SftData(Section):
 
 
 class SftConfig(Section):
-    """Supervised warm-up: `prime-megatron sft CONFIG.yaml`."""
+    """Supervised warm-up: `prime-megatron sft CONFIG.yaml`. A resumed run may change what is marked `Free`."""
 
     run: RunSection
     """The run itself; steps counts optimizer steps."""
@@ -145,7 +147,7 @@ class SftConfig(Section):
     """HF model folder to start from."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype."""
-    trust_remote_code: bool = False
+    trust_remote_code: Free[bool] = False
     """Let transformers run code from the model folder (tokenizer and config only)."""
     data: SftData
     """Supervised rows."""
@@ -153,11 +155,13 @@ class SftConfig(Section):
     """Rows per optimizer step over all ranks."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, schedule="cosine")
     """Its optimizer."""
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: Free[ParallelConfig] = ParallelConfig()
     """Layout."""
-    packing: PackingConfig = PackingConfig()
+    packing: Free[PackingConfig] = PackingConfig()
     """Micro-batches."""
-    log: LogConfig = LogConfig()
+    log: Free[LogConfig] = LogConfig()
     """Where metrics go."""
-    launch: LaunchConfig = LaunchConfig()
+    checkpoint: Free[CheckpointConfig] = CheckpointConfig()
+    """Saving and stopping; export_final writes the model to <output_dir>/model."""
+    launch: Free[LaunchConfig] = LaunchConfig()
     """Processes to start."""

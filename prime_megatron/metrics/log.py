@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from prime_megatron.config import LogConfig
 from prime_megatron.metrics.sinks import Column, ConsoleSink, JsonlSink, Sink, TensorBoardSink, WandbSink
+from prime_megatron.metrics.slurm import SlurmCommentSink
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIR = "tensorboard"
@@ -84,6 +86,7 @@ def open_metrics_log(
     num_steps: int,
     columns: tuple[Column, ...],
     run_config: Mapping[str, Any],
+    slurm_comment: bool,
     console: Console | None = None,
 ) -> MetricsLog:
     """The run's log: console, metrics.jsonl and what the config asks for, on rank 0; nothing on the others.
@@ -96,6 +99,7 @@ def open_metrics_log(
         num_steps: run.steps, for the progress line.
         columns: figures of the progress line (TRAIN_COLUMNS, SFT_COLUMNS).
         run_config: the whole config as plain data, for W&B.
+        slurm_comment: launch.slurm_comment.
         console: where to print; none: standard output.
 
     Raises:
@@ -111,4 +115,6 @@ def open_metrics_log(
         sinks.append(TensorBoardSink(output_dir / TENSORBOARD_DIR))
     if config.wandb_project is not None:
         sinks.append(WandbSink(output_dir, config.wandb_project, name, run_config))
+    if slurm_comment and "SLURM_JOB_ID" in os.environ:
+        sinks.append(SlurmCommentSink(os.environ["SLURM_JOB_ID"], num_steps))
     return MetricsLog(tuple(sinks))

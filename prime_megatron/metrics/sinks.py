@@ -6,6 +6,7 @@ import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -127,7 +128,7 @@ def breakdown_lines(values: Values) -> list[str]:
 
 
 class ConsoleSink:
-    """Progress: on a terminal a line per step above a live status line, elsewhere plain lines."""
+    """Progress: on a terminal a line per step above a live status line; elsewhere plain lines with the time (UTC)."""
 
     def __init__(self, num_steps: int, columns: tuple[Column, ...], console: Console) -> None:
         self._num_steps = num_steps
@@ -157,6 +158,8 @@ class ConsoleSink:
             self._live.update(Spinner("dots", line))
 
     def message(self, text: str) -> None:
+        if not self._console.is_terminal:
+            text = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}"
         self._console.print(Text(text), soft_wrap=True)
 
     def restore(self, step: int) -> None:

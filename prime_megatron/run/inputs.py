@@ -15,6 +15,7 @@ from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.parallel.collectives import gather_all
+from prime_megatron.run.check_models import compare_models
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Verifiers
 from prime_megatron.verify.code.check import prove_jail
@@ -42,6 +43,7 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
             what programs try.
     """
     folder = policy_folder_of(config)
+    compare_models(config)
     family = read_config(folder)
     tokenizer = load_tokenizer(folder, family.vocab, trust_remote_code=config.models.trust_remote_code)
     refusal, rows, eval_rows, left_out = None, [], [], ()

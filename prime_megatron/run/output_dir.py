@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
+from prime_megatron.run.lock import LOCK_FILE, check_owner, owned
 
 MARKER = ".prime-megatron-run"
 """Lies in every folder that a run made; without it --overwrite deletes nothing."""
+
+DONE_FILE = ".prime-megatron-done"
+"""How a run came to its end: its steps, and whether its models were exported."""
+
+
+def mark_done(config: TrainConfig | SftConfig) -> None:
+    """Note that the run has done all its steps; an attempt that resumes it then has nothing to do."""
+    done = {"steps": config.run.steps, "exported": config.checkpoint.export_final}
+    (Path(config.run.output_dir) / DONE_FILE).write_text(json.dumps(done) + "\n", encoding="utf-8")
+
+
+def is_done(path: Path, *, steps: int, export: bool) -> bool:
+    """Whether a run in this folder has done so many steps, and exported its models where that is asked for."""
+    try:
+        done = json.loads((path / DONE_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return done["steps"] >= steps and (done["exported"] or not export)
 
 
 def check_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None:
@@ -21,7 +44,7 @@ def check_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None
 
     Raises:
         InputError: resume and overwrite together; not a folder; not empty and neither option given; overwrite of a
-            folder that no run made; a checkpoint that is not there.
+            folder that no run made; a checkpoint that is not there; another run writes to the folder.
     """
     if resume is not None and overwrite:
         raise InputError("--resume and --overwrite exclude each other: one continues the run, the other deletes it")
@@ -29,7 +52,10 @@ def check_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None
         raise InputError(f"--resume {resume}: no such folder; give a checkpoint folder, or --resume auto")
     if path.exists() and not path.is_dir():
         raise InputError(f"run.output_dir: {path} is a file; give a folder")
-    if not path.is_dir() or not any(path.iterdir()):
+    if not path.is_dir():
+        return
+    check_owner(path)
+    if all(entry.name.startswith(LOCK_FILE) for entry in path.iterdir()):
         return
     if resume is None and not overwrite:
         raise InputError(
@@ -57,21 +83,28 @@ def check_inputs_outside(path: Path, inputs: dict[str, str]) -> None:
             )
 
 
-def prepare_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None:
-    """Check, empty (overwrite) and make the folder. One process of the run calls this, the others wait for it.
+@contextmanager
+def own_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> Iterator[None]:
+    """Check, make, own and empty (overwrite) the folder; it is this run's within the block. For one process of the run.
 
     Raises:
         InputError: as `check_output_dir`, or the folder cannot be made.
     """
     check_output_dir(path, resume=resume, overwrite=overwrite)
+    with owned(path):
+        _prepare(path, overwrite=overwrite)
+        yield
+
+
+def _prepare(path: Path, *, overwrite: bool) -> None:
     try:
         if overwrite and path.is_dir():
             for entry in path.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
-                elif entry.name != MARKER:
+                elif entry.name != MARKER and not entry.name.startswith(LOCK_FILE):
                     entry.unlink()
-        path.mkdir(parents=True, exist_ok=True)
         (path / MARKER).touch()
+        (path / DONE_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"run.output_dir: cannot write to {path} ({error.strerror})") from None

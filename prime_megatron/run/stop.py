@@ -6,17 +6,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 from prime_megatron.config import CheckpointConfig
 from prime_megatron.device import current_device
+from prime_megatron.run.signals import heard
 
 
 class Stop:
-    """Handlers only set a flag; ranks agree on it at points where all of them pass.
+    """A signal only sets a flag; ranks agree on it at points where all of them pass.
 
     Args:
         config: the signal (besides TERM) and the wall-clock limit.
@@ -34,13 +34,9 @@ class Stop:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals within the block; in the main thread."""
-        before = {number: signal.signal(number, self._note) for number in self._signals}
-        try:
+        """Hear the signals within the block; in the main thread."""
+        with heard(self._signals, self._note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def requested(self) -> bool:
         """Whether this rank was asked to stop; others may not know yet."""
@@ -61,7 +57,12 @@ class Stop:
         """Seconds since the signal came; 0 without one."""
         return 0.0 if self._signalled is None else self._now() - self._signalled
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def forgive(self, seconds: float) -> None:
+        """Do not count this time, in which the process was suspended, as waiting."""
+        if self._signalled is not None:
+            self._signalled = min(self._now(), self._signalled + seconds)
+
+    def _note(self, number: signal.Signals) -> None:
         if self._signalled is None:
+            self.reason = f"{number.name} was received"
             self._signalled = self._now()
-            self.reason = f"{signal.Signals(number).name} was received"

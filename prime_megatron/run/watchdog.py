@@ -18,6 +18,8 @@ STALL_FOLDER = "stalls"
 """Below run.output_dir: a file with the stacks of every rank."""
 OTHERS_S = 20.0
 """Longest wait for the other ranks' stacks before this one ends the run."""
+SUSPENDED_S = 2.0
+"""A watch that sleeps this much longer than it asked for was stopped together with its process."""
 
 
 class Watchdog:
@@ -78,7 +80,16 @@ class Watchdog:
             thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self.stall_timeout_s / 10, self.grace_s / 4)):
+        tick_s = min(1.0, self.stall_timeout_s / 10, self.grace_s / 4)
+        woke = time.monotonic()
+        while not self._over.wait(tick_s):
+            now = time.monotonic()
+            lost_s = now - woke - tick_s
+            woke = now
+            if lost_s > SUSPENDED_S:
+                # This thread did not run either: the scheduler had stopped the process. Nothing stalled.
+                self._last = min(now, self._last + lost_s)
+                self.stop.forgive(lost_s)
             if self.stop.waiting_s() > self.grace_s and not self._saving:
                 self._say(
                     f"the step was not finished {self.grace_s:g} s after the signal (checkpoint.grace_s); it is "

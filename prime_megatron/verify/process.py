@@ -72,6 +72,7 @@ class WorkerProcess:
             stderr=subprocess.DEVNULL,
             env=environment,
             bufsize=0,
+            start_new_session=True,  # a stop signal for the training process's group is none of its business
         )
         self._buffer = b""
 

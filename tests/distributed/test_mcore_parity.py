@@ -15,6 +15,8 @@ from tests.support.ranks import run_ranks
 LENGTHS = [7, 1, 12, 9, 30]
 MOE = [name for name in mcore_models.FAMILIES if "moe" in name or name == "mixtral"]
 DENSE = [name for name in mcore_models.FAMILIES if name not in MOE]
+LOOSE = [*MOE, *(name for name in DENSE if name.endswith(("bias", "biases", "yarn", "windows")))]
+"""Within 1e-5, the others within 1e-6."""
 TWO_RANKS: list[dict[str, Any]] = [
     {"tensor": 2, "sequence": True},
     {"pipeline": 2, "pipeline_layers": (3, 1)},
@@ -71,7 +73,7 @@ def _check(tmp_path: Path, names: list[str], layouts: list[dict[str, Any]], worl
             assert logits
             for got in logits:
                 difference = (got - expected[name]).abs().max().item()
-                assert difference <= (1e-5 if name in MOE else 1e-6), (name, index, difference)
+                assert difference <= (1e-5 if name in LOOSE else 1e-6), (name, index, difference)
         _check_exports(tmp_path, name, count)
 
 

@@ -140,5 +140,7 @@ def test_the_engine_starts_on_a_device_that_the_models_have_left(
     config = TrainConfig.model_validate_json(json.dumps(values | {"parallel": {"offload": offload}}))
     inputs: Any = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_ids=(0,)))
     roles: Any = SimpleNamespace(distinct=[Log("policy", seen), Log("prm", seen)])
-    assemble.start_engine(config, cast(Any, None), inputs, roles)
+    assembly = assemble.Assembly(config)
+    assembly.topology, assembly.inputs, assembly.roles = cast(Any, None), inputs, roles
+    assembly.start_engine()
     assert seen == wanted

@@ -210,7 +210,7 @@ def test_a_saved_key_that_is_gone_is_not_compared() -> None:
 
 def test_differences_name_keys() -> None:
     before, after = saved(), saved(prm={"beta": 0.1}, rollout={"sampling": {"top_p": 0.5}})
-    found = [(key.name, old, new) for key, old, new in differences(before, after)]
+    found = [(key.name, old, new) for key, old, new in differences(TrainConfig, before, after)]
     assert found == [("rollout.sampling.top_p", 1.0, 0.5), ("prm.beta", 0.05, 0.1)]
 
 

@@ -24,8 +24,10 @@ from prime_megatron.errors import InputError
 WORKER = """
 import json, os, signal, sys, time
 from pathlib import Path
-from prime_megatron.cli.worker import on_signal, run_worker
+from prime_megatron.cli.main import _stopped
+from prime_megatron.cli.worker import run_worker
 from prime_megatron.errors import InputError, RunError
+from prime_megatron.run.signals import STOP_SIGNALS, heard
 
 mode, folder, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
 
@@ -87,9 +89,9 @@ def body():
         (folder / f"ready{rank}").touch()
         time.sleep(60)
     if mode == "early":
-        on_signal("USR1")
-        (folder / f"ready{rank}").touch()
-        time.sleep(60)
+        with heard(STOP_SIGNALS, _stopped):
+            (folder / f"ready{rank}").touch()
+            time.sleep(60)
     return 0
 
 
@@ -312,12 +314,7 @@ def test_worker_without_our_launcher_speaks_on_rank_0_only(
     def body() -> int:
         raise InputError("a line")
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM,)}
-    try:
-        for rank, text in (("0", "error: a line\n"), ("1", "")):
-            monkeypatch.setenv("RANK", rank)
-            assert run_worker(body) == 2
-            assert capsys.readouterr().err == text
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    for rank, text in (("0", "error: a line\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert run_worker(body) == 2
+        assert capsys.readouterr().err == text

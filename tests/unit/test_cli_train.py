@@ -105,6 +105,12 @@ def no_config(site: Site) -> list[str]:
     return [str(site.config)]
 
 
+def bad_signal(site: Site) -> list[str]:
+    """srun hands on USR1 and USR2 only."""
+    site.config.write_text(site.config.read_text() + "checkpoint: {signal: TERM}\n")
+    return ["checkpoint.signal", "USR1", "USR2"]
+
+
 def bad_layout(site: Site) -> list[str]:
     site.config.write_text(site.config.read_text() + "parallel: {tensor: 2}\nlaunch: {processes_per_node: 3}\n")
     return ["tensor 2", "does not divide", "3 processes"]
@@ -119,7 +125,7 @@ def data_inside_output(site: Site) -> list[str]:
     "harm",
     [
         no_model, small_vocabulary, empty_data, no_data, broken_row, full_output, unknown_key, duplicate_key,
-        wrong_type, no_config, bad_layout, data_inside_output,
+        wrong_type, no_config, bad_layout, bad_signal, data_inside_output,
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
@@ -149,7 +155,7 @@ def test_good_input_is_started_with_the_words_that_were_given(site: Site, monkey
     overrides = ["run.seed=3", "launch.processes_per_node=2"]
     assert command == [sys.executable, "-m", "prime_megatron", site.verb, str(site.config), "--overwrite", *overrides]
     assert config.processes_per_node == 2  # type: ignore[attr-defined]
-    assert rest == {"stop_signal": "USR1" if site.verb == "train" else "TERM"}
+    assert rest == {"stop_signal": "USR1"}
 
 
 def test_rank_of_another_launcher_is_a_worker(site: Site, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -100,7 +100,6 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
         refused("models.policy.path", "models.policy.path=null", reason="missing"),
         refused("models.prm.optimizer.min_lr:", "models.prm.optimizer.min_lr=1", reason="above lr"),
         refused("eval.every:", "eval.every=5", reason="data.eval"),
-        refused("checkpoint.signal:", 'checkpoint.signal="USR7"', reason="USR7"),
         refused("rollout.engine:", 'rollout.engine="replay"', reason="rollout.replay"),
         refused("rollout.replay:", 'rollout.replay="r.jsonl"', reason="sglang"),
         refused(

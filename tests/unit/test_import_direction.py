@@ -40,7 +40,8 @@ ALLOWED = {
 }
 ALLOWED["run"] = {part for part in ALLOWED if part != "convert"}
 ALLOWED["trainer"] = ALLOWED["sft"] = {"run"} | ALLOWED["run"]
-ALLOWED["cli"] = {"trainer", "sft", "convert"} | ALLOWED["trainer"]
+ALLOWED["slurm"] = {"config", "errors", "checkpoint.layout", "run.lock", "run.output_dir"}
+ALLOWED["cli"] = {"slurm", "trainer", "sft", "convert"} | ALLOWED["trainer"]
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = set()
 
@@ -57,8 +58,8 @@ CONFINED = {
 }
 # Pure Python on plain data: testable and readable without torch.
 WITHOUT_TORCH = (
-    "config/", "errors", "run/output_dir", "plan/", "step/plan", "families/count", "families/read",
-    "kernels/head_chunks",
+    "config/", "errors", "run/lock", "run/output_dir", "run/signals", "slurm/", "plan/", "step/plan", "families/count",
+    "families/read", "kernels/head_chunks",
 )  # fmt: skip
 
 

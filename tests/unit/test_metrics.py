@@ -8,6 +8,7 @@ import json
 import math
 import struct
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from prime_megatron.metrics import (
     write_summary,
 )
 from prime_megatron.metrics.jsonl import format_line
+from prime_megatron.metrics.slurm import SlurmCommentSink
 from prime_megatron.types import Advantages, Group, Prompt, RolloutBatch, Sample
 
 
@@ -140,7 +142,9 @@ def test_text_that_spells_a_number_stays_text(tmp_path: Path) -> None:
     assert math.isnan(row["outcome"])
 
 
-def opened(tmp_path: Path, rank: int = 0, console: Console | None = None, **log: object) -> MetricsLog:
+def opened(
+    tmp_path: Path, rank: int = 0, console: Console | None = None, slurm_comment: bool = False, **log: object
+) -> MetricsLog:
     return open_metrics_log(
         tmp_path,
         LogConfig(**{"tensorboard": False} | log),
@@ -149,6 +153,7 @@ def opened(tmp_path: Path, rank: int = 0, console: Console | None = None, **log:
         num_steps=10,
         columns=TRAIN_COLUMNS,
         run_config={},
+        slurm_comment=slurm_comment,
         console=Console(file=io.StringIO()) if console is None else console,
     )
 
@@ -290,9 +295,49 @@ def test_console_prints_plain_lines_without_a_terminal(tmp_path: Path) -> None:
             3, {"rollout/outcome": 0.51234, "prm/accuracy": None, "speed/tokens_per_s": 12345.6, "time/step_s": 2.0}
         )
         log.warn("[red] brackets are text " + "x" * 60)
-    assert out.getvalue() == (
-        "step  3/10  outcome 0.512  tok/s 12,346  s 2.0\nwarning: [red] brackets are text " + "x" * 60 + "\n"
+    times, texts = zip(*(line.split(" ", 1) for line in out.getvalue().splitlines()), strict=True)
+    assert texts == (
+        "step  3/10  outcome 0.512  tok/s 12,346  s 2.0",
+        "warning: [red] brackets are text " + "x" * 60,
     )
+    assert all(datetime.strptime(time, "%Y-%m-%dT%H:%M:%SZ") for time in times)
+
+
+def test_comment_of_a_slurm_job_once_a_minute() -> None:
+    told: list[tuple[str, str]] = []
+    now = FakeTime()
+    sink = SlurmCommentSink("7", 200, now, lambda job, text: told.append((job, text)))
+    for step, seconds, values in (
+        (10, 0, {"eval/accuracy": 0.25}),
+        (11, 30, {}),
+        (12, 31, {"eval/accuracy": None}),  # 61 s for two steps: 188 are left
+        (13, 59, {"eval/accuracy": 0.5}),
+        (200, 0, {}),
+    ):
+        now.pass_s(seconds)
+        sink.log(step, values)
+        sink.close()
+    assert told == [
+        ("7", "step 10/200, accuracy 0.250"),
+        ("7", "step 12/200, 1 h 36 min left, accuracy 0.250"),
+        ("7", "step 200/200, accuracy 0.500"),
+    ]
+
+
+def test_comment_only_in_a_slurm_job_that_wants_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    calls = tmp_path / "calls"
+    (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "$@" >> {calls}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    for wanted in (False, True):
+        with opened(tmp_path / "out", slurm_comment=wanted) as log:
+            log.log(1, {})
+    assert calls.read_text() == "update JobId=7 Comment=step 1/10\n"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with opened(tmp_path / "other", slurm_comment=True) as log:
+        log.log(1, {})
+    assert calls.read_text().count("\n") == 1
 
 
 def test_console_shows_the_stage_on_a_terminal_and_cleans_up(tmp_path: Path) -> None:

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from prime_megatron.errors import InputError
-from prime_megatron.run.output_dir import MARKER, check_inputs_outside, check_output_dir, prepare_output_dir
+from prime_megatron.run.output_dir import MARKER, check_inputs_outside, check_output_dir, own_output_dir
+
+
+def prepare_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None:
+    with own_output_dir(path, resume=resume, overwrite=overwrite):
+        pass
 
 
 def test_new_and_empty_folders_are_taken(tmp_path: Path) -> None:

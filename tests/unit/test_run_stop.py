@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from prime_megatron.config import CheckpointConfig
 from prime_megatron.errors import ExitCode
@@ -96,3 +100,42 @@ def test_grace_time_runs_out_unless_the_save_began(tmp_path: Path) -> None:
                 else:
                     time.sleep(0.5)
         assert ended == expected
+
+
+SUSPENDED = """
+import signal, sys, time
+from pathlib import Path
+from prime_megatron.config import CheckpointConfig
+from prime_megatron.run.stop import Stop
+from prime_megatron.run.watchdog import Watchdog
+
+stop = Stop(CheckpointConfig())
+watchdog = Watchdog(Path(sys.argv[1]), 0, 1, stall_timeout_s=6.0, grace_s=6.0, stop=stop)
+with stop.installed(), watchdog.watching():
+    watchdog.beat("rollout")
+    print("begun", flush=True)
+    time.sleep(3)
+    time.sleep(1.5)  # the first ended while the process was stopped
+    print("goes on", stop.requested(), stop.waiting_s() < 6.0, flush=True)
+    if not stop.requested():
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_suspended_process_is_neither_stalled_nor_late(tmp_path: Path, signalled: bool) -> None:
+    """As `scontrol suspend` does: stopped for longer than both limits, then continued. A later stall still ends it."""
+    process = subprocess.Popen([sys.executable, "-c", SUSPENDED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        if signalled:
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.5)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(9)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == f"goes on {signalled} True\n"
+        assert process.wait(timeout=60) == (0 if signalled else 1)
+    finally:
+        process.kill()
+    assert (tmp_path / "rank-00000.txt").exists() != signalled

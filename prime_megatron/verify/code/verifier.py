@@ -28,7 +28,15 @@ class CodeWorker(WorkerProcess):
 
     def __init__(self, config: CodeConfig) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="prime-code-"))
-        settings = config.model_dump() | {"scratch": str(self._scratch)}
+        settings = {
+            "scratch": str(self._scratch),
+            "jail": config.jail,
+            "score": config.score,
+            "timeout_s": config.timeout_s,
+            "sample_timeout_s": config.sample_timeout_s,
+            "memory_bytes": config.memory_bytes,
+            "output_bytes": config.output_bytes,
+        }
         super().__init__(config.memory_bytes, Grader(_NAME, (json.dumps(settings),), file=START_FILE))
 
     def discard(self) -> None:
