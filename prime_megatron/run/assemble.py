@@ -14,7 +14,7 @@ import torch.distributed as dist
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.checkpoint.run import Checkpoints
-from prime_megatron.config import Granularity, Offload, TrainConfig
+from prime_megatron.config import Granularity, Offload, SftConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.errors import InputError
@@ -213,7 +213,7 @@ def build_watchdog(config: TrainConfig, topology: Topology, stop: Stop) -> Watch
     )
 
 
-def build_nonfinite(config: TrainConfig, topology: Topology, warn: Callable[[str], None]) -> NonFinite:
+def build_nonfinite(config: TrainConfig | SftConfig, topology: Topology, warn: Callable[[str], None]) -> NonFinite:
     """The counter of skipped updates; one rank of every model-parallel block dumps its batch."""
     return NonFinite(
         Path(config.run.output_dir) / NONFINITE_FOLDER,
