@@ -95,7 +95,8 @@ finish() { # CODE: asks what comes next, says it, does it, and exits
     [ -z "$again" ] || kill "$again" 2>/dev/null
     read -r next code text < <(
         ask end --code "$1" --warned "$warned" --requeue "$REQUEUE" \
-            --job "$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null)"
+            --job "$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null)" \
+            --nodes "$(sinfo --noheader --Node --nodes "$SLURM_JOB_NODELIST" --Format StateLong 2>/dev/null)"
     )
     if [ -z "${next:-}" ]; then
         say "error: $PYTHON cannot say what comes next; not requeued" >&2
