@@ -74,7 +74,7 @@ class PrimeTrainer:
             parts.prompts.restore(place)
             return
         parts.reporter.step(index, record)
-        parts.nonfinite.check(index, record)
+        parts.nonfinite.check(index, record.results, record.tensors)
         every = self.config.checkpoint.every
         with parts.clock("save"), parts.colocation.saving(due=every > 0 and index % every == 0):
             parts.checkpoints.after_step(index)

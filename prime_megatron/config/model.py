@@ -97,10 +97,15 @@ class ParallelConfig(Section):
     """Overlap the parameter gather with the next forward (distributed optimizer only)."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the backward."""
-    offload: Offload = Offload.none
-    """Move models to host memory while the engine generates."""
     timeout_s: PositiveFloat = 600.0
     """Longest wait in any collective."""
+
+
+class TrainParallelConfig(ParallelConfig):
+    """How every role is laid out over the processes, and where the models are while the engine generates."""
+
+    offload: Offload = Offload.none
+    """Move models to host memory while the engine generates."""
 
 
 class PackingConfig(Section):

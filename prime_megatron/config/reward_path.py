@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from prime_megatron.config.algorithm import Estimator, Granularity, KlPlace
 from prime_megatron.config.layout import Backend
 from prime_megatron.config.run import TrainConfig
@@ -45,7 +47,7 @@ def check_reward_path(config: TrainConfig, backend: Backend | None) -> None:
     """Refuse an implementation that was asked for and cannot serve.
 
     Raises:
-        InputError: the fused path does not have a setting, or Triton's would have to run on a CPU.
+        InputError: the fused path does not have a setting, or Triton's would have to run on a CPU or is not there.
     """
     impl, reason = config.advantage.impl, uncovered(config)
     if impl in ("triton", "torch") and reason is not None:
@@ -54,3 +56,5 @@ def check_reward_path(config: TrainConfig, backend: Backend | None) -> None:
         )
     if impl == "triton" and backend == "gloo":
         raise InputError("advantage.impl: triton needs a GPU, and this machine has none; set it to auto or torch")
+    if impl == "triton" and find_spec("triton") is None:
+        raise InputError("advantage.impl: triton is not installed here; install it, or set the key to auto or torch")

@@ -8,7 +8,13 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 
 from prime_megatron.config.algorithm import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm
 from prime_megatron.config.base import Free, Section
-from prime_megatron.config.model import ModelsConfig, OptimizerConfig, PackingConfig, ParallelConfig
+from prime_megatron.config.model import (
+    ModelsConfig,
+    OptimizerConfig,
+    PackingConfig,
+    ParallelConfig,
+    TrainParallelConfig,
+)
 from prime_megatron.config.rollout import DataConfig, EvalConfig, RolloutConfig, VerifyConfig
 from prime_megatron.config.sizes import checked_size
 
@@ -109,7 +115,7 @@ class TrainConfig(Section):
     """From rewards to advantages."""
     policy: PolicyAlgorithm = PolicyAlgorithm()
     """The policy's loss."""
-    parallel: Free[ParallelConfig] = ParallelConfig()
+    parallel: Free[TrainParallelConfig] = TrainParallelConfig()
     """Layout of every role."""
     packing: Free[PackingConfig] = PackingConfig()
     """Micro-batches."""

@@ -166,7 +166,7 @@ def _ladder(config: TrainConfig | SftConfig) -> list[list[tuple[str, Any]]]:
     ]
     if isinstance(config, SftConfig):
         return kinds
-    offload = [("parallel.offload", Offload.generation)] if parallel.offload is Offload.none else []
+    offload = [("parallel.offload", Offload.generation)] if config.parallel.offload is Offload.none else []
     name = config.rollout.engine
     fractions = {"sglang": config.rollout.sglang.memory_fraction, "vllm": config.rollout.vllm.memory_fraction}
     tenths = range(int(fractions[name] * 10 - 1e-9), 0, -1) if name in fractions else ()

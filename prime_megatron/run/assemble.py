@@ -218,7 +218,7 @@ def build_watchdog(config: TrainConfig | SftConfig, topology: Topology, stop: St
     )
 
 
-def build_nonfinite(config: TrainConfig, topology: Topology, warn: Callable[[str], None]) -> NonFinite:
+def build_nonfinite(config: TrainConfig | SftConfig, topology: Topology, warn: Callable[[str], None]) -> NonFinite:
     """The counter of skipped updates; one rank of every model-parallel block dumps its batch."""
     return NonFinite(
         Path(config.run.output_dir) / NONFINITE_FOLDER,

@@ -21,7 +21,7 @@ class Sleeper(Protocol):
 
 
 class Publisher(Protocol):
-    """What is needed of a weight sync (see reshard.sync)."""
+    """What is needed of a weight sync (see weights.sync)."""
 
     def publish(self, version: int) -> None: ...
 

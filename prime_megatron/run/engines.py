@@ -87,7 +87,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
     return ProcessEngine(
         member,
         settings,
-        Limits(rollout.max_restarts, rollout.generate_timeout_s, rollout.alive_timeout_s, rollout.start_timeout_s),
+        engine_limits(config),
         lambda: EngineProcess(rollout.engine, settings, env, log_path),
         _transport(config) if member.tensor_rank == 0 else None,
     )
@@ -162,7 +162,14 @@ def _engine_dtype(config: TrainConfig) -> torch.dtype:
     return DTYPES[config.rollout.dtype or config.models.dtype]
 
 
+def engine_limits(config: TrainConfig) -> Limits:
+    """How long an engine in a process of its own may take, and how often it is started again."""
+    rollout = config.rollout
+    return Limits(rollout.max_restarts, rollout.generate_timeout_s, rollout.alive_timeout_s, rollout.start_timeout_s)
+
+
 def driver_settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettings:
+    """What the engine is started with."""
     rollout = config.rollout
     own = rollout.sglang if rollout.engine == "sglang" else rollout.vllm
     folder = policy_folder_of(config)

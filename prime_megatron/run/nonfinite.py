@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from prime_megatron.errors import RunError
 from prime_megatron.mcore.role import Learning, TrainResult
-from prime_megatron.step.metrics import StepRecord
 
 NONFINITE_FOLDER = "nonfinite"
 """Below run.output_dir: the batches of skipped updates."""
@@ -34,17 +33,17 @@ class NonFinite:
         self.dumps = dumps
         self.rank = rank
         self.warn = warn
-        self.in_a_row: dict[str, int] = {"prm": 0, "policy": 0, "critic": 0}
+        self.in_a_row: dict[str, int] = {}
+        """By role; none for one that has not learned yet."""
 
-    def check(self, step: int, record: StepRecord) -> None:
-        """Look at a step's updates.
+    def check(self, step: int, results: Mapping[str, TrainResult | Learning], batch: Mapping[str, Any]) -> None:
+        """Look at a step's updates, by role. batch: what to dump, named parts with tensors as attributes.
 
         Raises:
             RunError: a role has skipped too many updates in a row.
         """
-        for role, result in (("prm", record.prm), ("policy", record.policy), ("critic", record.critic)):
-            if result is not None:
-                self._check(step, role, result, record)
+        for role, result in results.items():
+            self._check(step, role, result, batch)
 
     def state(self) -> dict[str, Any]:
         """The counts."""
@@ -54,15 +53,15 @@ class NonFinite:
         """Inverse of `state`."""
         self.in_a_row = dict(state)
 
-    def _check(self, step: int, role: str, result: TrainResult | Learning, record: StepRecord) -> None:
+    def _check(self, step: int, role: str, result: TrainResult | Learning, batch: Mapping[str, Any]) -> None:
         skipped = [index for index, update in enumerate(result.updates) if not update.applied]
-        worst = self.in_a_row[role]
+        worst = self.in_a_row.setdefault(role, 0)
         for update in result.updates:
             self.in_a_row[role] = 0 if update.applied else self.in_a_row[role] + 1
             worst = max(worst, self.in_a_row[role])
         if not skipped:
             return
-        self._dump(step, role, record)
+        self._dump(step, role, batch)
         self.warn(
             f"step {step}: {role}: a loss or gradient was not finite in {len(skipped)} of {len(result.updates)} "
             f"updates; they are skipped ({self.in_a_row[role]} in a row), the batch is in {self.folder}"
@@ -73,14 +72,13 @@ class NonFinite:
                 f"{self.max_in_a_row}); their batches are in {self.folder}"
             )
 
-    def _dump(self, step: int, role: str, record: StepRecord) -> None:
+    def _dump(self, step: int, role: str, batch: Mapping[str, Any]) -> None:
         if not self.dumps:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        parts = {"": record.batch.rollout, "scores.": record.scores, "advantages.": record.advantages}
         tensors = {
-            f"{prefix}{name}": value.detach().cpu().contiguous().clone()
-            for prefix, part in parts.items()
+            f"{prefix}.{name}": value.detach().cpu().contiguous().clone()
+            for prefix, part in batch.items()
             for name, value in vars(part).items()
             if isinstance(value, Tensor)
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,17 @@ class StepRecord:
     prm: TrainResult | None
     policy: TrainResult
     critic: Learning | None = None
+
+    @property
+    def results(self) -> dict[str, TrainResult | Learning]:
+        """What each role that learned made of it, in the order of the updates."""
+        results = {"prm": self.prm, "policy": self.policy, "critic": self.critic}
+        return {role: result for role, result in results.items() if result is not None}
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """The batch's parts that have tensors, by name."""
+        return {"rollout": self.batch.rollout, "scores": self.scores, "advantages": self.advantages}
 
     @property
     def start_logprobs_T(self) -> Tensor:
