@@ -19,11 +19,11 @@ from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role, TrainResult
 from prime_megatron.metrics import SFT_COLUMNS, Clock, open_metrics_log
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.run.assemble import agree_on, build_watchdog, on_first_rank
+from prime_megatron.run.assemble import agree_on, build_nonfinite, build_watchdog, on_first_rank
 from prime_megatron.run.models import DTYPES
 from prime_megatron.run.output_dir import check_output_dir, mark_done, own_output_dir
 from prime_megatron.run.stop import Stop
-from prime_megatron.step.batch import Batcher
+from prime_megatron.step.batch import Batcher, StepBatch
 from prime_megatron.step.losses import nll_loss
 from prime_megatron.types import Group
 
@@ -85,7 +85,9 @@ class SftTrainer:
             slurm_comment=config.launch.slurm_comment,
         )
         with log:
-            checkpoints = Checkpoints(config, (self.policy,), {"rows": self.stream}, log)
+            nonfinite = build_nonfinite(config, self.topology, log.warn)
+            stateful = {"rows": self.stream, "nonfinite": nonfinite}
+            checkpoints = Checkpoints(config, (self.policy,), stateful, log)
             step = checkpoints.resume(resume)
             log.restore(step)
             watchdog = build_watchdog(config, self.topology, stop)
@@ -95,9 +97,11 @@ class SftTrainer:
                     step += 1
                     with clock("train"):
                         groups = self.stream.take(config.batch_size)
-                        result = self.step(groups)
+                        batch = self.batcher(groups)
+                        result = self.step(batch)
                     times = clock.lap()
                     log.log(step, self._figures(groups, result, times.wall_s) | times.metrics())
+                    nonfinite.check(step, {"policy": result}, {"rollout": batch.rollout})
                     with clock("save"):
                         checkpoints.after_step(step)
                 watchdog.saving()
@@ -113,9 +117,8 @@ class SftTrainer:
         agree_on(lambda: mark_done(config))
         return ExitCode.DONE
 
-    def step(self, groups: list[Group]) -> TrainResult:
+    def step(self, batch: StepBatch) -> TrainResult:
         """One optimizer step on these rows. Collective over the world."""
-        batch = self.batcher(groups)
         return self.policy.train(batch.policy, nll_loss(), batch.num_local_tokens)
 
     def _export(self) -> Path:
