@@ -14,6 +14,7 @@ from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.read import read_config
+from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.run.check_models import compare_models
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Verifiers
@@ -35,7 +36,7 @@ class Inputs:
 
 
 def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
-    """Everything but the weights.
+    """Everything but the weights. Collective over the world.
 
     Raises:
         InputError: a folder, a file, a row or an ability that cannot be used; code rows on a machine that does not hold
@@ -45,14 +46,23 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
     compare_models(config)
     family = read_config(folder)
     tokenizer = load_tokenizer(folder, family.vocab, trust_remote_code=config.models.trust_remote_code)
-    rows, left_out = _usable_rows(config.data.train, config.data, verifiers)
-    eval_rows, eval_left_out = _usable_rows(config.data.eval, config.data, verifiers)
-    if any(row.ability == "code" for row in (*rows, *eval_rows)) and config.verify.code.jail != "none":
-        prove_jail(config.verify.code)
+    refusal, rows, eval_rows, left_out = None, [], [], ()
+    try:
+        rows, left_out = _usable_rows(config.data.train, config.data, verifiers)
+        eval_rows, eval_left_out = _usable_rows(config.data.eval, config.data, verifiers)
+        left_out += eval_left_out
+        if any(row.ability == "code" for row in (*rows, *eval_rows)) and config.verify.code.jail != "none":
+            prove_jail(config.verify.code)
+    except InputError as error:
+        refusal = str(error)
+    # One node's kernel may refuse what another's does not: all ranks end, or none.
+    refusals = [text for text in gather_all(refusal) if text is not None]
+    if refusals:
+        raise InputError(refusals[0])
     limit = config.data.max_prompt_tokens
     held_out, skipped = eval_prompts(eval_rows, tokenizer, max_prompt_tokens=limit, max_prompts=config.eval.max_prompts)
     prompts = PromptStream(rows, tokenizer, max_prompt_tokens=limit, seed=config.run.seed, shuffle=config.data.shuffle)
-    return Inputs(family, tokenizer, prompts, held_out, skipped, (*left_out, *eval_left_out))
+    return Inputs(family, tokenizer, prompts, held_out, skipped, left_out)
 
 
 def _usable_rows(
