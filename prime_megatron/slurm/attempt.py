@@ -51,6 +51,16 @@ class Attempt:
         return self.ended_after > self.began_after
 
 
+@dataclass(frozen=True)
+class Said:
+    """What SLURM says as the attempt ends; empty where it does not answer."""
+
+    job: str
+    """`scontrol --oneliner show job`."""
+    nodes: str
+    """`sinfo --Format StateLong` of the job's nodes: a star marks one that does not answer."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Run `begin` or `end`; returns the exit code, and prints errors as one line."""
     parser = argparse.ArgumentParser(prog="python -m prime_megatron.slurm.attempt", allow_abbrev=False)
@@ -62,13 +72,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--code", type=int, default=0, help="of the run")
     parser.add_argument("--warned", default="", help="the signal that the script was sent")
     parser.add_argument("--job", default="", help="what `scontrol --oneliner show job` says of the job")
+    parser.add_argument("--nodes", default="", help="what `sinfo` says of the job's nodes: a state each")
     parser.add_argument("--requeue", type=int, choices=(0, 1), default=1)
     args = parser.parse_args(argv)
     try:
         if args.moment == "begin":
             print(begin(args.output_dir, args.logs, steps=args.steps, export=bool(args.export)))
         else:
-            verdict = end(args.output_dir, args.logs, args.code, args.warned, args.job, may_requeue=bool(args.requeue))
+            said = Said(args.job, args.nodes)
+            verdict = end(args.output_dir, args.logs, args.code, args.warned, said, may_requeue=bool(args.requeue))
             print("requeue" if verdict.requeue else "stop", verdict.code, verdict.text)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -89,8 +101,8 @@ def begin(output: Path, logs: Path, *, steps: int, export: bool) -> str:
     return "go"
 
 
-def end(output: Path, logs: Path, code: int, warned: str, said: str, *, may_requeue: bool) -> Verdict:
-    """Note how the attempt ended and decide what comes next; the last four as `Ended` and `slurm_ends` have them."""
+def end(output: Path, logs: Path, code: int, warned: str, said: Said, *, may_requeue: bool) -> Verdict:
+    """Note how the attempt ended and decide what comes next; code, warned and may_requeue as in `Ended`."""
     began = logs / BEGAN_FILE
     now = newest_step(output)
     before = int(began.read_text(encoding="ascii")) if began.exists() else now
@@ -102,13 +114,14 @@ def end(output: Path, logs: Path, code: int, warned: str, said: str, *, may_requ
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(this)) + "\n")
     attempts = [*earlier, this]
-    slurm_ends_it, ran_out = slurm_ends(said, warned)
+    slurm_ends_it, ran_out = slurm_ends(said.job, warned)
     return decide(
         Ended(
             code=code,
             warned=warned,
             slurm_ends_it=slurm_ends_it,
             ran_out=ran_out,
+            lost_node=any(state.endswith("*") or state.startswith("down") for state in said.nodes.split()),
             progressed=this.progressed,
             fruitless=_in_a_row([not attempt.progressed for attempt in attempts]),
             failures=_in_a_row([attempt.code != ExitCode.REQUEUE and not attempt.warned for attempt in attempts]),

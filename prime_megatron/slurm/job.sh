@@ -93,10 +93,13 @@ ask() { # begin|end OPTIONS...
 finish() { # CODE: asks what comes next, says it, does it, and exits
     local next code text
     [ -z "$again" ] || kill "$again" 2>/dev/null
-    read -r next code text < <(
-        ask end --code "$1" --warned "$warned" --requeue "$REQUEUE" \
-            --job "$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null)"
-    )
+    for _ in 1 2; do # a TERM from SLURM may end the first question
+        read -r next code text < <(
+            ask end --code "$1" --warned "$warned" --requeue "$REQUEUE" \
+                --job "$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null)" \
+                --nodes "$(sinfo --noheader --Node --nodes "$SLURM_JOB_NODELIST" --Format StateLong 2>/dev/null)"
+        ) && break
+    done
     if [ -z "${next:-}" ]; then
         say "error: $PYTHON cannot say what comes next; not requeued" >&2
         exit "$1"

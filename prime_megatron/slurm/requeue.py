@@ -25,6 +25,8 @@ class Ended:
     """SLURM is ending the job: it was cancelled, preempted, requeued by an admin, or lost a node."""
     ran_out: bool
     """The job has run as long as its time limit."""
+    lost_node: bool
+    """A node of the job does not answer SLURM."""
     progressed: bool
     """There is a checkpoint that is newer than the attempt's start."""
     fruitless: int
@@ -57,8 +59,8 @@ def decide(ended: Ended) -> Verdict:
                                           `MAX_FRUITLESS` attempts without a newer checkpoint
     86                                    never requeued; with --no-requeue the script ends 0: a chain stops
     2                                     never requeued
-    anything else                         requeued where a newer checkpoint exists (a lost node), at most
-                                          `MAX_FAILURES` times in a row
+    anything else                         requeued where a newer checkpoint exists or a node does not answer, at
+                                          most `MAX_FAILURES` times in a row
     ====================================  =============================================================
     """
     if ended.code == ExitCode.DONE:
@@ -75,7 +77,7 @@ def decide(ended: Ended) -> Verdict:
         said = f"error: the run ended with exit code {code}"
     if ended.slurm_ends_it and not ended.ran_out:
         return Verdict(False, code, f"{said}; SLURM ends the job (a cancel), or requeues it itself")
-    if not stopped and not ended.progressed:
+    if not stopped and not ended.progressed and not ended.lost_node:
         return Verdict(False, code, f"{said}, without a checkpoint newer than its start: not requeued")
     if not stopped and ended.failures >= MAX_FAILURES:
         return Verdict(False, code, f"{said}, as {ended.failures} attempts in a row did: not requeued")

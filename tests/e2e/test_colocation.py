@@ -61,7 +61,7 @@ def test_memory_by_role_and_phase(tmp_path: Path) -> None:
     assert row["memory/updated/reference/parameters_device_bytes"] == 4 * num_params
     assert row["memory/updated/reference/optimizer_device_bytes"] == 0
     lines = resume_runs.said(tmp_path / "out").splitlines()
-    (start,) = (number for number, line in enumerate(lines) if line.startswith("memory of the models on rank 0"))
+    (start,) = (number for number, line in enumerate(lines) if "memory of the models on rank 0" in line)
     table = [line.split() for line in lines[start + 1 : start + 15]]
     assert table[0][:2] == ["role", "kind"]
     assert {row[0] for row in table[1:]} >= {"policy", "prm", "critic", "reference", "all"}

@@ -87,3 +87,27 @@ def test_another_meaning_is_refused(straight: Any, tmp_path: Path) -> None:
     for sections, key in (({"optimizer": {"lr": 1.0}}, "optimizer.lr"), ({"run": {"steps": 9}}, "run.steps")):
         with pytest.raises(RuntimeError, match=rf"(?s)InputError: --resume: .*  {key}: "):
             train(at(base, tmp_path / "out", **sections), world, resume="auto")
+
+
+def bad_gradients() -> None:
+    from prime_megatron.sft import SftTrainer
+
+    step = SftTrainer.step
+
+    def skipped(self: Any, batch: Any) -> Any:
+        update = self.policy.optimizer.step
+        self.policy.optimizer.step = lambda fine: update(False)  # as after a loss that is not finite
+        try:
+            return step(self, batch)
+        finally:
+            del self.policy.optimizer.step
+
+    SftTrainer.step = skipped  # type: ignore[method-assign]
+
+
+def test_too_many_skipped_updates_end_it(straight: Any, tmp_path: Path) -> None:
+    _, base, world, _ = straight
+    config = at(base, tmp_path / "out", run={"max_nonfinite": 2})
+    with pytest.raises(RuntimeError, match=r"RunError: step 2: policy: 2 updates in a row were not finite"):
+        train(config, world, fault=bad_gradients)
+    assert (tmp_path / "out" / "nonfinite" / "step-00000001-policy-rank-00000.safetensors").exists()

@@ -80,7 +80,8 @@ def test_cell(name: str, moment: str, cluster: Cluster, straight: Toy, folder: P
         job.go()
         result = after(name, job)
         assert_same(outcome(job.output), straight.expected)
-        assert "Traceback" not in (folder / "job.log").read_text(), job.log
+        if name != "node lost":  # the others may say what they lost
+            assert "Traceback" not in (folder / "job.log").read_text(), job.log
     finally:
         job.cancel()
         cluster.power_on_all()

@@ -13,9 +13,16 @@ from prime_megatron.slurm.duration import seconds_of
 from prime_megatron.slurm.requeue import MAX_FAILURES, MAX_FRUITLESS, Ended, decide
 
 STOPPED = Ended(
-    code=85, warned="USR1", slurm_ends_it=False, ran_out=False, progressed=True, fruitless=0, failures=0,
+    code=85,
+    warned="USR1",
+    slurm_ends_it=False,
+    ran_out=False,
+    lost_node=False,
+    progressed=True,
+    fruitless=0,
+    failures=0,
     may_requeue=True,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,8 @@ STOPPED = Ended(
         ({"code": 1, "warned": "", "failures": 1}, True, 1, "back into the queue"),
         ({"code": 137, "warned": "", "failures": MAX_FAILURES}, False, 137, "3 attempts in a row"),
         ({"code": 1, "warned": "", "progressed": False, "fruitless": 1}, False, 1, "without a checkpoint"),
+        ({"code": 1, "warned": "", "progressed": False, "fruitless": 1, "lost_node": True}, True, 1, "back into"),
+        ({"code": 1, "warned": "", "progressed": False, "fruitless": 3, "lost_node": True}, False, 1, "3 attempts"),
         ({"progressed": False, "fruitless": MAX_FRUITLESS - 1}, True, 85, "back into the queue"),
         ({"progressed": False, "fruitless": MAX_FRUITLESS}, False, 1, "3 attempts in a row ended without a newer"),
     ],
@@ -52,7 +61,13 @@ RUNNING = "JobId=7 JobState=RUNNING RunTime=00:01:00 TimeLimit=00:20:00 X=1"
 
 
 def one_attempt(
-    output: Path, number: int, monkeypatch: pytest.MonkeyPatch, code: int, saves: int = 0, job: str = "7"
+    output: Path,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    saves: int = 0,
+    job: str = "7",
+    lost: bool = False,
 ) -> str:
     """What the script is told; the run saves this step."""
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(number))
@@ -64,7 +79,8 @@ def one_attempt(
         folder = output / "checkpoints" / f"step-{saves:08d}"
         folder.mkdir(parents=True)
         (folder / "COMPLETE").touch()
-    verdict = attempt.end(output, logs, code, "USR1" if code == 85 else "", RUNNING, may_requeue=True)
+    said = attempt.Said(RUNNING, "allocated\nallocated*" if lost else "allocated\nallocated")
+    verdict = attempt.end(output, logs, code, "USR1" if code == 85 else "", said, may_requeue=True)
     return f"{verdict.requeue} {verdict.code}"
 
 
@@ -76,9 +92,10 @@ def test_attempts_are_counted_by_job(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert one_attempt(output, 1, monkeypatch, 1, saves=2, job="8") == "True 1"
     (output / "checkpoints" / "step-00000009").mkdir()  # without its marker it is no checkpoint
     assert one_attempt(output, 2, monkeypatch, 1, job="8") == "False 1"
+    assert one_attempt(output, 0, monkeypatch, 1, job="9", lost=True) == "True 1"
     rows = [json.loads(line) for line in (output / "logs" / "attempts.jsonl").read_text().splitlines()]
-    assert [(row["job"], row["began_after"], row["ended_after"]) for row in rows][-3:] == [
-        ("8", 1, 1), ("8", 1, 2), ("8", 2, 2),
+    assert [(row["job"], row["began_after"], row["ended_after"]) for row in rows][-4:] == [
+        ("8", 1, 1), ("8", 1, 2), ("8", 2, 2), ("9", 2, 2),
     ]  # fmt: skip
 
 
