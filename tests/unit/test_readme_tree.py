@@ -26,6 +26,6 @@ def test_every_module_is_in_the_tree() -> None:
 
 def test_every_file_of_the_tree_is_there() -> None:
     found = {path.name for path in PACKAGE.rglob("*") if path.suffix in (".py", ".sh")}
-    assert {name for name in re.findall(r"\b[a-z0-9_]+\.(?:py|sh)\b", tree())} - found == set()
+    assert set(re.findall(r"\b[a-z0-9_]+\.(?:py|sh)\b", tree())) - found == set()
     folders = {path.name for path in PACKAGE.rglob("*") if path.is_dir()} | {"prime_megatron"}
-    assert {name for name in re.findall(r"^ +([a-z_]+)/", tree(), re.M)} - folders == set()
+    assert set(re.findall(r"^ +([a-z_]+)/", tree(), re.M)) - folders == set()
