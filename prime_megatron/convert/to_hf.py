@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from math import prod
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from prime_megatron.convert.target import (
 from prime_megatron.convert.tensor_map import TensorMap, tensor_map
 from prime_megatron.convert.verify import compare
 from prime_megatron.errors import InputError
+from prime_megatron.families import FamilyConfig
 from prime_megatron.families.folder import SafetensorsStream, TensorSpec, split_files, write_index
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore.weights import (
@@ -62,6 +64,7 @@ class MegatronToHf:
         if not (self.template / "config.json").exists():
             raise InputError(f"{self.template}: no config.json; name the model's HF folder with --template")
         self.family = read_config(self.template)
+        _check_template(self.template, self.family, source / COMPANIONS)
         with MegatronRows(source) as rows:
             self.map = tensor_map(self.family, value_head=VALUE_HEAD_KEY in rows.shapes)
             check_checkpoint(rows, self.map, self.family, self.template / "config.json", drop_padding=drop_padding)
@@ -113,6 +116,20 @@ class MegatronToHf:
                 part = rows.rows(entry.key, entry.place, first + low - start, first + high - start, entry.shape[1:])
                 on_bytes(part.numel() * spec.dtype.itemsize)
                 yield cast(part, spec.dtype, f"{self.source}: {spec.name}")
+
+
+def _check_template(template: Path, family: FamilyConfig, own: Path) -> None:
+    """Heads that are arranged otherwise have tensors of the same shapes: the checkpoint's own config.json tells."""
+    if not (own / "config.json").exists():
+        return
+    told = read_config(own)
+    for item in fields(family):
+        ours, theirs = getattr(family, item.name), getattr(told, item.name)
+        if ours != theirs:
+            raise InputError(
+                f"{template / 'config.json'}: {item.name} is {ours!r}, {own / 'config.json'} of the checkpoint says "
+                f"{theirs!r}; is it this model's?"
+            )
 
 
 def _own_dtypes(source: Path, tensors: TensorMap) -> dict[str, torch.dtype]:

@@ -38,6 +38,17 @@ def test_rounding_passes(tmp_path: Path, dtype: str, layout: dict[str, Any]) -> 
     assert [row["step"] for row in read_lines(settings, "metrics.jsonl")] == [0, 1]
 
 
+def test_the_alarm_sets_the_limit(tmp_path: Path) -> None:
+    """A limit below rounding ends a sound run; the nucleus of a sound run is no difference of models."""
+    settings = _settings(tmp_path, models={"dtype": "bfloat16"}, rollout={"logprob_alarm": 1e-9})
+    with pytest.raises(RuntimeError, match=r"rollout.logprob_alarm explains 1.0e-09: they do not compute the same"):
+        run_ranks(train_rank, 1, json.dumps(settings), timeout_s=200)
+    nucleus = {"logprob_alarm": None, "sampling": {"max_response_tokens": 10, "top_p": 0.5}}
+    settings = toy.merge(settings, {"models": {"dtype": "float32"}, "rollout": nucleus})
+    settings["run"]["output_dir"] = str(tmp_path / "nucleus")
+    assert run_ranks(train_rank, 1, json.dumps(settings), timeout_s=200) == [0]
+
+
 def _estimate(folder: str, lengths: tuple[int, ...]) -> Any:
     """(logits, logits under other roundings) in bfloat16 on one rank, and whether the hooks are gone afterwards."""
     from prime_megatron.mcore.model import unwrap

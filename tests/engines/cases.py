@@ -22,7 +22,19 @@ from prime_megatron.rollout.engine import Completion, Request, WeightsLost
 from prime_megatron.rollout.process.engine import ProcessEngine
 from prime_megatron.rollout.recording import read_recording
 from prime_megatron.types import Bucket
-from tests.engines.tiny import END, buckets, largest_gap, layout, make_model, publish, requests, segment, workers
+from tests.engines.tiny import (
+    END,
+    buckets,
+    largest_gap,
+    layout,
+    make_biased_model,
+    make_engine,
+    make_model,
+    publish,
+    requests,
+    segment,
+    workers,
+)
 from tests.support import toy
 from tests.support.ranks import run_ranks
 from tests.support.runs import misread_rank, read_lines, train_rank
@@ -250,6 +262,18 @@ def check_training(engine: str, folder: Path, layout: str, **rollout: object) ->
         assert row["engine/logprob_gap_max"] < PARITY
     for row in read_lines(settings, "memory.jsonl")[1:]:
         assert row["memory/asleep_host_bytes"] > 0
+
+
+def check_biases(engine: str, folder: Path, tensor: int) -> None:
+    """Biases land in the engine's fused and whole tensors, and with yarn its log-probs are transformers'."""
+    model = make_biased_model(folder / "model", 0)
+    made = make_engine(engine, model, folder, tensor=tensor)
+    try:
+        publish(made, model, 1, tensor=tensor)
+        check_live_weights(made, model, tensor)
+        assert largest_gap(model, made.generate(requests(8))) < PARITY
+    finally:
+        made.close()
 
 
 def check_misread(engine: str, folder: Path, **rollout: object) -> None:

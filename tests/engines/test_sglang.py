@@ -185,3 +185,8 @@ def test_training_over_tensor_ranks_with_an_engine_each_one_killed_and_sent_weig
 
 def test_a_model_that_the_trainer_reads_otherwise_takes_no_step(tmp_path: Path) -> None:
     cases.check_misread(ENGINE, tmp_path)
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_biases_and_yarn(tmp_path: Path, tensor: int) -> None:
+    cases.check_biases(ENGINE, tmp_path, tensor)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from prime_megatron.families.engine_layout import fused_pieces
 from prime_megatron.families.read import read_config
@@ -48,6 +48,23 @@ def make_model(folder: Path, seed: int) -> str:
         eos_token_id=END, bos_token_id=0, pad_token_id=None,
     )  # fmt: skip
     model = Qwen2ForCausalLM(config).float()
+    for name, param in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(param, std=0.1)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def make_biased_model(folder: Path, seed: int) -> str:
+    """A two-layer Llama with biases in attention and feed-forward, and yarn; returns the folder."""
+    torch.manual_seed(seed)
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.2,
+        eos_token_id=END, bos_token_id=0, pad_token_id=None, attention_bias=True, mlp_bias=True, rope_parameters=yarn,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).float()
     for name, param in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(param, std=0.1)

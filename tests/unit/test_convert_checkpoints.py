@@ -177,3 +177,17 @@ def test_a_layer_that_is_lacking_or_unlike_its_siblings(tmp_path: Path) -> None:
     dcp.save(state | {name: torch.ones(12, 9)}, checkpoint_id=tmp_path / "unlike", no_dist=True)
     with pytest.raises(InputError, match="another layer's is"):
         MegatronToHf(tmp_path / "unlike", tmp_path / "no", None, tmp_path / "model")
+
+
+def test_a_template_with_other_heads_is_refused(tmp_path: Path) -> None:
+    """Twice the heads of half the size: every tensor has the same shape, and every value another meaning."""
+    write_folder(tmp_path / "model", QWEN2)
+    HfToMegatron(tmp_path / "model", tmp_path / "own", None).run(ignore)
+    other = QWEN2 | {"num_attention_heads": 12, "num_key_value_heads": 6, "head_dim": 2}
+    write_folder(tmp_path / "other", other)
+    assert {k: v.shape for k, v in read_tensors(tmp_path / "other").items()} == {
+        k: v.shape for k, v in read_tensors(tmp_path / "model").items()
+    }
+    with pytest.raises(InputError, match=r"other/config.json: heads is 12, .*own/hf/config.json .* says 4"):
+        MegatronToHf(tmp_path / "own", tmp_path / "out", None, tmp_path / "other")
+    MegatronToHf(tmp_path / "own", tmp_path / "out", None, tmp_path / "model").run(ignore)
