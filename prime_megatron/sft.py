@@ -18,8 +18,10 @@ from prime_megatron.families.read import read_config
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role, TrainResult
 from prime_megatron.metrics import SFT_COLUMNS, Clock, open_metrics_log
+from prime_megatron.parallel.collectives import agree_on, on_first_rank
 from prime_megatron.parallel.topology import Topology
-from prime_megatron.run.assemble import agree_on, build_nonfinite, build_watchdog, on_first_rank
+from prime_megatron.run.assemble import build_nonfinite, build_watchdog
+from prime_megatron.run.check_models import compare_models
 from prime_megatron.run.models import DTYPES
 from prime_megatron.run.output_dir import check_output_dir, mark_done, own_output_dir
 from prime_megatron.run.stop import Stop
@@ -53,6 +55,7 @@ class SftTrainer:
     def __init__(self, config: SftConfig, topology: Topology) -> None:
         self.config = config
         self.topology = topology
+        compare_models(config)
         family = read_config(config.model)
         tokenizer = load_tokenizer(config.model, family.vocab, trust_remote_code=config.trust_remote_code)
         rows = read_sft_rows(config.data.train)

@@ -11,8 +11,10 @@ from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.config import TrainConfig, UpdateOrder
 from prime_megatron.errors import ExitCode, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
-from prime_megatron.run.assemble import Parts, agree_on, open_parts
+from prime_megatron.parallel.collectives import agree_on
+from prime_megatron.run.assemble import open_parts
 from prime_megatron.run.output_dir import mark_done
+from prime_megatron.run.parts import Parts
 from prime_megatron.step.advantages import step_advantages
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.losses import critic_loss, policy_loss, prm_loss
@@ -26,7 +28,7 @@ class PrimeTrainer:
 
     Args:
         config: the run.
-        parts: the roles, the engine and what stands between them (``assemble.build_parts``).
+        parts: the roles, the engine and what stands between them (``run.assemble``).
     """
 
     def __init__(self, config: TrainConfig, parts: Parts) -> None:
@@ -87,6 +89,7 @@ class PrimeTrainer:
             parts.colocation.sleep_engine()
             batch = parts.batcher(collected.groups)
         with clock("score"):
+            parts.engine_check(batch, self.version)
             scores = self.score(batch)
         with clock("prm"):
             scores, prm = self.update_prm(batch, scores)

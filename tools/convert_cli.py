@@ -21,12 +21,13 @@ class Conversion(Protocol):
     """Either direction."""
 
     target: Path
+    changes: tuple[str, ...]
 
     def plan(self) -> ConversionPlan: ...
 
     def run(self, on_bytes: OnBytes) -> None: ...
 
-    def verify(self, on_bytes: OnBytes) -> None: ...
+    def verify(self, on_bytes: OnBytes) -> str: ...
 
 
 def make_parser(description: str, source: str, target: str) -> argparse.ArgumentParser:
@@ -36,7 +37,7 @@ def make_parser(description: str, source: str, target: str) -> argparse.Argument
     parser.add_argument("target", type=Path, metavar="TARGET", help=f"{target}; must not exist, or be empty")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="dtype of the output (default: the source's)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
-    parser.add_argument("--verify", action="store_true", help="read the output again and compare every value")
+    parser.add_argument("--verify", action="store_true", help="read both folders again, by other code, and compare")
     return parser
 
 
@@ -50,9 +51,12 @@ def convert(args: argparse.Namespace, make: Callable[[], Conversion]) -> int:
             return 0
         with Progress("converted", plan.num_bytes) as progress:
             conversion.run(progress.add)
+        for change in conversion.changes:
+            print(change)
         if args.verify:
             with Progress("verified", plan.num_bytes) as progress:
-                conversion.verify(progress.add)
+                said = conversion.verify(progress.add)
+            print(f"verified: {said}")
         print(f"written: {args.target}")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,9 +19,17 @@ def main() -> int:
         metavar="HF_FOLDER",
         help="gives config, tokenizer, generation config and chat template (default: SOURCE/hf)",
     )
+    parser.add_argument(
+        "--drop-padding",
+        action="store_true",
+        help="leave out rows beyond the vocabulary that are not zero (Megatron-LM pads with noise)",
+    )
     args = parser.parse_args()
     dtype = DTYPES[args.dtype] if args.dtype else None
-    return convert(args, lambda: MegatronToHf(args.source, args.target, dtype, args.template))
+    return convert(
+        args,
+        lambda: MegatronToHf(args.source, args.target, dtype, args.template, drop_padding=args.drop_padding),
+    )
 
 
 if __name__ == "__main__":

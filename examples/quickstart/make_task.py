@@ -27,7 +27,7 @@ import argparse
 import json
 import random
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +148,7 @@ def sft_row(sheet: Worksheet, rng: random.Random) -> dict[str, object]:
     }
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(more_phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A word-level tokenizer: the task's phrases and numbers are a token each, other ASCII text a token a character.
 
     Tokens hold their spaces and line ends, and decoding joins them with nothing between, so text comes back exactly.
@@ -156,6 +156,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     specials = [PAD, START, END, UNKNOWN]
     phrases = ["system\n", "user\n", "assistant\n", INSTRUCTION, "\\boxed{"]
     phrases += [f"{sign} {digit} = " for sign in "+-" for digit in range(1, 10)]
+    phrases += more_phrases
     numbers = [str(number) for number in range(10, 100)]
     words = [*specials, *phrases, *numbers, "\n", *string.digits, *string.ascii_letters, *string.punctuation, " "]
     escaped = ["".join(f"\\x{{{ord(character):x}}}" for character in phrase) for phrase in phrases]
@@ -198,9 +199,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalL
     )
 
 
-def save_model(folder: Path, seed: int) -> None:
-    """The model folder: config, weights, tokenizer with its chat template."""
-    tokenizer = make_tokenizer()
+def save_model(folder: Path, seed: int, more_phrases: Sequence[str] = ()) -> None:
+    """The model folder: config, weights, tokenizer with its chat template; more_phrases are tokens, too."""
+    tokenizer = make_tokenizer(more_phrases)
     make_model(tokenizer, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # Named for loaders that would otherwise pick Qwen2's own byte-level class by the model's type.

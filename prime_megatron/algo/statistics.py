@@ -66,6 +66,11 @@ def response_statistics(batch: RolloutBatch) -> Statistics:
     return Statistics(sums, _extremes("response_length", length_N) | _extremes("prompt_length", prompt_N))
 
 
+def prm_right(q_N: Tensor, outcome_N: Tensor) -> Tensor:
+    """1 where Q > 0 agrees with outcome > 1/2, 0 where not, and 1/2 where Q = 0; float64 [N]."""
+    return torch.where(q_N == 0.0, 0.5, ((q_N > 0.0) == (outcome_N > 0.5)).double())
+
+
 def prm_statistics(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float) -> Statistics:
     """How well Q = sum_t (log prm - log ref), [N], not scaled by beta, tells the outcomes.
 
@@ -76,7 +81,7 @@ def prm_statistics(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float)
     """
     q_N, outcome_N = q_N.detach().double(), outcome_N.double()
     probability_N = torch.sigmoid(beta * q_N)
-    right_N = torch.where(q_N == 0.0, 0.5, ((q_N > 0.0) == (outcome_N > 0.5)).double())
+    right_N = prm_right(q_N, outcome_N)
     siblings = Siblings.of(group_N)
     q_GK, outcome_GK = siblings.table(q_N), siblings.table(outcome_N)
     score_GKK = q_GK[:, :, None] - q_GK[:, None, :]

@@ -15,28 +15,44 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from prime_megatron.checkpoint.contents import Contents, changed_parts
 from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.config.base import OnResume
 from prime_megatron.config.keys import Key, keys_of
 from prime_megatron.errors import InputError
 
 
-def check_same_run(saved: dict[str, Any], config: TrainConfig | SftConfig) -> None:
-    """Refuse a config that would change what the run computes.
+def check_same_run(
+    saved: dict[str, Any],
+    config: TrainConfig | SftConfig,
+    held: Contents | None = None,
+    holds: Contents | None = None,
+) -> None:
+    """Refuse a config, or models and data, that would change what the run computes.
+
+    A folder or a file may lie elsewhere where its content is the same; one whose content is not is refused wherever it
+    lies.
 
     Args:
         saved: the checkpoint's config, as its ``model_dump(mode="json")`` gave it then.
         config: the config to continue with.
+        held: what the checkpoint says of the content of its models and data; None: nothing.
+        holds: their content now.
 
     Raises:
         InputError: one line for every key that differs and may not.
     """
+    held, holds = held or {}, holds or {}
+    by_content = held.keys() & holds.keys()
     now = config.model_dump(mode="json")
     lines = [
         f"  {key.name}: {_show(before)} -> {_show(after)}"
         for key, before, after in differences(type(config), saved, now)
-        if key.on_resume is OnResume.fixed
+        if key.on_resume is OnResume.fixed and key.name not in by_content
     ]
+    for key in sorted(by_content):
+        if changed := changed_parts(held[key], holds[key]):
+            lines.append(f"  {key}: the content is not what it was ({', '.join(changed)})")
     lines += _steps(saved, now)
     if lines:
         raise InputError(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from prime_megatron import __version__
 from prime_megatron.checkpoint import rng
+from prime_megatron.checkpoint.contents import contents_of
 from prime_megatron.checkpoint.discovery import FoundCheckpoint, find
 from prime_megatron.checkpoint.fingerprint import check_same_run
 from prime_megatron.checkpoint.layout import CHECKPOINTS, RNG_FILE, STATE_FILE, step_folder
@@ -58,6 +59,7 @@ class Checkpoints:
         self.root = Path(config.run.output_dir) / CHECKPOINTS
         self.saved_step = 0
         """The newest step that is safe on disk (0: the initial models are)."""
+        self._contents = from_rank(contents_of(config.model_dump(mode="json")) if dist.get_rank() == 0 else None)
         self._pending: Save | None = None
         self._broken: tuple[Path, ...] = ()
 
@@ -123,6 +125,7 @@ class Checkpoints:
                 "megatron-core": version("megatron-core"),
             },
             "config": self.config.model_dump(mode="json"),
+            "contents": self._contents,
             "parts": {name: part.state() for name, part in self.stateful.items()},
         }
         save = Save(self.root, Snapshot(step, state, dump_yaml(self.config), rng.capture()), self.roles)
@@ -148,7 +151,8 @@ class Checkpoints:
 
     def _load(self, found: FoundCheckpoint, path: Path) -> int:
         state = from_rank(json.loads((path / STATE_FILE).read_text(encoding="utf-8")) if dist.get_rank() == 0 else None)
-        check_same_run(state["config"], self.config)
+        held = state.get("contents")  # checkpoints of earlier versions have none
+        check_same_run(state["config"], self.config, held, self._contents)
         for role in self.roles:
             load_role(role, path / role.name)
         for name, part in self.stateful.items():

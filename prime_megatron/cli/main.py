@@ -21,6 +21,7 @@ VERBS = {
     "slurm": "write a SLURM job script for a config",
     "validate": "check a config and show what it means; starts nothing",
     "verify": "score answers offline, JSON lines in, JSON lines out",
+    "jail-check": "try the jail of generated programs on this machine",
     "plan-step": "show what a step runs, its cost and why; starts nothing",
 }
 

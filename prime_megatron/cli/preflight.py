@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
 from prime_megatron.plan.fit import check_memory
+from prime_megatron.run.check_models import check_models
 from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir, is_done
-from prime_megatron.step.plan import plan_step
 from prime_megatron.verify import check_custom
 
 
@@ -30,9 +31,8 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
         InputError: naming the key, the folder or the file.
     """
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
-    models = plan_step(config).models
     check_memory(config)
-    _check_models(list(dict.fromkeys(model.folder for model in models)), config.models.trust_remote_code)
+    _check_models(config, policy_folder_of(config), config.models.trust_remote_code)
     _check_data((*config.data.train, *config.data.eval))
     check_custom(config.verify.custom)
 
@@ -42,7 +42,7 @@ def check_sft_inputs(config: SftConfig, *, resume: str | None, overwrite: bool) 
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, inputs)
     check_memory(config)
-    _check_models([config.model], config.trust_remote_code)
+    _check_models(config, config.model, config.trust_remote_code)
     _check_data(config.data.train)
 
 
@@ -68,13 +68,12 @@ def _check_output(output_dir: str, nodes: int, resume: str | None, overwrite: bo
         check_output_dir(path, resume=resume, overwrite=overwrite)
 
 
-def _check_models(paths: list[str], trust_remote_code: bool) -> None:
+def _check_models(config: TrainConfig | SftConfig, folder: str, trust_remote_code: bool) -> None:
     # Imported here: transformers takes seconds, and config errors should not wait for it.
-    from prime_megatron.data.tokenizer import load_tokenizer, model_vocab_size
+    from prime_megatron.data.tokenizer import load_tokenizer
 
-    for path in paths[1:]:
-        model_vocab_size(path)
-    load_tokenizer(paths[0], trust_remote_code=trust_remote_code)
+    load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    check_models(config, config.launch.nodes * config.launch.processes_per_node)
 
 
 def _check_data(paths: tuple[str, ...]) -> None:

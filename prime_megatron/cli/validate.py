@@ -13,6 +13,7 @@ from prime_megatron.config.check import check_parallel, check_sft_config, check_
 from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
 from prime_megatron.config.strict_yaml import parse_file
 from prime_megatron.plan.fit import CONTEXT_BYTES, check_fit, device_of, plan_for, read_families
+from prime_megatron.run.check_models import check_models
 from prime_megatron.verify import check_custom, describe_custom
 
 _EPILOG = """\
@@ -36,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "validate",
         summary="check a config and show what it means; starts nothing",
-        description="Check a training or SFT config: no GPU, no process, no torch needed.",
+        description="Check a training or SFT config and its model folders: no GPU, no process, no weights needed.",
         epilog=_EPILOG,
     )
     add_config(parser, "YAML file")
@@ -61,12 +62,14 @@ def run(args: argparse.Namespace) -> int:
         sft = load_sft_config(args.config, args.overrides)
         world_size = _world_size(args.processes, sft)
         warnings = check_sft_config(sft, world_size)
+        check_models(sft, world_size)
         print(dump_yaml(sft), end="")
         comments = chain([_layout(sft.parallel, world_size)], _memory(sft, world_size, args.device_memory))
     else:
         train = load_train_config(args.config, args.overrides)
         world_size = _world_size(args.processes, train)
         warnings = check_train_config(train, world_size)
+        check_models(train, world_size)
         check_custom(train.verify.custom)
         print(dump_yaml(train), end="")
         first = [_layout(train.parallel, world_size), _batch(train), *describe_custom(train.verify.custom)]

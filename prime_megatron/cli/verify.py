@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
 from prime_megatron.verify import (
     Answer,
@@ -44,10 +45,24 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("input", type=Path, metavar="IN.jsonl", help="the rows to score")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT.jsonl", help="where the scored rows go")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="math processes (default: one per core)"
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="math and code processes (default: one per core)",
     )
     parser.add_argument(
         "--timeout-s", type=float, default=VerifyOptions.timeout_s, metavar="S", help="limit per answer (default: 5)"
+    )
+    code = CodeConfig()
+    parser.add_argument(
+        "--code-score", choices=("fraction", "all", "original"), default=code.score, help="score of programs"
+    )
+    parser.add_argument(
+        "--code-jail", choices=("landlock", "none"), default=code.jail, help="none: programs run with your rights"
+    )
+    parser.add_argument(
+        "--code-timeout-s", type=float, default=code.timeout_s, metavar="S", help="limit per test (default: 4)"
     )
     parser.add_argument(
         "--custom",
@@ -62,11 +77,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Scores args.input into args.output (.workers, .timeout_s, .custom, .overwrite). Returns the exit code.
+    """Scores args.input into args.output (all of `add_parser`'s arguments). Returns the exit code.
 
     Raises InputError for anything wrong with the input; nothing is left at the output path then.
     """
-    options = VerifyOptions(num_workers=args.workers, timeout_s=args.timeout_s)
+    if not 0 < args.code_timeout_s <= 3600:
+        raise InputError(f"--code-timeout-s is {args.code_timeout_s}; give seconds above 0, at most 3600")
+    code = CodeConfig(
+        score=args.code_score,
+        jail=args.code_jail,
+        timeout_s=args.code_timeout_s,
+        sample_timeout_s=max(CodeConfig().sample_timeout_s, args.code_timeout_s),
+    )
+    options = VerifyOptions(num_workers=args.workers, timeout_s=args.timeout_s, code=code)
     if not args.input.is_file():
         raise InputError(f"{args.input}: no such file")
     if args.output.exists() and not args.overwrite:
@@ -135,10 +158,14 @@ def scored_rows(
     flying: collections.deque[tuple[dict[str, Any], Future[Verdict]]] = collections.deque()
     for number, line in lines:
         row = parse_row(line, name, number)
+        answer = Answer(row["ability"], row["response"], row["ground_truth"])
         try:
-            future = verifiers.submit(Answer(**{key: row[key] for key in (*KEYS, *MORE_KEYS) if key in row}))
-        except InputError as problem:
-            raise InputError(f"{name}, row {number}: {problem}") from None
+            problem = verifiers.truth_problem(answer.ability, answer.ground_truth)
+            if problem is not None:
+                raise InputError(f"ground_truth: {problem}")
+            future = verifiers.submit(answer)
+        except InputError as error:
+            raise InputError(f"{name}, row {number}: {error}") from None
         flying.append((row, future))
         while flying and (len(flying) >= WINDOW or flying[0][1].done()):
             done_row, done = flying.popleft()

@@ -14,6 +14,7 @@ from prime_megatron.config.algorithm import (
     RewardNorm,
     UpdateOrder,
 )
+from prime_megatron.config.code import CodeConfig
 from prime_megatron.config.model import (
     ModelsConfig,
     Offload,
@@ -33,9 +34,9 @@ from prime_megatron.config.rollout import (
 from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig, SftConfig, TrainConfig, TrainLogConfig
 
 __all__ = [
-    "AdvantageAlgorithm", "CheckpointConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig", "Granularity",
-    "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "Offload", "OptimizerConfig",
-    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind", "PrmReference", "RewardNorm",
-    "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder",
-    "VerifyConfig",
+    "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig",
+    "Granularity", "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "ModelsConfig", "Offload",
+    "OptimizerConfig", "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind",
+    "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig", "SftConfig", "TrainConfig", "TrainLogConfig",
+    "TrainedModel", "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

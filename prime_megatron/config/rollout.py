@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from prime_megatron.config.base import Free, Section
+from prime_megatron.config.code import CodeConfig
 
 
 class DataConfig(Section):
@@ -22,6 +23,11 @@ class DataConfig(Section):
     """Prepended as a system message when the row has none."""
     shuffle: bool = True
     """Shuffle every epoch, seeded by run.seed."""
+    bad_truth: Literal["refuse", "skip"] = "refuse"
+    """A row whose ground truth cannot be scored (broken JSON, no tests, unequal counts): end with its file and number,
+    or skip it and count it."""
+    skip_abilities: tuple[str, ...] = Field(default=())
+    """Rows of these abilities are left out and counted: [code] for a run without programs."""
 
 
 class SamplingConfig(Section):
@@ -116,7 +122,9 @@ class RolloutConfig(Section):
     check_every: Free[NonNegativeInt] = 1
     """Compare a checksum of the engine's weights with the trainer's every n syncs; 0: never."""
     logprob_alarm: Free[PositiveFloat | None] = None
-    """Warn when the mean |engine - trainer| log-prob difference exceeds this; none: 1e-3 float32, 5e-2 bfloat16."""
+    """Largest mean |engine - trainer| log-prob difference: before the first update a larger one ends the run, later it
+    is a warning. none: 1e-3 in float32; in bfloat16 three times what rounding explains, measured before the first
+    update, and 5e-2 for the warning."""
     max_restarts: Free[NonNegativeInt] = 2
     """Restarts of a dead or hung engine before the run stops."""
     start_timeout_s: Free[PositiveFloat] = 600.0
@@ -139,9 +147,11 @@ class VerifyConfig(Section):
     """Outcome rewards."""
 
     workers: Free[PositiveInt] = 2
-    """Processes per node that grade answers which need symbolic mathematics."""
+    """Processes per node that grade answers which need symbolic mathematics, and as many that run programs."""
     timeout_s: Free[PositiveFloat] = 5.0
     """Wall limit of one answer; past it the outcome is 0 and counted."""
+    code: CodeConfig = CodeConfig()
+    """How generated programs are run and scored."""
     custom: dict[str, str] = Field(default={})
     """Rewards of one's own, `ability: package.module:function`, each for the rows of its ability; see
     prime_megatron/verify/custom.py. One that names a built-in ability (math, exact) takes its place."""

@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
+from prime_megatron.convert.forms import NOT_OF_THE_MODEL, Chunk, chunks_of, stacked_shapes
 from prime_megatron.errors import InputError
+from prime_megatron.families.folder import DTYPES, HfFolder
+from prime_megatron.families.fused import View
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 CACHE_BYTES = 256 * 2**20
 """Chunks of a Megatron checkpoint that are kept while the tensors made of them are written."""
 _INDEX_MODULES = tuple(f"torch.distributed.checkpoint.{name}" for name in ("metadata", "planner", "filesystem"))
@@ -42,14 +44,17 @@ class _Stored:
 
 
 class HfRows:
-    """Rows of a Hugging Face folder's tensors. ``files`` comes from a checked ``HfFolder``."""
+    """Rows of a checked folder's tensors, each from the file that the folder's index names."""
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
+    def __init__(self, folder: HfFolder, names: Collection[str]) -> None:
         self._stack = ExitStack()
         self._open: dict[Path, IO[bytes]] = {}
         self._stored: dict[str, _Stored] = {}
-        for path in sorted(set(files.values())):
-            self._stored |= _read_header(path)
+        headers = {path: _read_header(path) for path in sorted({folder.files[name] for name in names})}
+        for name in names:
+            found = headers[folder.files[name]]
+            view = folder.views.get(name, None)
+            self._stored[name] = found[name] if view is None else _part(found[view.stored], view)
 
     def __enter__(self) -> HfRows:
         return self
@@ -87,6 +92,15 @@ def _read_header(path: Path) -> dict[str, _Stored]:
     return found
 
 
+def _part(stored: _Stored, view: View) -> _Stored:
+    """An expert's rows lie in one piece."""
+    if view.expert is None:
+        return stored
+    _, rows, columns = stored.shape
+    first = (view.expert * rows + view.start) * columns * stored.dtype.itemsize
+    return _Stored(stored.path, stored.start + first, stored.dtype, (view.rows, columns))
+
+
 def _read_into(file: IO[bytes], part: Tensor, path: Path) -> None:
     view = memoryview(part.reshape(-1).view(torch.uint8).numpy())
     while view:
@@ -94,12 +108,6 @@ def _read_into(file: IO[bytes], part: Tensor, path: Path) -> None:
         if not count:
             raise InputError(f"{path}: ends too early; copy it again")
         view = view[count:]
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
 
 
 class MegatronRows:
@@ -116,18 +124,21 @@ class MegatronRows:
         self._cache: OrderedDict[tuple[str, tuple[int, ...]], Tensor] = OrderedDict()
         self._cached_bytes = 0
         self._metadata = _read_metadata(self.folder)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
-        self._chunks: dict[tuple[str, int], list[_Chunk]] = {}
-        for key, kind in self._metadata.state_dict_metadata.items():
-            if isinstance(kind, TensorStorageMetadata):
-                self.shapes[key] = tuple(kind.size)
-                self.dtypes[key] = kind.properties.dtype
-                for chunk in kind.chunks:
-                    found = _Chunk(tuple(chunk.offsets), tuple(chunk.sizes))
-                    layers = range(found.offsets[0], found.offsets[0] + found.sizes[0])
-                    for layer in layers if key.startswith("decoder.layers.") else (0,):
-                        self._chunks.setdefault((key, layer), []).append(found)
+        kinds = self._metadata.state_dict_metadata
+        stored = {
+            name: kind
+            for name, kind in kinds.items()
+            if isinstance(kind, TensorStorageMetadata) and not name.startswith(NOT_OF_THE_MODEL)
+        }
+        self.shapes = stacked_shapes(stored, str(self.folder))
+        """Shape by key, all layers in front, of the model's tensors."""
+        self._dtypes = {name: kind.properties.dtype for name, kind in stored.items()}
+        self._chunks: dict[tuple[str, int], list[Chunk]] = {}
+        for name, kind in stored.items():
+            for key, chunk in chunks_of(name, kind):
+                layers = range(chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0])
+                for layer in layers if key.startswith("decoder.layers.") else (0,):
+                    self._chunks.setdefault((key, layer), []).append(chunk)
 
     def __enter__(self) -> MegatronRows:
         return self
@@ -135,36 +146,57 @@ class MegatronRows:
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
+    def dtype(self, key: str, place: tuple[int, ...]) -> torch.dtype:
+        """Of the tensor at ``place`` (layer, expert)."""
+        return self._dtypes[self._at(key, place)[0].name]
+
     def rows(self, key: str, place: tuple[int, ...], start: int, stop: int, rest: tuple[int, ...]) -> Tensor:
         """Rows start to stop of the tensor at ``place`` (layer, expert), cut to ``rest`` beyond the first dimension.
 
         A checkpoint of a layout that pads (vocabulary, attention groups) is larger than the model; the padding stays
         behind. Raises InputError: a chunk is missing or damaged.
         """
-        wanted = [*((index, index + 1) for index in place), (start, stop), *((0, size) for size in rest)]
-        whole = torch.empty([high - low for low, high in wanted], dtype=self.dtypes[key])
+        return self.region(key, place, ((start, stop), *((0, size) for size in rest)))
+
+    def region(self, key: str, place: tuple[int, ...], inner: tuple[tuple[int, int], ...]) -> Tensor:
+        """The part within (low, high) of each dimension of the tensor at ``place``; errors as ``rows``."""
+        wanted = [*((index, index + 1) for index in place), *inner]
+        whole = torch.empty([high - low for low, high in wanted], dtype=self.dtype(key, place))
         filled = 0
-        for chunk in self._chunks.get((key, place[0] if place else 0), []):
+        for chunk in self._at(key, place):
             box = [
                 (max(low, offset), min(high, offset + size))
                 for (low, high), offset, size in zip(wanted, chunk.offsets, chunk.sizes, strict=True)
             ]
             if any(low >= high for low, high in box):
                 continue
-            data = self._load(key, chunk)
+            data = self._load(chunk).reshape(chunk.sizes)
             begins = [low for low, _ in wanted]
             whole[_within(box, begins)] = data[_within(box, chunk.offsets)]
             filled += prod(high - low for low, high in box)
         if filled != whole.numel():
-            raise InputError(f"{self.folder}: {key} is incomplete; the checkpoint was not written to its end")
-        return whole.reshape(stop - start, *rest)
+            raise self._incomplete(key)
+        return whole.reshape([high - low for low, high in inner])
 
-    def _load(self, key: str, chunk: _Chunk) -> Tensor:
-        name = (key, chunk.offsets)
+    def _at(self, key: str, place: tuple[int, ...]) -> list[Chunk]:
+        found = [
+            chunk
+            for chunk in self._chunks.get((key, place[0] if place else 0), ())
+            if all(o <= at < o + n for at, o, n in zip(place, chunk.offsets, chunk.sizes, strict=False))
+        ]
+        if not found:
+            raise self._incomplete(key)
+        return found
+
+    def _incomplete(self, key: str) -> InputError:
+        return InputError(f"{self.folder}: {key} is incomplete; the checkpoint was not written to its end")
+
+    def _load(self, chunk: Chunk) -> Tensor:
+        name = (chunk.name, chunk.origin)
         if name in self._cache:
             self._cache.move_to_end(name)
             return self._cache[name]
-        stored = self._metadata.storage_data[MetadataIndex(key, torch.Size(chunk.offsets))]
+        stored = self._metadata.storage_data[MetadataIndex(chunk.name, torch.Size(chunk.origin))]
         path = self.folder / stored.relative_path
         try:
             if stored.relative_path not in self._open:
@@ -172,7 +204,9 @@ class MegatronRows:
             view = _FileView(self._open[stored.relative_path], stored.offset, stored.length)
             data: Tensor = torch.load(view, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
-            raise InputError(f"{path}: missing or damaged where {key} is stored; copy the checkpoint again") from None
+            raise InputError(
+                f"{path}: missing or damaged where {chunk.name} is stored; copy the checkpoint again"
+            ) from None
         self._cache[name] = data
         self._cached_bytes += data.nbytes
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
@@ -239,8 +273,3 @@ def _read_metadata(folder: Path) -> Metadata:
     if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, Mapping):
         raise InputError(f"{path}: not the index of a Megatron distributed checkpoint")
     return metadata
-
-
-def missing_keys(wanted: Sequence[str], rows: MegatronRows) -> list[str]:
-    """Keys that the checkpoint lacks."""
-    return [key for key in wanted if key not in rows.shapes]

@@ -18,6 +18,9 @@ BLOCK_BYTES = 32 * 2**20
 """Most of a tensor that is in memory at once, one row aside."""
 COMPANIONS = "hf"
 """Folder of a checkpoint that keeps the source's other files: config, tokenizer, templates."""
+DTYPES_FILE = "hf_dtypes.json"
+"""In a checkpoint: each Hugging Face tensor's own dtype, which stacking may have widened."""
+FLOATS = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OnBytes = Callable[[int], None]
 """Told of every so many bytes that are done."""
 
@@ -74,10 +77,18 @@ def common_dtype(dtypes: Iterator[torch.dtype]) -> torch.dtype:
     return common
 
 
-def same(one: Tensor, two: Tensor) -> bool:
-    """Bit for bit, NaN included."""
-    one, two = one.contiguous().reshape(-1), two.contiguous().reshape(-1)
-    return torch.equal(one.view(torch.uint8), two.view(torch.uint8))
+def cast(part: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The values in another dtype. Raises InputError: a finite one becomes infinite."""
+    if part.dtype == dtype:
+        return part
+    made = part.to(dtype)
+    if torch.finfo(dtype).max < torch.finfo(part.dtype).max and not torch.equal(made.isinf(), part.isinf()):
+        largest = part[part.isfinite()].abs().max().item()
+        raise InputError(
+            f"{name}: {largest:.4g} is beyond {str(dtype).removeprefix('torch.')}, whose largest number is "
+            f"{torch.finfo(dtype).max:.4g}; choose another --dtype"
+        )
+    return made
 
 
 def make_plan(

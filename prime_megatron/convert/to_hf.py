@@ -4,71 +4,79 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from prime_megatron.convert.read import HfRows, MegatronRows, missing_keys
+from prime_megatron.convert.check import VALUE_HEAD_KEY, check_checkpoint
+from prime_megatron.convert.read import MegatronRows
 from prime_megatron.convert.target import (
     COMPANIONS,
+    DTYPES_FILE,
+    FLOATS,
     ConversionPlan,
     OnBytes,
+    cast,
     common_dtype,
     make_plan,
     rows_per_block,
-    same,
     writing,
 )
-from prime_megatron.convert.tensor_map import tensor_map
+from prime_megatron.convert.tensor_map import TensorMap, tensor_map
+from prime_megatron.convert.verify import compare
 from prime_megatron.errors import InputError
-from prime_megatron.families.folder import (
-    VALUE_HEAD_TENSOR,
-    HfFolder,
-    SafetensorsStream,
-    TensorSpec,
-    split_files,
-    write_index,
-)
+from prime_megatron.families.folder import SafetensorsStream, TensorSpec, split_files, write_index
 from prime_megatron.families.read import read_config
-from prime_megatron.mcore.weights import MAX_FILE_BYTES, copy_companions, file_names, natural_order
-
-_PADDED = (
-    "word_embeddings.weight",
-    "output_layer.weight",
-    "linear_qkv.weight",
-    "linear_qkv.bias",
-    "linear_proj.weight",
+from prime_megatron.mcore.weights import (
+    MAX_FILE_BYTES,
+    copy_companions,
+    describe_weights,
+    file_names,
+    natural_order,
 )
-"""Tensors that padding (vocabulary, attention groups) makes longer in some layouts."""
 
 
 class MegatronToHf:
     """The way back; arguments as ``HfToMegatron``.
 
-    template: HF folder that gives config, tokenizer and templates; None: the checkpoint's own ``hf`` folder.
+    Args:
+        template: HF folder that gives config, tokenizer and templates; None: the checkpoint's own ``hf`` folder.
+        drop_padding: leave out rows of the vocabulary's padding that are not zero (Megatron-LM fills it with noise).
     """
 
-    def __init__(self, source: Path, target: Path, dtype: torch.dtype | None, template: Path | None) -> None:
-        self.source, self.target = source, target
+    changes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        source: Path,
+        target: Path,
+        dtype: torch.dtype | None,
+        template: Path | None,
+        *,
+        drop_padding: bool = False,
+    ) -> None:
+        self.source, self.target, self.dtype = source, target, dtype
         self.template = source / COMPANIONS if template is None else template
         if not (self.template / "config.json").exists():
             raise InputError(f"{self.template}: no config.json; name the model's HF folder with --template")
         self.family = read_config(self.template)
         with MegatronRows(source) as rows:
-            value_head = "value_head.weight" in rows.shapes
-            self.map = tensor_map(self.family, value_head=value_head)
-            self._check(rows)
-            self.dtypes = {name: dtype or rows.dtypes[self.map.rows_of(name)[0][2].key] for name in self.map.hf_shapes}
-        own = json.loads((self.template / "config.json").read_text(encoding="utf-8"))
-        named = [own[key] for key in ("torch_dtype", "dtype") if key in own]
-        made = common_dtype(iter(self.dtypes.values()))
-        self.config_dtype = None if named[:1] == [str(made).removeprefix("torch.")] else made
+            self.map = tensor_map(self.family, value_head=VALUE_HEAD_KEY in rows.shapes)
+            check_checkpoint(rows, self.map, self.family, self.template / "config.json", drop_padding=drop_padding)
+            own = _own_dtypes(source, self.map) if dtype is None else {}
+            self.dtypes = {
+                name: dtype or own.get(name) or self._stored_dtype(rows, name) for name in self.map.hf_shapes
+            }
         self.specs = [
             TensorSpec(name, self.map.hf_shapes[name], self.dtypes[name])
             for name in sorted(self.map.hf_shapes, key=natural_order)
         ]
         self.files = file_names(split_files(self.specs, MAX_FILE_BYTES))
+
+    def _stored_dtype(self, rows: MegatronRows, name: str) -> torch.dtype:
+        return common_dtype(rows.dtype(entry.key, entry.place) for _, _, entry, _ in self.map.rows_of(name))
 
     def plan(self) -> ConversionPlan:
         """The numbers."""
@@ -88,21 +96,13 @@ class MegatronToHf:
                     stream.close()
             if len(self.files) > 1:
                 write_index(partial, self.files)
-            copy_companions(self.template, partial, self.config_dtype)
+            copy_companions(self.template, partial)
+            sizes = {name: prod(shape) for name, shape in self.map.hf_shapes.items()}
+            self.changes = describe_weights(partial, sizes, self.dtypes, cast=self.dtype is not None)
 
-    def verify(self, on_bytes: OnBytes) -> None:
-        """Read the target again and compare every value with the checkpoint's. Raises InputError: a difference."""
-        with HfFolder(self.target) as folder:
-            folder.check(self.family, value_head=VALUE_HEAD_TENSOR in self.map.hf_shapes)
-            files = dict(folder.files)
-        with HfRows(files) as written, MegatronRows(self.source) as rows:
-            for spec in self.specs:
-                first = 0
-                for part in self._parts(spec, rows, on_bytes):
-                    again = written.rows(spec.name, first, first + part.shape[0])
-                    if not same(again, part.to(spec.dtype)):
-                        raise InputError(f"{self.target}: {spec.name} differs from {self.source}")
-                    first += part.shape[0]
+    def verify(self, on_bytes: OnBytes) -> str:
+        """As ``HfToMegatron.verify``."""
+        return compare(self.target, self.source, on_bytes, written=self.target, narrowed=self.dtype)
 
     def _parts(self, spec: TensorSpec, rows: MegatronRows, on_bytes: OnBytes) -> Iterator[Tensor]:
         """The tensor in blocks of rows, in order."""
@@ -112,21 +112,19 @@ class MegatronToHf:
                 high = min(low + step, stop)
                 part = rows.rows(entry.key, entry.place, first + low - start, first + high - start, entry.shape[1:])
                 on_bytes(part.numel() * spec.dtype.itemsize)
-                yield part
+                yield cast(part, spec.dtype, f"{self.source}: {spec.name}")
 
-    def _check(self, rows: MegatronRows) -> None:
-        missing = missing_keys(list(self.map.shapes), rows)
-        if missing:
-            raise InputError(
-                f"{self.source}: {missing[0]} is missing, though {self.template / 'config.json'} asks for it; "
-                "is it this model's?"
-            )
-        for key, shape in self.map.shapes.items():
-            found = rows.shapes[key]
-            fits = len(found) == len(shape) and all(
-                has == need or (has > need and key.endswith(_PADDED)) for has, need in zip(found, shape, strict=True)
-            )
-            if not fits:
-                raise InputError(
-                    f"{self.source}: {key} is {list(found)}, {self.template / 'config.json'} says {list(shape)}"
-                )
+
+def _own_dtypes(source: Path, tensors: TensorMap) -> dict[str, torch.dtype]:
+    """Each tensor's dtype before it was stacked with wider ones, where the checkpoint says; InputError: damaged."""
+    path = source / DTYPES_FILE
+    if not path.exists():
+        return {}
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))
+        found = {str(name): FLOATS[dtype] for name, dtype in named.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{path}: damaged; convert the folder again, or give --dtype") from None
+    for name in sorted(found.keys() ^ tensors.hf_shapes.keys()):
+        raise InputError(f"{path}: {name} is in this file or in the model, not in both; is it this model's?")
+    return found

@@ -29,22 +29,24 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.serialization import get_crc32_options, set_crc32_options
 
-from prime_megatron.convert.read import HfRows, MegatronRows
+from prime_megatron.convert.read import HfRows
 from prime_megatron.convert.target import (
     COMPANIONS,
+    DTYPES_FILE,
     ConversionPlan,
     OnBytes,
+    cast,
     common_dtype,
     make_plan,
     rows_per_block,
-    same,
     writing,
 )
 from prime_megatron.convert.tensor_map import Entry, TensorMap, tensor_map
+from prime_megatron.convert.verify import compare
 from prime_megatron.errors import InputError
-from prime_megatron.families.folder import VALUE_HEAD_TENSOR, HfFolder
+from prime_megatron.families.folder import OUTPUT_LAYER, VALUE_HEAD_TENSOR, HfFolder
 from prime_megatron.families.read import read_config
-from prime_megatron.mcore.weights import copy_companions
+from prime_megatron.mcore.weights import copy_companions, describe_weights, dtype_name
 
 
 class HfToMegatron:
@@ -56,21 +58,26 @@ class HfToMegatron:
         dtype: of the output; None keeps every tensor's own.
     Raises:
         InputError: whatever is wrong with the source.
+
+    ``changes`` says, after ``run``, what config.json says otherwise than the source's.
     """
+
+    changes: tuple[str, ...] = ()
 
     def __init__(self, source: Path, target: Path, dtype: torch.dtype | None) -> None:
         self.source, self.target, self.dtype = source, target, dtype
         self.family = read_config(source)
-        with HfFolder(source) as folder:
-            value_head = VALUE_HEAD_TENSOR in folder.files
-            folder.check(self.family, value_head=value_head)
-            self.files = dict(folder.files)
+        with HfFolder(source, self.family) as self.folder:
+            # A folder with an output layer of its own is a policy's: a head beside it is named by check.
+            value_head = VALUE_HEAD_TENSOR in self.folder.files and OUTPUT_LAYER not in self.folder.files
+            self.folder.check(value_head=value_head)
         self.map = tensor_map(self.family, value_head=value_head)
-        with HfRows({name: self.files[name] for name in self.map.hf_shapes}) as rows:
-            self.dtypes = {
-                entry.key: dtype or common_dtype(rows.dtype(run.hf_name) for run in entry.runs)
-                for entry in self.map.entries
-            }
+        with HfRows(self.folder, self.map.hf_shapes) as rows:
+            self.hf_dtypes = {name: rows.dtype(name) for name in self.map.hf_shapes}
+        found: dict[str, list[torch.dtype]] = {}
+        for entry in self.map.entries:
+            found.setdefault(entry.key, []).extend(self.hf_dtypes[run.hf_name] for run in entry.runs)
+        self.dtypes = {key: dtype or common_dtype(iter(own)) for key, own in found.items()}
 
     def plan(self) -> ConversionPlan:
         """The numbers."""
@@ -81,7 +88,7 @@ class HfToMegatron:
 
     def run(self, on_bytes: OnBytes) -> None:
         """Convert. Raises InputError: the target exists, too little disk, a failing write or read."""
-        with writing(self.target, self.plan().num_bytes) as partial, HfRows(self._needed()) as rows:
+        with writing(self.target, self.plan().num_bytes) as partial, HfRows(self.folder, self.map.hf_shapes) as rows:
             planner = _Planner(self.map, self.dtypes, lambda block: self._fill(block, rows, on_bytes))
             writer = FileSystemWriter(partial, thread_count=1, sync_files=False)
             checksums = get_crc32_options()
@@ -98,20 +105,19 @@ class HfToMegatron:
             backends |= {"common_backend": "torch", "common_backend_version": 1}
             (partial / "metadata.json").write_text(json.dumps(backends), encoding="utf-8")
             (partial / COMPANIONS).mkdir()
-            copy_companions(self.source, partial / COMPANIONS, self.dtype)
+            copy_companions(self.source, partial / COMPANIONS)
+            written = self.hf_dtypes if self.dtype is None else dict.fromkeys(self.map.hf_shapes, self.dtype)
+            cast = self.dtype is not None
+            self.changes = describe_weights(partial / COMPANIONS, self._sizes(), written, cast=cast)
+            names = {name: dtype_name(dtype) for name, dtype in written.items()}
+            (partial / DTYPES_FILE).write_text(json.dumps(names, indent=1), encoding="utf-8")
 
-    def verify(self, on_bytes: OnBytes) -> None:
-        """Read the target again and compare every value with the source's. Raises InputError: a difference."""
-        with MegatronRows(self.target) as written, HfRows(self._needed()) as rows:
-            for block in _blocks(self.map, self.dtypes):
-                entry = block.entry
-                again = written.rows(entry.key, entry.place, block.start, block.stop, entry.shape[1:])
-                wanted = self._fill(block, rows, on_bytes).reshape(again.shape)
-                if not same(again, wanted):
-                    raise InputError(f"{self.target}: {entry.key} {list(entry.place)} differs from {self.source}")
+    def verify(self, on_bytes: OnBytes) -> str:
+        """Read both folders again, by other code; returns what came out. Raises InputError: a difference."""
+        return compare(self.source, self.target, on_bytes, written=self.target, narrowed=self.dtype)
 
-    def _needed(self) -> dict[str, Path]:
-        return {name: self.files[name] for name in self.map.hf_shapes}
+    def _sizes(self) -> dict[str, int]:
+        return {name: prod(shape) for name, shape in self.map.hf_shapes.items()}
 
     def _fill(self, block: _Block, rows: HfRows, on_bytes: OnBytes) -> Tensor:
         entry, dtype = block.entry, self.dtypes[block.entry.key]
@@ -121,8 +127,8 @@ class HfToMegatron:
             if low >= high:
                 continue
             first = run.hf_start + low - run.start
-            part = rows.rows(run.hf_name, first, first + high - low)
-            if (low, high) == (block.start, block.stop) and part.dtype == dtype:
+            part = cast(rows.rows(run.hf_name, first, first + high - low), dtype, f"{self.source}: {run.hf_name}")
+            if (low, high) == (block.start, block.stop):
                 whole = part
             else:
                 whole[low - block.start : high - block.start] = part

@@ -148,7 +148,7 @@ def load_tokenizer(folder: str, vocab_size: int | None = None, *, trust_remote_c
             f"{folder}: the tokenizer does not match the model: it has token id {largest}, "
             f"the model's vocabulary ends at {vocab_size - 1} (vocab_size {vocab_size}); use the model's own tokenizer"
         )
-    return Tokenizer(hf, folder, _eos_token_ids(path, hf))
+    return Tokenizer(hf, folder, end_token_ids(path, hf.eos_token_id))
 
 
 def model_vocab_size(folder: str) -> int:
@@ -159,15 +159,30 @@ def model_vocab_size(folder: str) -> int:
     return size
 
 
-def _eos_token_ids(path: Path, hf: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokenizer's end of sequence first, then what generation_config.json adds."""
-    found = [] if hf.eos_token_id is None else [hf.eos_token_id]
-    if (path / "generation_config.json").is_file():
-        extra = _read_json(path / "generation_config.json").get("eos_token_id")
-        found += extra if isinstance(extra, list) else [] if extra is None else [extra]
+def end_token_ids(path: Path, own: int | None) -> tuple[int, ...]:
+    """What ends a response, the only place that says so: the tokenizer's end of sequence (``own``) first, then what
+    generation_config.json names, and where that names none, config.json; as transformers' generate and the engines.
+
+    Raises:
+        InputError: none of the three names an end, or one names something else than token ids.
+    """
+    named: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        if not named and (path / name).is_file():
+            named = _ends_in(path / name)
+    found = ([] if own is None else [own]) + named
     if not found:
         raise InputError(f"{path}: the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
     return tuple(dict.fromkeys(found))
+
+
+def _ends_in(path: Path) -> list[int]:
+    value = _read_json(path).get("eos_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for one in ids:
+        if isinstance(one, bool) or not isinstance(one, int) or one < 0:
+            raise InputError(f"{path}: eos_token_id = {value!r} is not a token id, or a list of them")
+    return ids
 
 
 def _read_json(path: Path) -> dict[str, Any]:

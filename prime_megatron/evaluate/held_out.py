@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import comb
 
+from prime_megatron.algo.labels import mean_by_label
 from prime_megatron.config import EvalConfig, SamplingConfig
 from prime_megatron.rollout.engine import Sampling
 from prime_megatron.rollout.generate import Draw, Generator
 from prime_megatron.rollout.sampling import EVAL
 from prime_megatron.types import Group, Prompt
+from prime_megatron.verify.answer import CORRECT
 
 
 class Evaluator:
@@ -44,18 +46,23 @@ class Evaluator:
         return step in (0, last_step) or (self.config.every > 0 and step % self.config.every == 0)
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of one evaluation: accuracy, response length, truncation, pass@k. Collective over the world."""
+        """Metrics of one evaluation. Collective over the world.
+
+        Accuracy (by ability and data source, too), mean score, response length, truncation, pass@k.
+        """
         greedy = self._groups(num_samples=1, greedy=True)
         metrics = {
-            "eval/accuracy": _mean([group.mean_outcome for group in greedy]),
+            "eval/accuracy": _mean([_full(group) for group in greedy]),
+            "eval/score": _mean([group.mean_outcome for group in greedy]),
             "eval/response_tokens": _mean([len(group.samples[0].token_ids) for group in greedy]),
             "eval/truncated": _mean([group.samples[0].finish == "length" for group in greedy]),
         }
+        metrics |= mean_by_label("eval/accuracy", [(group.prompt, _full(group)) for group in greedy])
         count = self.config.samples_per_prompt
         if count:
             sampled = self._groups(num_samples=count, greedy=False)
-            right = [sum(outcome >= 1.0 for outcome in group.outcomes) for group in sampled]
-            metrics["eval/sampled_accuracy"] = _mean([group.mean_outcome for group in sampled])
+            right = [round(_full(group) * count) for group in sampled]
+            metrics["eval/sampled_accuracy"] = _mean([_full(group) for group in sampled])
             metrics |= {f"eval/pass@{k}": _mean([pass_at(count, c, k) for c in right]) for k in _powers(count)}
         return metrics
 
@@ -64,6 +71,11 @@ class Evaluator:
             self.sampling.max_response_tokens, self.sampling.temperature, self.sampling.top_p, greedy=greedy
         )
         return self.generator.groups(self.prompts, Draw(self.seed, 0, EVAL, sampling, num_samples))
+
+
+def _full(group: Group) -> float:
+    """The share of a prompt's answers that are right in full: a program that passes some of its tests is not."""
+    return sum(sample.verdict == CORRECT for sample in group.samples) / len(group.samples)
 
 
 def pass_at(n: int, correct: int, k: int) -> float:

@@ -7,16 +7,27 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from prime_megatron.families.keys import Keys
+
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Frequency scaling of rotary embeddings: "linear" (factor alone) or "llama3" (all four)."""
+    """Frequency scaling of rotary embeddings: "linear" (factor alone), "llama3" (up to original_max_positions) or
+    "yarn" (factor and what follows low and high)."""
 
     kind: str
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    """Turns over the original length from which a frequency is kept."""
+    beta_slow: float = 1.0
+    """Turns below which it is divided by the factor; a linear blend between."""
+    attention_factor: float = 1.0
+    """Cosines and sines are multiplied by it."""
+    truncate: bool = True
+    """The blend begins and ends at whole dimensions."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,16 @@ class FamilyConfig:
     expert_ffn: int
     normalize_expert_weights: bool
     """The chosen experts' weights sum to 1."""
+    output_bias: bool = False
+    """Attention's output projection has a bias."""
+    mlp_bias: bool = False
+    """The feed-forward's three projections have biases."""
+    full_layers: tuple[int, ...] = ()
+    """Layers that the window leaves out (full attention)."""
+
+    def layer_window(self, layer: int) -> int | None:
+        """The window of a layer."""
+        return None if layer in self.full_layers else self.window
 
     def size(self, name: str) -> int:
         """A named dimension of a tensor."""
@@ -94,11 +115,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: parse(config.json with defaults filled in) and rules(config)."""
+    """One architecture: parse(the keys of config.json) and rules(config)."""
 
     name: str
+    """transformers' model_type."""
     architecture: str
     defaults: Mapping[str, Any]
     """What transformers assumes where config.json leaves a key out."""
-    parse: Callable[[Mapping[str, Any]], FamilyConfig]
+    nullable: frozenset[str]
+    """Keys that transformers takes a null of."""
+    parse: Callable[[Keys], FamilyConfig]
     rules: Callable[[FamilyConfig], tuple[Rule, ...]]

@@ -48,6 +48,10 @@ class Sizes(Protocol):
     @property
     def qkv_bias(self) -> bool: ...
     @property
+    def output_bias(self) -> bool: ...
+    @property
+    def mlp_bias(self) -> bool: ...
+    @property
     def qk_norm(self) -> bool: ...
     @property
     def experts(self) -> int: ...
@@ -102,7 +106,7 @@ def fused_pieces(
         InputError: a size that ``tensor_size`` does not divide, as those engines refuse it; experts that cannot be
             spread; an unknown MoE.
     """
-    _check(sizes, tensor_size, expert_size)
+    check_engine(sizes, tensor_size, expert_size)
     assert 0 <= tensor_rank < tensor_size
     outer = ["model.embed_tokens.weight"] + ([] if sizes.tied else ["lm_head.weight"])
     pieces = [piece for name in outer for piece in _vocabulary(sizes, name, tensor_size, tensor_rank)]
@@ -143,7 +147,8 @@ def padded_rows(vocab: int, tensor_size: int) -> int:
     return -(-vocab // multiple) * multiple
 
 
-def _check(sizes: Sizes, tensor_size: int, expert_size: int) -> None:
+def check_engine(sizes: Sizes, tensor_size: int, expert_size: int) -> None:
+    """InputError where those engines cannot split the model over so many ranks."""
     assert tensor_size % expert_size == 0, (tensor_size, expert_size)
     if expert_size > 1 and (not sizes.experts or sizes.experts % expert_size):
         raise InputError(f"rollout.expert: {expert_size} does not divide the model's {sizes.experts} experts")
@@ -203,6 +208,8 @@ def _attention(sizes: Sizes, at: str, ranks: int, rank: int) -> Iterator[ShardSl
         yield _rows(fused, queries, f"{at}k_proj.{kind}", head, head + keys, (kv, *tail))
         yield _rows(fused, queries + keys, f"{at}v_proj.{kind}", head, head + keys, (kv, *tail))
     yield _columns(f"{at}o_proj.weight", 0, f"{at}o_proj.weight", ranks, rank, (sizes.hidden, q))
+    if sizes.output_bias:
+        yield _whole(f"{at}o_proj.bias", f"{at}o_proj.bias", (sizes.hidden,))
     if sizes.qk_norm:
         for name in ("q_norm.weight", "k_norm.weight"):
             yield _whole(at + name, at + name, (sizes.head_dim,))
@@ -210,11 +217,17 @@ def _attention(sizes: Sizes, at: str, ranks: int, rank: int) -> Iterator[ShardSl
 
 def _dense(sizes: Sizes, at: str, ranks: int, rank: int) -> Iterator[ShardSlice]:
     rows = sizes.ffn // ranks
-    fused = f"{at}gate_up_proj.weight"
-    for index, name in enumerate(("gate_proj", "up_proj")):
-        shape = (sizes.ffn, sizes.hidden)
-        yield _rows(fused, index * rows, f"{at}{name}.weight", rank * rows, (rank + 1) * rows, shape)
+    tails: list[tuple[str, tuple[int, ...]]] = [("weight", (sizes.hidden,))]
+    if sizes.mlp_bias:
+        tails.append(("bias", ()))
+    for kind, tail in tails:
+        fused = f"{at}gate_up_proj.{kind}"
+        for index, name in enumerate(("gate_proj", "up_proj")):
+            shape = (sizes.ffn, *tail)
+            yield _rows(fused, index * rows, f"{at}{name}.{kind}", rank * rows, (rank + 1) * rows, shape)
     yield _columns(f"{at}down_proj.weight", 0, f"{at}down_proj.weight", ranks, rank, (sizes.hidden, sizes.ffn))
+    if sizes.mlp_bias:
+        yield _whole(f"{at}down_proj.bias", f"{at}down_proj.bias", (sizes.hidden,))
 
 
 def _experts(sizes: Sizes, at: str, ranks_and_groups: tuple[int, int], rank: int, module: str) -> Iterator[ShardSlice]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,28 +14,42 @@ from safetensors import SafetensorError, safe_open
 
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
+from prime_megatron.families.fused import View, fused_views
 from prime_megatron.families.megatron_layout import VALUE_HEAD, shard_map
+from prime_megatron.families.rope import inverse_frequencies
 from prime_megatron.parallel.topology import ParallelSizes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
+"""By safetensors' names."""
 VALUE_HEAD_TENSOR = VALUE_HEAD.sources[0].name
-_IGNORED = ("rotary_emb.inv_freq", "lm_head.weight", VALUE_HEAD_TENSOR)
-"""Tensors a folder may have though its config does not ask for them: buffers that older versions saved, the
-copy of a tied embedding, the critic's head."""
+OUTPUT_LAYER = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+_SHARD = "model-*-of-*.safetensors"
+_COMPARED_ROWS = 4096
 
 
 class HfFolder:
-    """Opened lazily; every fault is one InputError that names file and tensor."""
+    """Opened lazily; every fault is one InputError that names file and tensor.
 
-    def __init__(self, folder: Path | str) -> None:
+    Experts that lie in one tensor a layer are seen as one tensor an expert.
+    """
+
+    def __init__(self, folder: Path | str, family: FamilyConfig) -> None:
         self.folder = Path(folder)
+        self.family = family
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
         self._names: dict[Path, frozenset[str]] = {}
-        self.files = self._locate()
+        stored = self._locate()
+        self.views: dict[str, View] = fused_views(family, stored)
+        """Tensors that are parts of stored ones."""
+        inside = {view.stored for view in self.views.values()}
+        self.files = {name: path for name, path in stored.items() if name not in inside}
         """Tensor name -> file."""
+        self.files |= {name: stored[view.stored] for name, view in self.views.items()}
 
     def __enter__(self) -> HfFolder:
         return self
@@ -44,24 +58,39 @@ class HfFolder:
         self._stack.close()
 
     def _locate(self) -> dict[str, Path]:
-        index = self.folder / INDEX
+        """Stored tensor -> file."""
+        index, single = self.folder / INDEX, self.folder / SINGLE
         if index.exists():
-            try:
-                weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                files = {str(name): self.folder / str(file) for name, file in weights.items()}
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise InputError(f"{index}: not a safetensors index (no weight_map)") from None
-            for path in sorted(set(files.values())):
-                if path.parent != self.folder:
-                    raise InputError(f"{index}: names {path}, which is outside the folder")
-                if not path.exists():
-                    raise InputError(f"{path}: missing, though {INDEX} names it; download the model again")
+            files = self._indexed(index)
+            if single.exists() and single not in files.values():
+                raise InputError(f"{self.folder}: two models, {SINGLE} and the shards of {INDEX}; remove one of them")
             return files
-        path = self.folder / SINGLE
-        if not path.exists():
+        if not single.exists():
             raise InputError(f"{self.folder}: neither {SINGLE} nor {INDEX}; a model folder has safetensors weights")
-        self._handle(path)
-        return dict.fromkeys(sorted(self._names[path]), path)
+        if shards := sorted(self.folder.glob(_SHARD)):
+            raise InputError(
+                f"{self.folder}: two models, {SINGLE} and {shards[0].name} without an index; remove one of them"
+            )
+        self._handle(single)
+        return dict.fromkeys(sorted(self._names[single]), single)
+
+    def _indexed(self, index: Path) -> dict[str, Path]:
+        try:
+            weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            listed = {str(name): str(file) for name, file in weights.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{index}: not a safetensors index (no weight_map)") from None
+        for file in sorted(set(listed.values())):
+            if Path(file).is_absolute() or ".." in Path(file).parts:
+                raise InputError(f"{index}: names {file}, which is outside the folder")
+            if not (self.folder / file).exists():
+                raise InputError(f"{self.folder / file}: missing, though {INDEX} names it; download the model again")
+        for file in sorted(set(listed.values())):
+            path = self.folder / file
+            self._handle(path)
+            for name in sorted(self._names[path] - listed.keys()):
+                raise InputError(f"{path}: tensor {name} is not in {INDEX}; write the index anew or take it out")
+        return {name: self.folder / file for name, file in listed.items()}
 
     def _handle(self, path: Path) -> Any:
         if path not in self._open:
@@ -74,36 +103,112 @@ class HfFolder:
         return self._open[path]
 
     def slice(self, name: str) -> Any:
-        """A lazy view of one tensor: index it with slices to read."""
+        """A lazy view of one tensor: index it with a tuple of slices to read."""
         if name not in self.files:
             raise InputError(f"{self.folder}: tensor {name} is missing, though config.json asks for it")
         path = self.files[name]
         handle = self._handle(path)
-        if name not in self._names[path]:
-            raise InputError(f"{path}: tensor {name} is missing, though {INDEX} says it is there")
-        return handle.get_slice(name)
+        view = self.views.get(name, None)
+        stored = name if view is None else view.stored
+        if stored not in self._names[path]:
+            raise InputError(f"{path}: tensor {stored} is missing, though {INDEX} says it is there")
+        found = handle.get_slice(stored)
+        if view is None:
+            return found
+        if tuple(found.get_shape()) != view.stored_shape:
+            raise InputError(
+                f"{path}: tensor {stored} is {found.get_shape()}, config.json says {list(view.stored_shape)}"
+            )
+        return found if view.expert is None else _ExpertSlice(found, view)
 
     def dtype_name(self, name: str) -> str:
         """The tensor's dtype as safetensors writes it, such as "BF16"."""
         return self.slice(name).get_dtype()
 
-    def check(self, family: FamilyConfig, *, value_head: bool = False) -> None:
-        """Every tensor the model needs is there with the shape config.json implies, and no other.
+    def check(self, *, value_head: bool = False) -> None:
+        """Every tensor the model needs is there, in plain numbers and with the shape that config.json implies, and
+        no other but those that say the same as what replaces them: a tied output layer's copy of the embedding, the
+        rotary frequencies of old exports.
 
         value_head: for a critic, which needs no output layer, and whose own head may be missing.
         """
         whole = ParallelSizes(world=1)
-        pieces = shard_map(family, whole, whole.coordinates(0), value_head=value_head)
+        pieces = shard_map(self.family, whole, whole.coordinates(0), value_head=value_head)
         expected = {piece.hf_name: piece.hf_shape for piece in pieces}
         if VALUE_HEAD_TENSOR not in self.files:
             expected.pop(VALUE_HEAD_TENSOR, None)
         for name, shape in expected.items():
-            found = tuple(self.slice(name).get_shape())
+            view = self.slice(name)
+            found = tuple(view.get_shape())
             if found != shape:
                 raise InputError(f"{self.files[name]}: tensor {name} is {list(found)}, config.json says {list(shape)}")
-        for name in sorted(self.files):
-            if name not in expected and not name.endswith(_IGNORED):
-                raise InputError(f"{self.files[name]}: tensor {name} is not part of a {family.architecture}")
+            if view.get_dtype() not in DTYPES:
+                raise InputError(f"{self.files[name]}: tensor {name} is {view.get_dtype()}, only {', '.join(DTYPES)}")
+        for name in sorted(self.files.keys() - expected.keys()):
+            self._check_unused(name, value_head)
+
+    def _check_unused(self, name: str, value_head: bool) -> None:
+        if name == OUTPUT_LAYER and value_head and VALUE_HEAD_TENSOR not in self.files:
+            return  # a new critic takes the layers of a policy's folder
+        if name == OUTPUT_LAYER and not value_head and self.family.tied:
+            if not self._same(OUTPUT_LAYER, EMBEDDING):
+                raise InputError(
+                    f"{self.files[name]}: {name} differs from {EMBEDDING}, though config.json says "
+                    "tie_word_embeddings = true; set it to false there"
+                )
+            return
+        if name in frequency_names(self.family):
+            self._check_frequencies(name)
+            return
+        raise InputError(f"{self.files[name]}: tensor {name} is not part of a {self._described(value_head)}")
+
+    def _described(self, value_head: bool) -> str:
+        return f"critic ({VALUE_HEAD_TENSOR} in place of {OUTPUT_LAYER})" if value_head else self.family.architecture
+
+    def _same(self, one: str, two: str) -> bool:
+        left, right = self.slice(one), self.slice(two)
+        if left.get_shape() != right.get_shape() or left.get_dtype() != right.get_dtype():
+            return False
+        blocks = range(0, left.get_shape()[0], _COMPARED_ROWS)
+        return all(same_bits(*(x[start : start + _COMPARED_ROWS] for x in (left, right))) for start in blocks)
+
+    def _check_frequencies(self, name: str) -> None:
+        """Old exports have the frequencies, scaled or not, in the weights' dtype."""
+        found = self.slice(name)[:].float()
+        wanted = (inverse_frequencies(self.family), inverse_frequencies(replace(self.family, rope_scaling=None)))
+        if not any(found.shape == one.shape and torch.allclose(found, one, rtol=1e-2) for one in wanted):
+            raise InputError(f"{self.files[name]}: {name} differs from what config.json's rotary keys say")
+
+
+@dataclass(frozen=True)
+class _ExpertSlice:
+    """One expert's rows of a tensor with all experts of a layer."""
+
+    stored: Any
+    view: View
+
+    def get_shape(self) -> list[int]:
+        return [self.view.rows, self.view.stored_shape[2]]
+
+    def get_dtype(self) -> str:
+        return self.stored.get_dtype()
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        rows, *rest = index if isinstance(index, tuple) else (index,)
+        low, high, _ = rows.indices(self.view.rows)
+        return self.stored[(self.view.expert, slice(self.view.start + low, self.view.start + high), *rest)]
+
+
+def frequency_names(family: FamilyConfig) -> set[str]:
+    """Buffers that older versions of transformers saved."""
+    layers = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(family.layers)}
+    return {"model.rotary_emb.inv_freq"} | layers
+
+
+def same_bits(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Bit for bit, NaN included."""
+    one, two = one.contiguous().reshape(-1), two.contiguous().reshape(-1)
+    return one.dtype == two.dtype and torch.equal(one.view(torch.uint8), two.view(torch.uint8))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""config.json -> FamilyConfig."""
+"""config.json -> FamilyConfig: the only reader of that file's meaning. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,27 +7,99 @@ from pathlib import Path
 from typing import Any
 
 from prime_megatron.errors import InputError
-from prime_megatron.families import FAMILIES, FamilyConfig
+from prime_megatron.families import FAMILIES
+from prime_megatron.families.base import Family, FamilyConfig
+from prime_megatron.families.keys import Keys
+
+PLAIN_DTYPES = ("F64", "F32", "BF16", "F16")
+"""What safetensors calls the dtypes that weights may have."""
+_HEAD = "ForSequenceClassification"
+_QUANTISED = ("quantization_config", "compression_config")
 
 
-def read_config(folder: Path | str) -> FamilyConfig:
-    """Reads folder/config.json. Raises InputError: no such file, not JSON, unknown architecture, missing key,
-    a value that this project does not compute."""
+def read_config(folder: Path | str, *, value_head: bool = False) -> FamilyConfig:
+    """What transformers would make of folder/config.json, for the families known here.
+
+    value_head: for a critic or a reward model, which a ...ForSequenceClassification folder with one label is, too.
+
+    Raises:
+        InputError: no such file, not JSON, unknown architecture, quantised weights, a missing key, a value that this
+            project does not compute or that means nothing; one line with file, key and value.
+    """
+    path = Path(folder) / "config.json"
+    raw = read_raw(folder)
+    try:
+        family = _family(raw, value_head)
+        for key in _QUANTISED:
+            if raw.get(key) is not None:
+                raise InputError(_quantised(Path(folder), key))
+        return family.parse(Keys(raw, family.defaults, family.nullable))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def read_raw(folder: Path | str) -> dict[str, Any]:
+    """config.json as it stands. Raises InputError: no such file, not a JSON object, the folder holds something else."""
     path = Path(folder) / "config.json"
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
+        if (Path(folder) / ".metadata").exists():
+            raise InputError(
+                f"{folder}: a Megatron checkpoint, not a Hugging Face folder; "
+                "convert it: tools/convert_megatron_to_hf.py CHECKPOINT FOLDER"
+            ) from None
         raise InputError(f"{path}: no such file; a model folder has a config.json in Hugging Face format") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
-    names = raw["architectures"] if isinstance(raw, dict) and "architectures" in raw else None
-    architecture = names[0] if isinstance(names, list) and names else None
-    if architecture not in FAMILIES:
-        raise InputError(f"{path}: architecture {architecture!r} is unknown; known: {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[architecture]
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: not a JSON object")
+    if (Path(folder) / "adapter_config.json").exists():
+        raise InputError(f"{folder}: has an adapter (adapter_config.json); merge it into the weights first")
+    return raw
+
+
+def _family(raw: dict[str, Any], value_head: bool) -> Family:
+    """By architectures, which transformers' model_type must agree with: AutoModel goes by the latter."""
+    names = raw.get("architectures")
+    known = ", ".join(sorted(FAMILIES))
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        shown = "is missing" if names is None else f"= {names!r} is not a list of one name"
+        raise InputError(f"architectures {shown}: the architecture is unknown; known: {known}")
+    name = names[0]
+    if value_head and name.endswith(_HEAD):
+        name = name.removesuffix(_HEAD) + "ForCausalLM"
+    if name not in FAMILIES:
+        hint = " (it is a head for critics: models.critic.path)" if _is_head(name) else ""
+        raise InputError(f"architecture {name!r} is unknown{hint}; known: {known}")
+    family = FAMILIES[name]
+    model_type = raw.get("model_type")
+    if model_type != family.name:
+        raise InputError(f"model_type = {model_type!r}, but architectures says {names[0]} ({family.name!r})")
+    return family
+
+
+def _is_head(name: str) -> bool:
+    return name.endswith(_HEAD) and name.removesuffix(_HEAD) + "ForCausalLM" in FAMILIES
+
+
+def _quantised(folder: Path, key: str) -> str:
+    """The line that refuses a quantised folder: the key, and the first tensor that is not plain numbers."""
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, dtype in sorted(header_dtypes(path).items()):
+            if dtype not in PLAIN_DTYPES:
+                return f"{key}: quantised weights are not read ({path.name}: {name} is {dtype}); use a plain model"
+    return f"{key}: engines would load these weights as quantised; take the key out if they are plain numbers"
+
+
+def header_dtypes(path: Path) -> dict[str, str]:
+    """Tensor name -> dtype of a safetensors file; empty where it is none."""
     try:
-        return family.parse({**family.defaults, **raw})
-    except KeyError as error:
-        raise InputError(f"{path}: key {error.args[0]!r} is missing") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > path.stat().st_size:
+                return {}
+            header = json.loads(file.read(length))
+        return {name: str(row["dtype"]) for name, row in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}

@@ -64,6 +64,20 @@ def predict_next(head: Head, hidden_T1H: Tensor, micro: LocalTokens, temperature
     return LogProbs(_place(head, scored.logprobs_T, micro), _place(head, scored.entropy_T, micro))
 
 
+@torch.no_grad()
+def target_logits(head: Head, hidden_T1H: Tensor, micro: LocalTokens, temperature: float) -> Tensor:
+    """The logit of each response token, float32 [S], 0 elsewhere."""
+    hidden_rH = _predicting(head, hidden_T1H, micro)
+    weight_VH = head.model.head_weight()
+    row_r = micro.targets - head.topology.at.tensor * weight_VH.shape[0]
+    here_r = (row_r >= 0) & (row_r < weight_VH.shape[0])
+    rows_rH = weight_VH[row_r.clamp(0, weight_VH.shape[0] - 1)]
+    logits_r = ((hidden_rH.float() * rows_rH.float()).sum(-1) / temperature).masked_fill(~here_r, 0.0)
+    if head.topology.sizes.tensor > 1:
+        dist.all_reduce(logits_r, group=head.topology.tensor)
+    return _place(head, logits_r, micro)
+
+
 def learn_next(
     head: Head, hidden_T1H: Tensor, micro: LocalTokens, token_loss: TokenLoss, temperature: float
 ) -> Learned:

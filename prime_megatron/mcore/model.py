@@ -19,7 +19,7 @@ from prime_megatron.config.model import ParallelConfig
 from prime_megatron.device import current_device
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.megatron_layout import check_layout, padded_vocab
-from prime_megatron.families.rope import inverse_frequencies
+from prime_megatron.families.rope import attention_factor, inverse_frequencies
 from prime_megatron.mcore.cpu.norm import RMSNorm
 from prime_megatron.mcore.cpu.rotary import rotary_table
 from prime_megatron.mcore.packed import Packed
@@ -70,7 +70,9 @@ class HiddenStatesModel(GPTModel):
         if self.transformer_engine:
             return prepared
         frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)
-        packed_seq_params.rotary = rotary_table(position_ids[0], frequencies, self.config.params_dtype)
+        packed_seq_params.rotary = rotary_table(
+            position_ids[0], frequencies, self.config.params_dtype, attention_factor(self.family)
+        )
         decoder_input, _, *others = prepared
         return (decoder_input, None, *others)
 
@@ -174,7 +176,7 @@ def _chunk(
     first = topology.is_first_stage and chunk == 0
     last = topology.is_last_stage and chunk == topology.sizes.virtual_pipeline - 1
     virtual = chunk if topology.sizes.virtual_pipeline > 1 else None
-    spec: Any = layer_spec(config, te=te)
+    spec: Any = layer_spec(config, family, te=te)
     if not te:
         num_layers = get_num_layers_to_build(config, vp_stage=virtual)
         spec = TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)

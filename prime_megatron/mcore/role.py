@@ -18,7 +18,7 @@ from prime_megatron.families import FamilyConfig
 from prime_megatron.families.megatron_layout import shard_map
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore.context import LocalTokens, localize
-from prime_megatron.mcore.head import Head, learn_next, predict_next
+from prime_megatron.mcore.head import Head, learn_next, predict_next, target_logits
 from prime_megatron.mcore.model import build_model, unwrap
 from prime_megatron.mcore.offload import HostCopy
 from prime_megatron.mcore.optimizer import Optimizer, UpdateResult
@@ -89,7 +89,7 @@ class Role:
         self.folder = folder
         self.topology = topology
         self.parallel = parallel
-        self.family: FamilyConfig = read_config(folder)
+        self.family: FamilyConfig = read_config(folder, value_head=value_head)
         self.logprob_impl = logprob_impl
         self.chunks: list[nn.Module] = build_model(
             self.family, topology, parallel, dtype, wrap_ddp=optimizer is not None, value_head=value_head
@@ -124,6 +124,15 @@ class Role:
 
         logprobs_T, entropy_T = self.forward(micro_batches, consume, num_tokens, num_rows=2)
         return LogProbs(logprobs_T, entropy_T)
+
+    def target_logits(self, micro_batches: Sequence[PackedSequences], num_tokens: int, *, temperature: float) -> Tensor:
+        """The logit of each response token: float32 [num_tokens], 0 elsewhere, as ``logprobs``."""
+
+        def consume(micro: LocalTokens, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+            logits_S = target_logits(self.head(), hidden, micro, temperature)
+            return logits_S.sum(), {"scored": logits_S[None]}
+
+        return self.forward(micro_batches, consume, num_tokens, num_rows=1)[0]
 
     def train(
         self, mini_batches: Sequence[MiniBatch], make_loss: MakeLoss, num_tokens: int, *, temperature: float = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from typing import Any
 
@@ -11,7 +12,9 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_with_transformer_engine_spec,
 )
 from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.attention import SelfAttention
 
+from prime_megatron.families import FamilyConfig
 from prime_megatron.mcore.cpu.attention import PackedAttention, varlen_backend
 from prime_megatron.mcore.cpu.linear import ColumnLinear, RowLinear
 from prime_megatron.mcore.cpu.norm import RMSNorm
@@ -31,8 +34,24 @@ def describe_layers(dtype: torch.dtype) -> str:
     return f"layers: megatron-core local with our RMSNorm; attention: {'sdpa loop' if loop else varlen_backend()}"
 
 
-def layer_spec(config: TransformerConfig, *, te: bool) -> ModuleSpec:
-    """The spec of every decoder layer."""
+class OtherBiasAttention(SelfAttention):
+    """Self-attention whose output projection has a bias where the feed-forward has none, or the other way round."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        own = copy.copy(config)
+        own.add_bias_linear = not config.add_bias_linear
+        super().__init__(own, *args, **kwargs)
+
+
+def layer_spec(config: TransformerConfig, family: FamilyConfig, *, te: bool) -> ModuleSpec:
+    """The spec of every decoder layer. Upstream has one switch for the biases of attention's output and of the MLP."""
+    spec = _plain_spec(config, te=te)
+    if family.output_bias != config.add_bias_linear:
+        spec.submodules.self_attention.module = OtherBiasAttention
+    return spec
+
+
+def _plain_spec(config: TransformerConfig, *, te: bool) -> Any:
     make: Any = get_gpt_layer_with_transformer_engine_spec if te else get_gpt_layer_local_spec
     kwargs: dict[str, Any] = {
         "num_experts": config.num_moe_experts,

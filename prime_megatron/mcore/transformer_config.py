@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 
 from prime_megatron.config.model import ParallelConfig
 from prime_megatron.families import FamilyConfig
+from prime_megatron.families.base import RopeScaling
 from prime_megatron.families.megatron_layout import padded_groups
 from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.topology import ParallelSizes
@@ -39,11 +41,13 @@ def transformer_config(
         "qk_layernorm": config.qk_norm,
         "gated_linear_unit": True,
         "activation_func": F.silu,
-        "add_bias_linear": False,
+        # Of the feed-forward; attention's output may differ (``spec.layer_spec``).
+        "add_bias_linear": config.mlp_bias,
         "add_qkv_bias": config.qkv_bias,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "window_size": None if config.window is None else (config.window - 1, 0),
+        "window_attn_skip_freq": _windowed(config) if config.full_layers else None,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
@@ -71,7 +75,23 @@ def transformer_config(
     kwargs.update(_recompute(parallel))
     if config.experts:
         kwargs.update(_moe(config, te))
-    return TransformerConfig(**kwargs)
+    made = TransformerConfig(**kwargs)
+    _set_attention_factor(made, config.rope_scaling)
+    return made
+
+
+def _set_attention_factor(made: TransformerConfig, scaling: RopeScaling | None) -> None:
+    """For Transformer Engine's layers: upstream multiplies cosines and sines by 0.1 mscale ln(scaling factor) + 1
+    where these are set."""
+    if scaling is not None and scaling.attention_factor != 1.0:
+        made.yarn_rotary_scaling_factor = math.e
+        made.yarn_mscale = 10.0 * (scaling.attention_factor - 1.0)
+        made.yarn_mscale_all_dim = 0.0
+
+
+def _windowed(config: FamilyConfig) -> list[int]:
+    """1 for a layer with the window, 0 without."""
+    return [int(config.layer_window(layer) is not None) for layer in range(config.layers)]
 
 
 def _leave(weight: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from prime_megatron.errors import InputError
 from prime_megatron.families.folder import (
+    DTYPES,
     SINGLE,
     VALUE_HEAD_TENSOR,
     HfFolder,
@@ -31,7 +32,6 @@ from prime_megatron.parallel.topology import Coordinates, Topology
 
 MAX_FILE_BYTES = 5_000_000_000
 """Largest weights file of an export."""
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _PADDED = (
     "word_embeddings.weight",
     "output_layer.weight",
@@ -79,8 +79,8 @@ def load_hf(chunks: Sequence[Any], folder: Path | str, topology: Topology) -> No
     raise the same InputError: missing or truncated file, missing tensor, a shape that config.json contradicts.
     """
     model = unwrap(chunks[0])
-    with HfFolder(folder) as source:
-        source.check(model.family, value_head=model.has_value_head)
+    with HfFolder(folder, model.family) as source:
+        source.check(value_head=model.has_value_head)
         for param, pieces in local_pieces(chunks, topology):
             if pieces and pieces[0].hf_name == VALUE_HEAD_TENSOR and VALUE_HEAD_TENSOR not in source.files:
                 continue
@@ -108,7 +108,9 @@ def export_hf(
     """
     target = Path(folder)
     plan = _Plan(chunks, topology, Path(source_folder), dtype)
-    writer = _Writer(target, plan, Path(source_folder), dtype, max_file_bytes) if topology.rank == 0 else None
+    writer = (
+        _Writer(target, plan, Path(source_folder), dtype is not None, max_file_bytes) if topology.rank == 0 else None
+    )
     _agree(writer.prepare() if writer else None, topology)
     for spec in plan.specs:
         tensor = plan.gather(spec.name)
@@ -140,14 +142,14 @@ class _Plan:
             for piece in slices_at(models[0], topology, at):
                 owners.setdefault(piece.hf_name, {}).setdefault(piece.hf, (rank, piece))
         self.owners = {name: list(pieces.values()) for name, pieces in owners.items()}
-        with HfFolder(source_folder) as source:
+        with HfFolder(source_folder, models[0].family) as source:
             self.specs = [
                 TensorSpec(name, self.owners[name][0][1].hf_shape, dtype or self._dtype_in(source, name))
                 for name in sorted(self.owners, key=natural_order)
             ]
 
     def _dtype_in(self, source: HfFolder, name: str) -> torch.dtype:
-        return _DTYPES[source.dtype_name(name)] if name in source.files else self.param_dtype
+        return DTYPES[source.dtype_name(name)] if name in source.files else self.param_dtype
 
     def gather(self, name: str) -> Tensor | None:
         """The whole tensor on rank 0, on the CPU; None elsewhere."""
@@ -170,10 +172,10 @@ class _Plan:
 class _Writer:
     """Rank 0's side. Methods return the error instead of raising it: peers are waiting to send."""
 
-    def __init__(self, target: Path, plan: _Plan, source: Path, dtype: torch.dtype | None, max_file_bytes: int) -> None:
+    def __init__(self, target: Path, plan: _Plan, source: Path, cast: bool, max_file_bytes: int) -> None:
         self.target = target
         self.source = source
-        self.dtype = dtype
+        self.cast = cast
         self.partial = target.parent / f".{target.name}.partial"
         self.files = file_names(split_files(plan.specs, max_file_bytes))
         self.error: str | None = None
@@ -212,12 +214,18 @@ class _Writer:
         except OSError as error:
             self.error = f"{self.target}: write failed ({error}); nothing is left there"
 
+    def _describe(self) -> None:
+        specs = [spec for part in self.files.values() for spec in part]
+        sizes = {spec.name: math.prod(spec.shape) for spec in specs}
+        describe_weights(self.partial, sizes, {spec.name: spec.dtype for spec in specs}, cast=self.cast)
+
     def finish(self) -> str | None:
         try:
             if not self.error:
                 if len(self.files) > 1:
                     write_index(self.partial, self.files)
-                copy_companions(self.source, self.partial, self.dtype)
+                copy_companions(self.source, self.partial)
+                self._describe()
                 if self.target.exists():
                     self.target.rmdir()
                 self.partial.rename(self.target)
@@ -228,19 +236,41 @@ class _Writer:
         return self.error
 
 
-def copy_companions(source: Path, target: Path, dtype: torch.dtype | None) -> None:
-    """Copies every file of a model folder but its weights; with dtype, config.json names it."""
+def copy_companions(source: Path, target: Path) -> None:
+    """Copies every file of a model folder but its weights."""
     for path in sorted(source.iterdir()):
         if path.is_file() and not _WEIGHT_FILE.match(path.name):
             shutil.copyfile(path, target / path.name)
     templates = source / "additional_chat_templates"
     if templates.is_dir():
         shutil.copytree(templates, target / templates.name)
-    if dtype is not None:
-        config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        config[key] = str(dtype).removeprefix("torch.")
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def describe_weights(
+    folder: Path, num_values: Mapping[str, int], dtypes: Mapping[str, torch.dtype], *, cast: bool
+) -> tuple[str, ...]:
+    """Makes config.json say what was written: the dtype that most values have, in every key that names one.
+
+    A file that says so already, or that names none where nothing was cast, stays as it is. Returns a line for every
+    key that changed.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    counts: dict[str, int] = {}
+    for name, count in num_values.items():
+        counts[dtype_name(dtypes[name])] = counts.get(dtype_name(dtypes[name]), 0) + count
+    made = max(sorted(counts), key=lambda name: counts[name])
+    keys = [key for key in ("torch_dtype", "dtype") if config.get(key) is not None]
+    keys = keys or (["torch_dtype"] if cast else [])
+    stale = {key: config.get(key) for key in keys if config.get(key) != made}
+    if stale:
+        path.write_text(json.dumps(config | dict.fromkeys(stale, made), indent=2) + "\n", encoding="utf-8")
+    return tuple(f"config.json: {key} {json.dumps(before)} -> {json.dumps(made)}" for key, before in stale.items())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As config.json spells it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def file_names(parts: list[list[TensorSpec]]) -> dict[str, list[TensorSpec]]:

@@ -103,6 +103,30 @@ SFT_COLUMNS = (
 """The progress line of `prime-megatron sft`."""
 
 
+BREAKDOWN = (
+    ("rollout/outcome", "outcome"),
+    ("rollout/pass_rate", "kept"),
+    ("prm/accuracy", "PRM acc"),
+    ("eval/accuracy", "eval"),
+)
+"""Figures that are told apart by ability and by data source, with their labels."""
+
+
+def breakdown_lines(values: Values) -> list[str]:
+    """A line for every ability where there are several, and for every data source where there are more of them."""
+    by_kind: dict[str, list[str]] = {}
+    for kind in ("ability", "data_source"):
+        prefixes = [f"{figure}/{kind}/" for figure, _ in BREAKDOWN]
+        by_kind[kind] = sorted({key.removeprefix(p) for p in prefixes for key in values if key.startswith(p)})
+    told = {"ability": len(by_kind["ability"]) > 1}
+    told["data_source"] = len(by_kind["data_source"]) > max(1, len(by_kind["ability"]))
+    lines = []
+    for kind, name in [(kind, name) for kind, names in by_kind.items() if told[kind] for name in names]:
+        found = [(label, values.get(f"{figure}/{kind}/{name}")) for figure, label in BREAKDOWN]
+        lines.append("  ".join([name, *(f"{label} {value:.3f}" for label, value in found if value is not None)]))
+    return lines
+
+
 class ConsoleSink:
     """Progress: on a terminal a line per step above a live status line; elsewhere plain lines with the time (UTC)."""
 
@@ -120,6 +144,8 @@ class ConsoleSink:
             if column.key in values and values[column.key] is not None:
                 parts.append(f"{column.label} {format(values[column.key], column.format)}")
         self.message("  ".join(parts))
+        for line in breakdown_lines(values):
+            self.message(f"  {line}")
 
     def stage(self, text: str) -> None:
         if not self._console.is_terminal:

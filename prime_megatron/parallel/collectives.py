@@ -1,8 +1,9 @@
-"""Collectives on plain Python values, on bytes, and the reductions that the algorithm asks for."""
+"""Collectives on plain Python values, on bytes, what the first rank does for all, and the algorithm's reductions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prime_megatron.device import current_device
+from prime_megatron.errors import InputError
 
 T = TypeVar("T")
 
@@ -58,6 +60,31 @@ def from_rank(value: T, rank: int = 0) -> T:
     carrier = [value]
     dist.broadcast_object_list(carrier, rank)
     return carrier[0]
+
+
+@contextmanager
+def on_first_rank(enter: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """A context of the first rank's, such as a lock; what it refuses is raised on all. Collective over the world."""
+    with ExitStack() as stack:
+        agree_on(lambda: stack.enter_context(enter()))
+        yield
+
+
+def agree_on(action: Callable[[], None]) -> None:
+    """Run an action of the first rank's; what it refuses is raised on all. Collective over the world.
+
+    Raises:
+        InputError: as the action.
+    """
+    refusal = None
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except InputError as error:
+            refusal = str(error)
+    refusal = from_rank(refusal)
+    if refusal is not None:
+        raise InputError(refusal)
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,15 @@ def read_families(config: TrainConfig | SftConfig) -> Mapping[str, FamilyConfig]
     Raises:
         InputError: a config.json that cannot be read.
     """
-    folders = [config.model] if isinstance(config, SftConfig) else [model.folder for model in plan_step(config).models]
+    folders = (
+        {config.model: False}
+        if isinstance(config, SftConfig)
+        else {model.folder: model.role == "critic" for model in plan_step(config).models}
+    )
     for folder in folders:
         if not Path(folder).is_dir():
             return folder
-    return {folder: read_config(folder) for folder in folders}
+    return {folder: read_config(folder, value_head=head) for folder, head in folders.items()}
 
 
 def plan_for(

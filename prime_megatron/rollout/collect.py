@@ -16,7 +16,7 @@ from prime_megatron.rollout.generate import Draw, Generator
 from prime_megatron.rollout.recording import group_from_dict, read_recording
 from prime_megatron.rollout.sampling import TRAIN
 from prime_megatron.types import Group, Prompt
-from prime_megatron.verify import FAILURES
+from prime_megatron.verify import FAILURES, VERDICTS
 
 
 class Prompts(Protocol):
@@ -45,6 +45,12 @@ class Collected:
         """Responses of this step on which the verifier failed, by kind; every kind is there."""
         verdicts = Counter(sample.verdict for group in self.generated for sample in group.samples)
         return {kind: verdicts[kind] for kind in FAILURES}
+
+    @property
+    def verdicts(self) -> dict[str, int]:
+        """Generated responses by verdict, the failures left out."""
+        verdicts = Counter(sample.verdict for group in self.generated for sample in group.samples)
+        return {kind: verdicts[kind] for kind in VERDICTS if kind not in FAILURES}
 
 
 class Collector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ class Generator:
         self.leads = leads
         self.verifiers = verifiers
         self.tokenizer = tokenizer
+        self._waited_s = 0.0
+
+    def take_waited_s(self) -> float:
+        """Seconds since the last call in which everything was generated and verdicts were not there yet."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
 
     def groups(self, prompts: Sequence[Prompt], draw: Draw, stop: Callable[[], bool] = lambda: False) -> list[Group]:
         """``draw.num_samples`` verified responses to each prompt, in order. Collective over the world.
@@ -117,10 +124,13 @@ class Generator:
         completions = self.engine.generate(requests, verify if self.leads else None)
         if not self.leads:
             return []
-        return [
+        start_s = time.perf_counter()
+        responses = [
             Response(index, _sample(completion, decoded[completion.request.key], self.engine.version))
             for (index, _), completion in zip(owners, completions, strict=True)
         ]
+        self._waited_s += time.perf_counter() - start_s
+        return responses
 
 
 def _answer_of(prompt: Prompt, response: str) -> Answer:

@@ -18,6 +18,7 @@ from prime_megatron.config import TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
+from prime_megatron.families.check import compare_facts, facts_of, rotary_facts
 from prime_megatron.families.engine_layout import (
     SGLANG_EXPERTS,
     VLLM_EXPERTS,
@@ -65,8 +66,9 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
         RunError: an engine that does not start.
     """
     if config.rollout.engine in ("embedded", "replay"):
-        return EmbeddedEngine(
-            policy_folder_of(config),
+        folder = policy_folder_of(config)
+        engine = EmbeddedEngine(
+            folder,
             end_token_ids=end_token_ids,
             device=device.current_device(),
             dtype=_engine_dtype(config),
@@ -75,6 +77,9 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
             num_replicas=topology.sizes.world,
             trust_remote_code=config.models.trust_remote_code,
         )
+        facts = facts_of(engine.model.config) | rotary_facts(engine.model.base_model.rotary_emb)
+        compare_facts(read_config(folder), facts, f"{folder}/config.json", "the embedded engine")
+        return engine
     rollout = config.rollout
     settings = driver_settings(config, end_token_ids)
     if settings.in_process:

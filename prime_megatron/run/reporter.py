@@ -35,6 +35,7 @@ from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
+from prime_megatron.run.verification import Verification, verify_speed
 from prime_megatron.step.metrics import StepRecord, step_figures
 from prime_megatron.step.plan import StepPlan
 
@@ -80,6 +81,8 @@ class Reporter:
     """Memory at the edges of generation since it was last asked."""
     restarts: Callable[[], int]
     """`Engine.num_restarts` of this rank."""
+    verification: Callable[[], Verification]
+    """What this rank's verifiers did, and how long its generation waited for them, since it was last asked."""
     progress: Progress = field(default_factory=Progress)
     _peak_flops: float = 0.0
     _memory_told: bool = False
@@ -135,8 +138,10 @@ class Reporter:
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
         figures["engine/restarts"] = self.progress.num_restarts
         figures |= (memory := self.memory())
+        verification = gather_all(self.verification())
         times = self.clock.lap()
         if record is not None:
+            figures |= verify_speed(verification, times.wall_s)
             figures |= self._speed(record, times.wall_s - _aside(times.stage_s))
         self.log.log(index, figures | times.metrics())
         if record is not None and not self._memory_told:

@@ -23,7 +23,8 @@ from prime_megatron.config import KlEstimator, TrainConfig
 from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
-from prime_megatron.types import Advantages, RolloutBatch, Scores
+from prime_megatron.step.breakdown import prm_figures, prm_sums, rollout_figures
+from prime_megatron.types import Advantages, Scores
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,20 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     if scores.prm_logprobs_T is not None:
         # Before the update: the update's own forward, or the scores where there was no update (or one after them).
         before_T = scores.prm_logprobs_T if record.prm is None else record.prm.logprobs.logprobs_T
-        statistics = statistics.merged(_prm(batch, before_T, scores.ref_logprobs_T, config.prm.beta))
+        assert scores.ref_logprobs_T is not None
+        q_N = sequence_log_ratio(
+            before_T, scores.ref_logprobs_T, batch.response_mask_T, batch.sequence_T, batch.outcome_N.numel()
+        )
+        statistics = statistics.merged(prm_statistics(q_N, batch.outcome_N, batch.group_N, config.prm.beta))
+        statistics = statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
     cap = config.policy.importance_cap
     if cap is not None:
         assert scores.old_logprobs_T is not None
         statistics = statistics.merged(importance_statistics(batch, scores.old_logprobs_T, cap))
     reduced = statistics.reduced(reduce)
-    figures = _engine_figures(reduced) | finish(reduced.merged(_learned(record)))
+    figures = _engine_figures(reduced) | finish(reduced.merged(_learned(record))) | prm_figures(reduced)
     figures |= _collected(record.collected) | _update("policy", record.policy)
+    figures |= rollout_figures(record.collected, config.rollout.filter)
     figures["step/tokens"] = _num_tokens(record.collected)
     if record.prm is not None:
         figures |= _update("prm", record.prm)
@@ -96,14 +103,6 @@ def _learned(record: StepRecord) -> Statistics:
     if record.critic is not None:
         sums |= record.critic.stats
     return Statistics({key: torch.tensor(value, dtype=torch.float64) for key, value in sums.items()})
-
-
-def _prm(batch: RolloutBatch, prm_logprobs_T: Tensor, ref_logprobs_T: Tensor | None, beta: float) -> Statistics:
-    assert ref_logprobs_T is not None
-    q_N = sequence_log_ratio(
-        prm_logprobs_T, ref_logprobs_T, batch.response_mask_T, batch.sequence_T, batch.outcome_N.numel()
-    )
-    return prm_statistics(q_N, batch.outcome_N, batch.group_N, beta)
 
 
 def _engine_gap(record: StepRecord) -> Statistics:

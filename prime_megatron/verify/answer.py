@@ -17,9 +17,18 @@ WRONG_TYPE = "wrong_type"
 NOT_FINITE = "not_finite"
 OUT_OF_RANGE = "out_of_range"
 
+NO_CODE = "no_code"
+EXCEPTION = "exception"
+CRASHED = "crashed"
+TIME_LIMIT = "time_limit"
+MEMORY_LIMIT = "memory_limit"
+OUTPUT_LIMIT = "output_limit"
+
+OF_PROGRAMS = (NO_CODE, EXCEPTION, CRASHED, TIME_LIMIT, MEMORY_LIMIT, OUTPUT_LIMIT)
+"""Verdicts on programs beside "correct" and "wrong"."""
 FAILURES = (TIMEOUT, ERROR, DIED, WRONG_TYPE, NOT_FINITE, OUT_OF_RANGE)
 """Verdicts on the verifier, not on the answer, which scores 0; counted by kind."""
-VERDICTS = (CORRECT, WRONG, PARTIAL, NO_ANSWER, REFUSED, *FAILURES)
+VERDICTS = (CORRECT, WRONG, PARTIAL, NO_ANSWER, REFUSED, *FAILURES, *OF_PROGRAMS)
 """All there are."""
 
 
@@ -45,10 +54,13 @@ class Answer:
 class Verdict:
     """One outcome.
 
-    score: in [0, 1]; 1 is right. Every verdict but "correct" and "partial" scores 0.
+    score: in [0, 1]; 1 is right. Every verdict but "correct" and "partial", and a program's that passes some tests,
+        scores 0.
     verdict: "correct", "wrong", "partial" (a score between), "no_answer" (none found, or cut off), "refused" (outside
-        the cheap limits), or a failure of the verifier: "timeout" (not decided in time), "error" (it raised), "died"
-        (its process ended), and of a custom reward "wrong_type", "not_finite" and "out_of_range" (what it returned).
+        the cheap limits), of a program "no_code" or what went wrong in its first test that does not pass ("exception",
+        "crashed", "time_limit", "memory_limit", "output_limit"), or a failure of the verifier: "timeout" (not decided
+        in time), "error" (it raised), "died" (its process ended), and of a custom reward "wrong_type", "not_finite" and
+        "out_of_range" (what it returned).
     reason: one line for a person.
     """
 

@@ -3,6 +3,7 @@
 import collections
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,8 +17,27 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What a pool did: answers, tests behind them, seconds that the answers waited for a worker, seconds of workers."""
+
+    num_answers: int = 0
+    num_tests: int = 0
+    queue_wait_s: float = 0.0
+    busy_s: float = 0.0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.num_answers + other.num_answers,
+            self.num_tests + other.num_tests,
+            self.queue_wait_s + other.queue_wait_s,
+            self.busy_s + other.busy_s,
+        )
+
+
+@dataclass(frozen=True)
 class Job:
     request: Mapping[str, Any]
+    submitted_s: float
     future: "Future[Verdict]" = field(default_factory=Future)
 
 
@@ -58,11 +78,26 @@ class WorkerPool:
         self._processes: dict[int, WorkerProcess] = {}  # by pid, for close()
         self._num_idle = 0
         self._closed = False
+        self._usage = Usage()
+
+    def take_usage(self) -> Usage:
+        """What was done since the last call."""
+        with self._lock:
+            usage, self._usage = self._usage, Usage()
+            return usage
+
+    def new_process(self) -> WorkerProcess:
+        """A worker that is about to load its grader."""
+        return WorkerProcess(self._memory_bytes, self._grader)
+
+    def num_tests(self, reply: Mapping[str, Any]) -> int:
+        """Tests behind one reply."""
+        return 1
 
     def submit(self, request: Mapping[str, Any]) -> "Future[Verdict]":
         """Queues one request of JSON values; the grader says which. The future raises RunError where a grader that is
         not optional cannot be started at all."""
-        job = Job(request)
+        job = Job(request, time.monotonic())
         with self._lock:
             if self._closed:
                 raise RunError(f"{self._grader.name} is closed")
@@ -116,7 +151,7 @@ class WorkerPool:
             return None if self._closed else self._jobs.popleft()
 
     def _grade(self, lane: Lane, job: Job) -> Verdict:
-        cause = ""
+        waited_s, cause = time.monotonic() - job.submitted_s, ""
         for _ in range(2):
             try:
                 process = lane.process or self._start(lane)
@@ -126,6 +161,7 @@ class WorkerPool:
                     raise
                 self._discard(lane)
                 return Verdict(0.0, DIED, str(failure))
+            start_s = time.monotonic()
             try:
                 reply = process.ask(job.request, self._timeout_s)
             except WorkerTimeout:
@@ -137,6 +173,8 @@ class WorkerPool:
                 cause = str(death)
                 logger.warning("a process of %s ended while it graded an answer (%s)", self._grader.name, cause)
                 continue
+            with self._lock:
+                self._usage += Usage(1, self.num_tests(reply), waited_s, time.monotonic() - start_s)
             if reply["last"]:
                 self._discard(lane)
             return Verdict(reply["score"], reply["verdict"], reply["reason"])
@@ -148,7 +186,7 @@ class WorkerPool:
             with self._lock:
                 # Under the lock: close() either sees this process or keeps it from starting.
                 self._raise_if_closed()
-                process = lane.process = WorkerProcess(self._memory_bytes, self._grader)
+                process = lane.process = self.new_process()
                 self._processes[process.pid] = process
             try:
                 process.wait_ready(self._start_timeout_s)

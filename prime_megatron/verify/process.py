@@ -32,13 +32,14 @@ _ENVIRONMENT = (
 class Grader:
     """What a worker process loads.
 
-    name: for messages. arguments: of worker.py, see there. optional: where it cannot be loaded, answers fail, and not
-    the run.
+    name: for messages. arguments: of its file, behind MEMORY_BYTES and PARENT_PID. optional: where it cannot be loaded,
+    answers fail, and not the run. file: what the process runs; None: worker.py.
     """
 
     name: str
     arguments: tuple[str, ...] = ()
     optional: bool = False
+    file: Path | None = None
 
 
 MATH_VERIFY = Grader("the math verifier")
@@ -61,7 +62,7 @@ class WorkerProcess:
     def __init__(self, memory_bytes: int, grader: Grader = MATH_VERIFY) -> None:
         self._grader = grader
         # -P keeps this folder, with its math.py, off the worker's import path; -B writes no bytecode.
-        command = [sys.executable, "-P", "-B", str(WORKER_FILE), str(memory_bytes), str(os.getpid())]
+        command = [sys.executable, "-P", "-B", str(grader.file or WORKER_FILE), str(memory_bytes), str(os.getpid())]
         command += grader.arguments
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(

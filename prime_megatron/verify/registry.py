@@ -7,17 +7,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
 from prime_megatron.verify.answer import FAILURES, Answer, Verdict, Verifier
+from prime_megatron.verify.code.check import refusal
+from prime_megatron.verify.code.verifier import CodeVerifier, truth_problem
 from prime_megatron.verify.custom import CustomVerifier
 from prime_megatron.verify.exact import RuleVerifier, exact_match
 from prime_megatron.verify.math import MathVerifier
+from prime_megatron.verify.pool import Usage
 
 logger = logging.getLogger(__name__)
-
-
-UNAVAILABLE = {"code": "code execution is not available yet in this version; remove the rows that need it"}
-"""Abilities that are known and cannot be scored, with why."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class VerifyOptions:
     """num_workers: processes at most of each ability that needs them, in this process's registry.
     timeout_s: wall-clock seconds for one answer in such a process.
     memory_bytes: address space of one math-verify process.
+    code: how programs are run and scored.
     """
 
     num_workers: int = 2
     timeout_s: float = 5.0
     memory_bytes: int = 2 * 2**30
+    code: CodeConfig = field(default_factory=CodeConfig)
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
@@ -62,6 +64,17 @@ class Verifiers:
         close = difflib.get_close_matches(ability, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise InputError(f"unknown ability {ability!r} (known: {', '.join(known)}){hint}")
+
+    def truth_problem(self, ability: str, ground_truth: str) -> str | None:
+        """Why answers cannot be scored against this ground truth; None: they can. Raises InputError as `require`."""
+        return truth_problem(ground_truth) if isinstance(self.require(ability), CodeVerifier) else None
+
+    def take_usage(self) -> Usage:
+        """What the pools did since the last call."""
+        pools = [
+            v.pool for v in self.by_ability.values() if isinstance(v, (CodeVerifier, MathVerifier, CustomVerifier))
+        ]
+        return sum((pool.take_usage() for pool in pools), Usage())
 
     def submit(self, answer: Answer) -> "Future[Verdict]":
         """Starts to score one answer, so that verification overlaps generation.
@@ -112,7 +125,7 @@ class Verifiers:
 
 
 def build_verifiers(options: VerifyOptions | None = None, custom: Mapping[str, str] | None = None) -> Verifiers:
-    """The built-in abilities (math, exact; code is known but not available yet) and those of ``verify.custom``.
+    """The built-in abilities (math, exact; code where the machine can hold programs) and those of ``verify.custom``.
 
     options: limits of the processes. custom: "package.module:function" by ability, see ``verify.custom``; one that
     names a built-in ability takes its place. Nothing is imported or started here.
@@ -126,8 +139,10 @@ def build_verifiers(options: VerifyOptions | None = None, custom: Mapping[str, s
         ability: CustomVerifier(ability, path, options.num_workers, options.timeout_s)
         for ability, path in (custom or {}).items()
     }
-    unavailable = {ability: reason for ability, reason in UNAVAILABLE.items() if ability not in own}
-    return Verifiers(built_in | own, unavailable)
+    refused = None if "code" in own else refusal(options.code)
+    if refused is None:
+        built_in["code"] = CodeVerifier(options.num_workers, options.code)
+    return Verifiers(built_in | own, {} if refused is None else {"code": refused})
 
 
 def describe_custom(custom: Mapping[str, str]) -> list[str]:

@@ -158,6 +158,11 @@ def test_padded_attention_groups(tmp_path: Path) -> None:
         _check(tmp_path, name, [{"tensor": 2, "sequence": True}, {"tensor": 2}], 2)
 
 
+def test_biases(tmp_path: Path) -> None:
+    """Of the output projections every tensor-parallel rank has a copy, whose gradient sequence parallelism splits."""
+    _check(tmp_path, "llama_biases", [{"tensor": 2, "sequence": True}, {"tensor": 2}], 2)
+
+
 def test_experts_two_ranks(tmp_path: Path) -> None:
     _check(tmp_path, "mixtral", MOE_RANKS, 2)
 

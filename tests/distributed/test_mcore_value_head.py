@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -61,3 +62,45 @@ def test_value_head(tmp_path: Path) -> None:
             assert "score.weight" in names
             assert "lm_head.weight" not in names
             assert names - {"score.weight"} == set(load_file(folder / "model.safetensors")) - {"lm_head.weight"}
+
+
+def _values(folder: str, layout: dict[str, Any]) -> Any:
+    """A critic's values of each token, from a folder with a head of its own."""
+    from prime_megatron.config import OptimizerConfig, ParallelConfig
+    from prime_megatron.mcore.critic import Critic
+    from prime_megatron.mcore.initialize import start_megatron
+
+    config = ParallelConfig(**layout)
+    topology = start_megatron(config, seed=1, backend="gloo", timeout_s=60)
+    critic = Critic(folder, topology, config, dtype=torch.float32, optimizer=OptimizerConfig(), total_updates=1)
+    inputs = mcore_models.pack(mcore_models.sequences([5, 8]), topology, sequence_parallel=False)
+    found: list[torch.Tensor] = []
+
+    def score(index: int, hidden: torch.Tensor, model: Any) -> Any:
+        found.append((hidden[:, 0] @ critic.head().model.head_weight().T).detach())
+        return hidden.sum(), None
+
+    with torch.no_grad():
+        mcore_models.run(critic.chunks, [inputs], score, train=False)
+    return found[0]
+
+
+@pytest.mark.parametrize("layout", [{}, {"tensor": 2}])
+def test_a_critic_from_a_sequence_classifier(tmp_path: Path, layout: dict[str, Any]) -> None:
+    """transformers' own head: one label; two are refused by name."""
+    import transformers
+
+    sizes = mcore_models.make_model(tmp_path / "policy", "qwen2").config.to_dict()
+    torch.manual_seed(2)
+    classifier = transformers.Qwen2ForSequenceClassification(
+        transformers.Qwen2Config(**{**sizes, "pad_token_id": 0}, num_labels=1)
+    ).eval()
+    classifier.save_pretrained(tmp_path / "critic")
+    values = run_ranks(_values, 2 if layout else 1, str(tmp_path / "critic"), layout)[-1]
+    with torch.no_grad():
+        hidden = torch.cat([classifier.model(seq[None])[0][0] for seq in mcore_models.sequences([5, 8])])
+        torch.testing.assert_close(values, classifier.score(hidden), rtol=0, atol=1e-5)
+    classifier.score = torch.nn.Linear(32, 2, bias=False)
+    classifier.save_pretrained(tmp_path / "critic")
+    with pytest.raises(RuntimeError, match=r"tensor score.weight is \[2, 32\], config.json says \[1, 32\]"):
+        run_ranks(_values, 1, str(tmp_path / "critic"), {})

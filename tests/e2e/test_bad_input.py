@@ -122,7 +122,7 @@ def test_shape_that_disagrees(folder: Path, tmp_path: Path, capsys: pytest.Captu
         (
             '{"data_source": "x", "prompt": [{"role": "user", "content": "f"}], "ability": "code",'
             ' "reward_model": {"style": "rule", "ground_truth": "1"}}',
-            ("code", "not available"),
+            ("row 1", "ground truth", "JSON object"),
         ),
     ],
 )

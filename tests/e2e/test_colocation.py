@@ -61,7 +61,7 @@ def test_memory_by_role_and_phase(tmp_path: Path) -> None:
     assert row["memory/updated/reference/parameters_device_bytes"] == 4 * num_params
     assert row["memory/updated/reference/optimizer_device_bytes"] == 0
     lines = resume_runs.said(tmp_path / "out").splitlines()
-    (start,) = (number for number, line in enumerate(lines) if line.startswith("memory of the models on rank 0"))
+    (start,) = (number for number, line in enumerate(lines) if "memory of the models on rank 0" in line)
     table = [line.split() for line in lines[start + 1 : start + 15]]
     assert table[0][:2] == ["role", "kind"]
     assert {row[0] for row in table[1:]} >= {"policy", "prm", "critic", "reference", "all"}
@@ -140,5 +140,7 @@ def test_the_engine_starts_on_a_device_that_the_models_have_left(
     config = TrainConfig.model_validate_json(json.dumps(values | {"parallel": {"offload": offload}}))
     inputs: Any = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_ids=(0,)))
     roles: Any = SimpleNamespace(distinct=[Log("policy", seen), Log("prm", seen)])
-    assemble.start_engine(config, cast(Any, None), inputs, roles)
+    assembly = assemble.Assembly(config)
+    assembly.topology, assembly.inputs, assembly.roles = cast(Any, None), inputs, roles
+    assembly.start_engine()
     assert seen == wanted

@@ -13,7 +13,8 @@ import torch
 
 from prime_megatron.config import TrainConfig, UpdateOrder
 from prime_megatron.mcore.role import TrainResult
-from prime_megatron.run.assemble import Parts, open_parts
+from prime_megatron.run.assemble import open_parts
+from prime_megatron.run.parts import Parts
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.plan import OldLogprobs
 from prime_megatron.trainer import PrimeTrainer

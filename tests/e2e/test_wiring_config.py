@@ -26,24 +26,24 @@ def trace(folder: str, live: str, replayed: str, sft: str) -> list[str]:
     from prime_megatron.run.transport import describe_engine
     from prime_megatron.sft import train_sft
     from prime_megatron.trainer import train
+    from prime_megatron.verify.code.verifier import CodeWorker
 
     torch.distributed.destroy_process_group()
     del os.environ["RANK"]
     with recorded_reads() as reads, contextlib.redirect_stdout(io.StringIO()):
         for row in (*json.loads(live), *json.loads(replayed)):
             assert train(TrainConfig.model_validate(row, strict=False), resume=None, overwrite=False) == 0
-        assert train_sft(SftConfig.model_validate(json.loads(sft), strict=False), overwrite=False) == 0
-        for verb in ("validate", "plan-step", "slurm"):
-            assert (
-                main([verb, f"{folder}/run.yaml", *(["--output", f"{folder}/job.sh"] if verb == "slurm" else [])]) == 0
-            )
-        assert main(["validate", f"{folder}/sft.yaml"]) == 0
+        assert train_sft(SftConfig.model_validate(json.loads(sft), strict=False), resume=None, overwrite=False) == 0
+        for words in ("validate run", "plan-step run", "slurm run", "validate sft"):
+            verb, name = words.split()
+            assert main([verb, f"{folder}/{name}.yaml"]) == 0
         for engine in ("sglang", "vllm"):
             row = merge(json.loads(live)[0], {"rollout": {"engine": engine}})
             config = TrainConfig.model_validate(row, strict=False)
             describe_engine(config)
             driver_settings(config, (1,))
             engine_limits(config)
+            CodeWorker(config.verify.code).discard()
     return sorted(reads)
 
 
@@ -51,7 +51,10 @@ def trace(folder: str, live: str, replayed: str, sft: str) -> list[str]:
 def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     folder: Path = tmp_path_factory.mktemp("wiring")
     model, prompts = make_model(folder / "model"), make_prompts(folder / "prompts.jsonl")
-    base = settings(model, prompts, folder / "live", run={"steps": 2}, data={"eval": [prompts]})
+    bad = {"prompt": [{"role": "user", "content": "2"}], "ability": "code", "reward_model": {"ground_truth": "{"}}
+    with open(prompts, "a") as file:
+        file.write(json.dumps(bad) + "\n")
+    base = settings(model, prompts, folder / "live", run={"steps": 2}, data={"eval": [prompts], "bad_truth": "skip"})
     live = merge(
         base,
         {
@@ -66,15 +69,15 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         "critic": {"advantage": {"estimator": "gae"}, "prm": {"granularity": "step", "step_delimiter": "e"}},
         "plain": {"prm": {"use_gt": True, "loss": "bon_rm", "update": "reverse"}},
     }
-    replayed = [
-        merge(merge(base, replay), merge({"run": {"output_dir": str(folder / n)}}, m)) for n, m in modes.items()
-    ]
+    base_of = {name: merge(merge(base, replay), {"run": {"output_dir": str(folder / name)}}) for name in modes}
+    replayed = [merge(base_of[name], mode) for name, mode in modes.items()]
     sft = {
-        "run": {"output_dir": str(folder / "sft"), "steps": 1},
+        "run": {"output_dir": str(folder / "sft"), "steps": 2},
         "model": model,
         "dtype": "float32",
         "data": {"train": [make_sft(folder / "sft.jsonl")]},
         "batch_size": 4,
+        "checkpoint": {"every": 1},
         "log": {"tensorboard": False},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(merge(base, {"launch": {"nodes": 2}})))

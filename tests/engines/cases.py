@@ -25,7 +25,7 @@ from prime_megatron.types import Bucket
 from tests.engines.tiny import END, buckets, largest_gap, layout, make_model, publish, requests, segment, workers
 from tests.support import toy
 from tests.support.ranks import run_ranks
-from tests.support.runs import read_lines, train_rank
+from tests.support.runs import misread_rank, read_lines, train_rank
 
 PARITY = 1e-4
 
@@ -250,6 +250,17 @@ def check_training(engine: str, folder: Path, layout: str, **rollout: object) ->
         assert row["engine/logprob_gap_max"] < PARITY
     for row in read_lines(settings, "memory.jsonl")[1:]:
         assert row["memory/asleep_host_bytes"] > 0
+
+
+def check_misread(engine: str, folder: Path, **rollout: object) -> None:
+    """A trainer that takes another rotary base than the engine takes no step."""
+    model, prompts = toy.make_model(folder / "model", hidden=128), toy.make_prompts(folder / "prompts.jsonl")
+    sampling = {"max_response_tokens": 30}
+    chosen = {"engine": engine, "start_timeout_s": 600.0, "sampling": sampling, **rollout}
+    settings = toy.settings(model, prompts, folder / "run", parallel={"timeout_s": 900.0}, rollout=chosen)
+    (said,) = run_ranks(misread_rank, 1, json.dumps(settings), timeout_s=900.0)
+    assert "engine and trainer log-probs differ by" in said and "\n" not in said
+    assert [row["step"] for row in read_lines(settings, "metrics.jsonl")] == [0]
 
 
 def train_and_kill(settings: str, note: str) -> int:

@@ -135,3 +135,7 @@ def test_training_over_pipeline_stages_with_an_engine_over_both_ranks(tmp_path: 
 
 def test_training_over_tensor_ranks_with_an_engine_each_and_a_folder(tmp_path: Path) -> None:
     cases.check_training(ENGINE, tmp_path, "tensor", transport="disk")
+
+
+def test_a_model_that_the_trainer_reads_otherwise_takes_no_step(tmp_path: Path) -> None:
+    cases.check_misread(ENGINE, tmp_path)

@@ -29,6 +29,12 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 _MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {}),
@@ -45,6 +51,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3Moe", {**_MOE, "moe_intermediate_size": 24, "head_dim": 16, "norm_topk_prob": True}),
     "qwen3_moe_raw": ("Qwen3Moe", {**_MOE, "moe_intermediate_size": 24, "norm_topk_prob": False}),
     "mixtral": ("Mixtral", {**_MOE, "sliding_window": None}),
+    "llama_biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama_mlp_bias": ("Llama", {"mlp_bias": True}),
+    "qwen3_bias": ("Qwen3", {"attention_bias": True, "head_dim": 16}),
+    "qwen2_yarn": ("Qwen2", {"rope_parameters": _YARN_ROPE}),
+    "qwen2_windows": ("Qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
 }
 """Test model -> transformers class prefix and config."""
 

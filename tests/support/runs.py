@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -85,3 +86,20 @@ def check_same(expected: list[dict[str, Any]], metrics: list[dict[str, Any]]) ->
     """Every metric of two runs on the same recording within 1e-5."""
     worst = differences(expected, metrics, SKIP)
     assert max(worst.values()) <= TOLERANCE, sorted(worst.items(), key=lambda item: -item[1])[:5]
+
+
+def misread_rank(settings: str) -> str:
+    """A run on this rank whose trainer takes another rotary base than its engine; returns what ended it."""
+    from prime_megatron.errors import RunError
+    from prime_megatron.mcore import role
+    from prime_megatron.trainer import train
+
+    read = role.read_config
+    role.read_config = lambda folder, **options: dataclasses.replace(read(folder, **options), rope_theta=100.0)
+    try:
+        train(TrainConfig.model_validate_json(settings), resume=None, overwrite=False)
+    except RunError as error:
+        return str(error)
+    finally:
+        role.read_config = read
+    return ""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3MoeConfig
 
 from prime_megatron.cli.main import main
@@ -95,7 +98,8 @@ def test_supervised_config_is_told_by_its_model_key(tmp_path: Path, capsys: pyte
     assert f"# memory: not estimated, no folder {tmp_path / 'absent'}\n" in out
 
 
-def test_validate_needs_no_torch_and_writes_nothing(config: str, tmp_path: Path) -> None:
+def test_validate_needs_no_torch_where_no_model_is_and_writes_nothing(config: str, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "model")
     before = sorted(tmp_path.rglob("*"))
     code = (
         "import sys; from prime_megatron.cli.main import main; code = main(['validate', sys.argv[1]]); "
@@ -112,7 +116,9 @@ def test_validate_needs_no_torch_and_writes_nothing(config: str, tmp_path: Path)
         Qwen2Config(**SIZES, tie_word_embeddings=True),
         Qwen2Config(**SIZES, tie_word_embeddings=False),
         LlamaConfig(**SIZES, head_dim=16),
-        Qwen3MoeConfig(**SIZES, head_dim=8, num_experts=5, moe_intermediate_size=24, decoder_sparse_step=1),
+        Qwen3MoeConfig(
+            **SIZES, head_dim=8, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=1
+        ),
     ],
     ids=["qwen2-tied", "qwen2", "llama", "moe"],
 )
@@ -134,7 +140,9 @@ def test_parameter_counts_against_transformers(hf: PretrainedConfig, tmp_path: P
 
 
 def test_an_unreadable_model_is_refused(config: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"architectures": ["Qwen2ForCausalLM"]}))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"})
+    )
     assert main(["validate", config]) == 2
     err = capsys.readouterr().err
     assert "config.json: key " in err and err.count("\n") == 1
@@ -169,3 +177,43 @@ def test_a_supervised_run_is_counted_and_refused(config: str, tmp_path: Path, ca
     assert "#   update " in out and "#   save " in out and "rollout" not in out
     assert main(["validate", str(path), "--device-memory", "4.1GiB"]) == 2
     assert "the update needs " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "layout", "word"),
+    [
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "", "rope scaling 'dynamic' is not supported"),
+        ({"use_cache": None}, "", "use_cache = null"),
+        ({"rms_norm_eps": 1e-6, "eos_token_id": [None]}, "", "eos_token_id = [None] is not a token id"),
+        ({"intermediate_size": 57}, "parallel.tensor=2", "parallel.tensor 2 does not divide the model's 57 ffn"),
+    ],
+)
+def test_what_train_refuses_about_a_folder_is_refused(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, layout: str, word: str
+) -> None:
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    options = [layout, "--processes", "2"] if layout else []
+    assert main(["validate", config, *options]) == 2
+    err = capsys.readouterr().err
+    assert word in err and err.count("\n") == 1
+
+
+def test_validate_reads_the_weights_headers(config: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    save_file({"model.norm.weight": torch.ones(32)}, tmp_path / "model" / "model.safetensors")
+    assert main(["validate", config]) == 2
+    assert "tensor model.embed_tokens.weight is missing" in capsys.readouterr().err
+
+
+def test_validate_asks_transformers(
+    config: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever transformers would read otherwise, in a family that is added later, too."""
+    from prime_megatron.run import check_models
+
+    read = check_models.read_config
+    monkeypatch.setattr(
+        check_models, "read_config", lambda *args, **options: replace(read(*args, **options), rope_theta=7.0)
+    )
+    assert main(["validate", config]) == 2
+    assert "inverse frequencies (rotary) is" in capsys.readouterr().err

@@ -104,6 +104,24 @@ def test_end_of_sequence(make_folder):
         load_tokenizer(make_folder(eos=None))
     assert load_tokenizer(make_folder(eos=None, eos_token_id=[3, 1])).eos_token_ids == (3, 1)
     assert load_tokenizer(make_folder(eos_token_id=[3, 1])).eos_token_ids == (1, 3)
+    with pytest.raises(InputError, match=r"generation_config.json: eos_token_id = '3' is not a token id"):
+        load_tokenizer(make_folder(eos_token_id="3"))
+
+
+def test_ends_named_in_config_json_are_stops_where_generation_config_names_none(make_folder):
+    """As in transformers' generate, for which config.json is the last place."""
+    folder = make_folder(eos="<eos>")
+    path = Path(folder) / "config.json"
+    path.write_text(json.dumps({"model_type": "qwen2", "vocab_size": 32, "eos_token_id": [1, 4]}))
+    assert load_tokenizer(folder).eos_token_ids == (1, 4)
+    (Path(folder) / "generation_config.json").write_text(json.dumps({"max_length": 5}))
+    assert load_tokenizer(folder).eos_token_ids == (1, 4)
+    (Path(folder) / "generation_config.json").write_text(json.dumps({"eos_token_id": 3}))
+    assert load_tokenizer(folder).eos_token_ids == (1, 3)
+    path.write_text(json.dumps({"model_type": "qwen2", "vocab_size": 32, "eos_token_id": [True]}))
+    (Path(folder) / "generation_config.json").unlink()
+    with pytest.raises(InputError, match=r"config.json: eos_token_id = \[True\] is not a token id"):
+        load_tokenizer(folder)
     assert load_tokenizer(make_folder(eos_token_id=2)).eos_token_ids == (1, 2)
 
 

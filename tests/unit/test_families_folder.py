@@ -27,6 +27,7 @@ from prime_megatron.parallel.topology import ParallelSizes
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "hidden_size": 8,
     "intermediate_size": 12,
     "num_attention_heads": 2,
@@ -52,8 +53,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _error(folder: Path) -> str:
-    with pytest.raises(InputError) as error, HfFolder(folder) as source:
-        source.check(read_config(folder))
+    with pytest.raises(InputError) as error, HfFolder(folder, read_config(folder)) as source:
+        source.check()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -69,8 +70,8 @@ def _edit_index(folder: Path, **changes: str | None) -> None:
 
 
 def test_whole(folder: Path) -> None:
-    with HfFolder(folder) as source:
-        source.check(read_config(folder))
+    with HfFolder(folder, read_config(folder)) as source:
+        source.check()
         assert source.slice("model.norm.weight")[2:5].shape == (3,)
 
 
@@ -98,7 +99,7 @@ def test_truncated_single_file(folder: Path) -> None:
 
 def test_tensor_missing_from_index(folder: Path) -> None:
     _edit_index(folder, **{"model.norm.weight": None})
-    assert "tensor model.norm.weight is missing, though config.json" in _error(folder)
+    assert f"{folder / 'b.safetensors'}: tensor model.norm.weight is not in {INDEX}" in _error(folder)
 
 
 def test_tensor_missing_from_file(folder: Path) -> None:

@@ -44,7 +44,8 @@ SIZES = {
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 WINDOW = 6
 """Less than most prompts with their answers have."""
-MODELS = ["qwen2-tied", "llama-untied", "granite", "qwen3-moe", "mixtral", "mistral-window", "qwen2-half-window"]
+MODELS = ["qwen2-tied", "llama-untied", "granite", "qwen3-moe", "mixtral", "mistral-window", "qwen2-half-window",
+          "llama-biases-yarn"]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -67,6 +68,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         window = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
         model = Qwen2ForCausalLM(Qwen2Config(**window, **SIZES))
         assert model.config.layer_types == ["full_attention", "sliding_attention"]
+    elif request.param == "llama-biases-yarn":
+        yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 8}
+        config = LlamaConfig(attention_bias=True, mlp_bias=True, rope_parameters=yarn, **SIZES)
+        model = LlamaForCausalLM(config)
+        assert DenseDecoder.supports(model)
     else:
         model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=False, **SIZES))
     with torch.no_grad():

@@ -73,7 +73,7 @@ def test_an_empty_file_and_blank_lines(tmp_path: Path, capsys: pytest.CaptureFix
         (json.dumps({**GOOD, "ground_truth": 7}), "in.jsonl, row 2: 'ground_truth' is a int, not a string"),
         (json.dumps({**GOOD, "response": None}), "in.jsonl, row 2: 'response' is a NoneType, not a string"),
         (json.dumps({**GOOD, "ability": "mth"}), "in.jsonl, row 2: unknown ability 'mth'"),
-        (json.dumps({**GOOD, "ability": "code"}), "in.jsonl, row 2: ability 'code': code execution is not available"),
+        (json.dumps({**GOOD, "ability": "code"}), "in.jsonl, row 2: ground_truth: it must be a JSON object"),
         ("\udcff", "in.jsonl, row 2: not UTF-8"),
     ],
 )

@@ -3,8 +3,10 @@ from concurrent.futures import Future
 
 import pytest
 
+from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
 from prime_megatron.verify import Answer, Verdict, Verifiers, VerifyOptions, build_verifiers
+from prime_megatron.verify.code import check
 from prime_megatron.verify.exact import RuleVerifier
 
 
@@ -43,9 +45,12 @@ def test_an_unknown_ability_is_named(ability: str, message: str) -> None:
             verifiers.score([Answer("exact", "", ""), Answer(ability, "", "")])
 
 
-def test_code_says_that_it_is_not_available() -> None:
-    with build_verifiers() as verifiers, pytest.raises(InputError, match="'code': code execution is not available yet"):
+def test_code_is_refused_by_name_where_the_kernel_cannot_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "look", lambda: check.Kernel(landlock=0, seccomp=True))
+    with build_verifiers() as verifiers, pytest.raises(InputError, match=r"'code': this kernel lacks Landlock"):
         verifiers.require("code")
+    with build_verifiers(VerifyOptions(code=CodeConfig(jail="none"))) as verifiers:
+        assert verifiers.require("code") is not None
 
 
 def test_the_first_failure_of_a_kind_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor
 
 from prime_megatron.mcore.cpu.rotary import rotate
@@ -86,7 +87,8 @@ class PackedAttention(torch.nn.Module):
         super().__init__()
         softmax_scale = kwargs["softmax_scale"]
         self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
-        self.window = None if config.window_size is None else config.window_size[0] + 1
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        self.window = config.window_size[0] + 1 if windowed else None
         self.cp_group = kwargs["pg_collection"].cp
         self.backend = varlen_backend()
 

@@ -14,15 +14,17 @@ Rotary = tuple[Tensor, Tensor]
 """Cosine and signed sine (-sin, sin) of every token's angles, [T, 1, d] each."""
 
 
-def rotary_table(positions_T: Tensor, inverse_frequencies: Tensor, dtype: torch.dtype) -> Rotary:
-    """The table of tokens at these positions; inverse_frequencies: float32 [d / 2] (``families.read``)."""
+def rotary_table(positions_T: Tensor, inverse_frequencies: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Rotary:
+    """The table of tokens at these positions; inverse_frequencies: float32 [d / 2]; factor: of the attention."""
     angles = torch.outer(positions_T.to(inverse_frequencies.dtype), inverse_frequencies)
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
     return torch.cat([cos, cos], -1).unsqueeze(1), torch.cat([-sin, sin], -1).unsqueeze(1)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn each head's pairs (i, i + d / 2) by the token's angle (Su et al. 2021, eq. 34): [T, heads, d]."""
+    """Turn each head's pairs (i, i + d / 2) by the token's angle (Su et al. 2021, eq. 34): [T, heads, d].
+
+    An attention factor in the table multiplies the result."""
     return _Rotate.apply(x, *rotary)
 
 

@@ -61,6 +61,11 @@ class EmbeddedEngine:
         """See `Engine.version`."""
         return self._version
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """transformers' model: its config and modules tell what this engine computes."""
+        return self._model
+
     def named_targets(self) -> Mapping[str, Tensor]:
         """Parameters by HF name; tied embeddings appear once, as the input embedding."""
         return dict(self._model.named_parameters())

@@ -23,7 +23,7 @@ MOMENTS = {
     "update": ("prime_megatron.trainer", "PrimeTrainer", "update_policy", 2),
     "save": ("prime_megatron.checkpoint.save", "Save", "write", 2),
     "sft step": ("prime_megatron.sft", "SftTrainer", "step", 2),
-    "export": ("prime_megatron.run.assemble", "Parts", "save_models", 1),
+    "export": ("prime_megatron.run.parts", "Parts", "save_models", 1),
 }
 
 

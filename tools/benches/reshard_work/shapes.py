@@ -23,6 +23,8 @@ class Shape:
     head_dim: int = 128
     architecture: str = "Qwen2ForCausalLM"
     qkv_bias: bool = True
+    output_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
     experts: int = 0
     expert_ffn: int = 0

@@ -1,0 +1,73 @@
+"""What a run would refuse about its model folders, told without a GPU and without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
+from prime_megatron.config.check import policy_folder_of
+from prime_megatron.families.read import read_config
+from prime_megatron.step.plan import plan_step
+
+
+def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
+    """Read every model folder that is there as the run will, and compare with transformers' reading.
+
+    Weights and tokenizer are looked at where the folder has them. Imports torch, which takes seconds.
+
+    Raises:
+        InputError: one line with the folder, the key or the tensor.
+    """
+    supervised = isinstance(config, SftConfig)
+    trust = config.trust_remote_code if supervised else config.models.trust_remote_code
+    for folder, value_head in _folders(config):
+        if Path(folder).is_dir():
+            _check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
+    if not supervised and Path(policy_folder_of(config)).is_dir():
+        _check_engine(config, policy_folder_of(config))
+
+
+def compare_models(config: TrainConfig | SftConfig) -> None:
+    """The comparison alone, at a run's start. Raises InputError as ``check_models``."""
+    from prime_megatron.families.check import check_against_transformers
+
+    trust = config.trust_remote_code if isinstance(config, SftConfig) else config.models.trust_remote_code
+    for folder, value_head in _folders(config):
+        family = read_config(folder, value_head=value_head)
+        check_against_transformers(family, folder, trust_remote_code=trust)
+
+
+def _folders(config: TrainConfig | SftConfig) -> list[tuple[str, bool]]:
+    """(folder, whether it becomes a critic) of every model that the run has, each once."""
+    if isinstance(config, SftConfig):
+        return [(config.model, False)]
+    return list(dict.fromkeys((model.folder, model.role == "critic") for model in plan_step(config).models))
+
+
+def _check_folder(
+    folder: str, parallel: ParallelConfig, world_size: int, *, value_head: bool, trust_remote_code: bool
+) -> None:
+    family = read_config(folder, value_head=value_head)
+
+    from prime_megatron.data.tokenizer import VOCABULARY_FILES, load_tokenizer
+    from prime_megatron.families.check import check_against_transformers
+    from prime_megatron.families.folder import INDEX, SINGLE, HfFolder
+    from prime_megatron.families.megatron_layout import check_layout
+    from prime_megatron.parallel.topology import ParallelSizes
+
+    check_layout(family, parallel, ParallelSizes.from_config(parallel, world_size))
+    check_against_transformers(family, folder, trust_remote_code=trust_remote_code)
+    has = {name for name in (*VOCABULARY_FILES, INDEX, SINGLE) if (Path(folder) / name).exists()}
+    if has & {INDEX, SINGLE}:
+        with HfFolder(folder, family) as source:
+            source.check(value_head=value_head)
+    if has & set(VOCABULARY_FILES) and not value_head:
+        load_tokenizer(folder, family.vocab, trust_remote_code=trust_remote_code)
+
+
+def _check_engine(config: TrainConfig, folder: str) -> None:
+    """An engine of several ranks splits the model in its own way."""
+    if config.rollout.engine in ("sglang", "vllm"):
+        from prime_megatron.families.engine_layout import check_engine
+
+        check_engine(read_config(folder), config.rollout.tensor, config.rollout.expert)

@@ -1,0 +1,96 @@
+"""A resumed run knows its models and data by content, wherever they lie."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from prime_megatron.checkpoint.contents import contents_of
+from prime_megatron.checkpoint.fingerprint import check_same_run
+from prime_megatron.config import TrainConfig
+from prime_megatron.errors import InputError
+from tests.support.folders import config_of, write_folder
+
+
+def config(model: Path, data: Path) -> TrainConfig:
+    sections = {
+        "run": {"output_dir": "out", "steps": 10},
+        "models": {"policy": {"path": str(model)}},
+        "data": {"train": [str(data)]},
+    }
+    return TrainConfig.model_validate_json(json.dumps(sections))
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """(config, contents) of a run, as its checkpoint holds them."""
+    write_folder(tmp_path / "model", config_of("Qwen2ForCausalLM", "qwen2"), shards=2)
+    (tmp_path / "data.jsonl").write_text('{"a": 1}\n' * 50)
+    saved = config(tmp_path / "model", tmp_path / "data.jsonl").model_dump(mode="json")
+    return saved, contents_of(saved)
+
+
+def go_on(before: tuple[Any, Any], model: Path, data: Path) -> None:
+    now = config(model, data)
+    check_same_run(before[0], now, before[1], contents_of(now.model_dump(mode="json")))
+
+
+def test_another_place_is_the_same_run(tmp_path: Path, before: Any) -> None:
+    shutil.copytree(tmp_path / "model", tmp_path / "moved")
+    (tmp_path / "data.jsonl").rename(tmp_path / "other.jsonl")
+    (tmp_path / "moved" / "README.md").write_text("text that no one reads")
+    go_on(before, tmp_path / "moved", tmp_path / "other.jsonl")
+
+
+def _config_key(model: Path, data: Path) -> str:
+    raw = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(raw | {"rope_theta": 5e5}))
+    return "  models.policy.path: the content is not what it was (config.json)"
+
+
+def _weight(model: Path, data: Path) -> str:
+    path = sorted(model.glob("*.safetensors"))[-1]
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    save_file(tensors | {name: tensors[name] + 1}, path, metadata={"format": "pt"})
+    return "  models.policy.path: the content is not what it was (weights)"
+
+
+def _shape(model: Path, data: Path) -> str:
+    path = sorted(model.glob("*.safetensors"))[0]
+    save_file(load_file(path) | {"more": torch.ones(1)}, path, metadata={"format": "pt"})
+    return "  models.policy.path: the content is not what it was (weights)"
+
+
+def _tokenizer(model: Path, data: Path) -> str:
+    (model / "tokenizer.json").write_text("{}")
+    return "  models.policy.path: the content is not what it was (tokenizer.json)"
+
+
+def _row(model: Path, data: Path) -> str:
+    data.write_text('{"a": 1}\n' * 49 + '{"a": 2}\n')
+    return "  data.train: the content is not what it was (file 1)"
+
+
+@pytest.mark.parametrize("change", [_config_key, _weight, _shape, _tokenizer, _row])
+@pytest.mark.parametrize("moved", [False, True])
+def test_another_content_is_another_run(tmp_path: Path, before: Any, change: Any, moved: bool) -> None:
+    model, data = tmp_path / "model", tmp_path / "data.jsonl"
+    if moved:
+        model, data = model.rename(tmp_path / "moved"), data.rename(tmp_path / "other.jsonl")
+    line = change(model, data)
+    with pytest.raises(InputError) as refused:
+        go_on(before, model, data)
+    assert refused.value.args[0].splitlines()[1:] == [line]
+
+
+def test_a_file_that_is_gone_is_one_line(tmp_path: Path, before: Any) -> None:
+    (tmp_path / "data.jsonl").unlink()
+    with pytest.raises(InputError, match=r"data.jsonl: cannot be read \(No such file"):
+        contents_of(before[0])
