@@ -110,7 +110,7 @@ def end(output: Path, logs: Path, code: int, warned: str, said: Said, *, may_req
     restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     this = Attempt(job, restarts, code, before, now, warned)
     path = output / "logs" / ATTEMPTS_FILE
-    earlier = _read(path, job)
+    earlier = [attempt for attempt in _read(path, job) if attempt.attempt != restarts]  # asked twice, noted twice
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(this)) + "\n")
     attempts = [*earlier, this]
