@@ -44,7 +44,7 @@ def empty_cache() -> None:
 def keep_freed_memory() -> None:
     """On a CPU under glibc: freed memory stays with the process (up to 512 MiB at the end of the heap) for the
     next tensors. By default every tensor of some size is mapped anew or the heap trimmed, and an update of a small
-    model spends a tenth of its time on page faults. Tensors above 32 MiB are mapped and given back as ever."""
+    model spends a tenth of its time on page faults. Tensors above 32 MiB are still mapped and given back."""
     if on_gpu():
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -21,7 +21,7 @@ def prune(root: Path, keep_last: int, keep_every: int, broken: Collection[Path] 
     """Delete finished checkpoints that need not stay, and what unfinished saves left; returns what was deleted.
 
     What has no marker or is ``broken`` neither counts as one of the newest nor is deleted. The marker goes first: a
-    deletion that is cut short leaves a folder that nobody takes for a checkpoint.
+    deletion that is cut short leaves a folder that is not taken for a checkpoint.
     """
     finished = {
         step_of(path): path for path in candidates(root) if path not in broken and (path / MARKER_FILE).exists()

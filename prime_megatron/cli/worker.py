@@ -53,7 +53,7 @@ def run_worker(body: Callable[[], int]) -> int:
     an unexpected traceback.
     """
     if LAUNCHED in os.environ:
-        end_with_parent(int(os.environ[LAUNCHED]))  # workers have sessions of their own: nobody else would end them
+        end_with_parent(int(os.environ[LAUNCHED]))  # workers have sessions of their own: nothing else would end them
     _quiet_libraries()
     try:
         return body()

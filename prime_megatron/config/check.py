@@ -127,8 +127,8 @@ def _check_engine(config: TrainConfig) -> None:
                 f"rollout.tensor: {rollout.tensor} does not divide launch.processes_per_node {per_node}; "
                 "an engine replica stays within a node"
             )
-        beside = rollout.engine == "vllm" and rollout.vllm.in_process
-        if beside and rollout.transport in ("broadcast", "disk"):
+        in_process = rollout.engine == "vllm" and rollout.vllm.in_process
+        if in_process and rollout.transport in ("broadcast", "disk"):
             raise InputError(
                 f"rollout.transport: {rollout.transport} is for an engine in processes of its own, and "
                 "rollout.vllm.in_process is true; set it to auto, live or bucket"

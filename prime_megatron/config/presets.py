@@ -94,6 +94,9 @@ _ORIGINAL: dict[str, Any] = {
     "rollout": {
         "filter": {"max_age": 0},  # surplus responses are thrown away (it keeps their prompts for later)
     },
+    "verify": {
+        "code": {"score": "original"},  # all tests: 1; else passes over the first ten
+    },
 }
 
 _RECIPE: dict[str, Any] = {

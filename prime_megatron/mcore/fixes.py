@@ -102,7 +102,7 @@ def _make_adam_state(optimizer: torch.optim.Optimizer) -> None:
 def _missing_step() -> None:
     """optimizer/distrib_optimizer.py:939: loading copies every entry of Adam's state from the checkpoint, which
     rightly has no "step" (it travels with the groups): KeyError. The step that is there is kept. In float32 the
-    main parameter is a view of the model's, which autograd lets nobody copy into: hence no_grad."""
+    main parameter is a view of the model's, and autograd refuses a copy into it: hence no_grad."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -87,7 +87,7 @@ class HiddenStatesModel(GPTModel):
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Megatron's, but attention groups padded with zeros load from and into layouts that pad otherwise."""
-        # Upstream's language models look for the vocabulary's output layer, which a value model has not.
+        # Upstream's language models look for the vocabulary's output layer, which a value model does not have.
         whole = super(LanguageModule, self) if self.has_value_head else super()
         sharded = whole.sharded_state_dict(*args, **kwargs)
         for tensor in nested_values(sharded):

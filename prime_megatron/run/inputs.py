@@ -51,7 +51,8 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
         rows, left_out = _usable_rows(config.data.train, config.data, verifiers)
         eval_rows, eval_left_out = _usable_rows(config.data.eval, config.data, verifiers)
         left_out += eval_left_out
-        if any(row.ability == "code" for row in (*rows, *eval_rows)) and config.verify.code.jail != "none":
+        programs = any(verifiers.runs_programs(row.ability) for row in (*rows, *eval_rows))
+        if programs and config.verify.code.jail != "none":
             prove_jail(config.verify.code)
     except InputError as error:
         refusal = str(error)

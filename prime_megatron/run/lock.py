@@ -66,7 +66,7 @@ class Owner:
 
 
 def check_owner(folder: Path, patience_s: float = PATIENCE_S) -> None:
-    """Whether nobody else writes to the folder; changes nothing.
+    """Whether no other run writes to the folder; changes nothing.
 
     Args:
         folder: run.output_dir.

@@ -103,7 +103,7 @@ class WorkerPool:
                 raise RunError(f"{self._grader.name} is closed")
             self._jobs.append(job)
             if self._num_idle < len(self._jobs) and len(self._threads) < self._num_workers:
-                # Daemon: an interpreter that exits must not wait for answers nobody will read.
+                # Daemon: an interpreter that exits must not wait for answers that are not read.
                 thread = threading.Thread(target=self._serve, name=f"verify-{len(self._threads)}", daemon=True)
                 self._threads.append(thread)
                 thread.start()

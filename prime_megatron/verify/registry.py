@@ -67,7 +67,12 @@ class Verifiers:
 
     def truth_problem(self, ability: str, ground_truth: str) -> str | None:
         """Why answers cannot be scored against this ground truth; None: they can. Raises InputError as `require`."""
-        return truth_problem(ground_truth) if isinstance(self.require(ability), CodeVerifier) else None
+        self.require(ability)
+        return truth_problem(ground_truth) if self.runs_programs(ability) else None
+
+    def runs_programs(self, ability: str) -> bool:
+        """Whether answers of the ability are programs that a jail must hold."""
+        return isinstance(self.by_ability.get(ability), CodeVerifier)
 
     def take_usage(self) -> Usage:
         """What the pools did since the last call."""

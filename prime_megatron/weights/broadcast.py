@@ -41,7 +41,7 @@ def lead_group(store: TCPStore, name: str, world_size: int, check: Callable[[], 
         except Exception as error:
             made.set_exception(error)
 
-    # Nothing calls gloo off: a wait that is given up ends in its own time, and keeps nobody.
+    # Nothing calls gloo off: a wait that is given up ends in its own time and blocks nothing.
     threading.Thread(target=make, daemon=True).start()
     while not wait([made], timeout=POLL_S).done:
         check()

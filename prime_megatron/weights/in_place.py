@@ -2,7 +2,7 @@
 
 What this rank holds itself is copied slice to slice. What another rank of the block holds arrives in bounded buckets,
 sent to each rank that needs them, or broadcast where most of the block does; two buckets, so that one travels while
-the other is packed or unpacked. What nobody else needs does not travel, and does not load anybody's links.
+the other is packed or unpacked. What no other rank needs does not travel.
 """
 
 from __future__ import annotations

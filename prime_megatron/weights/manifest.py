@@ -53,7 +53,7 @@ class Manifest:
         self._sent, self._sums = set(), [{} for _ in range(self.num_ranks)]
 
     def take(self, bucket: Bucket) -> None:
-        """Note a bucket. Raises RunError for a tensor that the model has not, or has in another shape."""
+        """Note a bucket. Raises RunError for a tensor that the model does not have, or has in another shape."""
         for name, tensor in zip(bucket.names, bucket.tensors, strict=True):
             if name not in self._pieces:
                 raise RunError(f"weight sync: the engine's model has no tensor {name}")

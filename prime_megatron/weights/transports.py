@@ -232,15 +232,15 @@ class DiskTransport(BucketTransport):
     """The buckets as a Hugging Face folder that the engine loads at the end, and again after a restart."""
 
     def __init__(
-        self, layout: EngineLayout, dtype: torch.dtype, check_every: int, timeout_s: float, spool: WeightFolder
+        self, layout: EngineLayout, dtype: torch.dtype, check_every: int, timeout_s: float, folder: WeightFolder
     ) -> None:
         super().__init__(layout, dtype, check_every, timeout_s)
-        self._spool = spool
+        self._folder = folder
 
     def begin(self) -> None:
         """See `Transport.begin`."""
         super().begin()
-        self._spool.begin()
+        self._folder.begin()
 
     def restore(self, process: EngineProcess, version: int) -> bool:
         """See `Transport.restore`."""
@@ -252,10 +252,10 @@ class DiskTransport(BucketTransport):
 
     def close(self) -> None:
         """See `Transport.close`."""
-        self._spool.close()
+        self._folder.close()
 
     def _pass_on(self, process: EngineProcess, bucket: Bucket) -> None:
-        self._spool.write(bucket)
+        self._folder.write(bucket)
 
     def _complete(self, process: EngineProcess) -> None:
-        process.call("load_folder", timeout_s=self._timeout_s, path=str(self._spool.folder))
+        process.call("load_folder", timeout_s=self._timeout_s, path=str(self._folder.folder))

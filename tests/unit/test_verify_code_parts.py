@@ -50,6 +50,9 @@ def test_extraction_is_linear() -> None:
     assert extract_code("`" * 1_000_000) is None
     assert extract_code("```python\n" * 200_000) is None
     assert extract_code("```python\na\n```\n" * 100_000) == "a\n"
+    assert extract_code("```" + "a" * 1_000_000 + "`") is None
+    assert extract_code("```" + " a" * 500_000 + "`") is None
+    assert extract_code("```python\n" + " " * 1_000_000 + "`\n" + "`" * 1_000_000 + "x\n```") is not None
 
 
 def truth(**parts: Any) -> str:

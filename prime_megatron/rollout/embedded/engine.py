@@ -71,7 +71,7 @@ class EmbeddedEngine:
         return dict(self._model.named_parameters())
 
     def update_weights(self, buckets: Iterable[Bucket], version: int) -> None:
-        """See `Engine.update_weights`. Raises InputError for a name that the model has not."""
+        """See `Engine.update_weights`. Raises InputError for a name that the model does not have."""
         targets = self.named_targets()
         with torch.no_grad():
             for bucket in buckets:

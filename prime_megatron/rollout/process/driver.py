@@ -89,7 +89,7 @@ class BroadcastGroup:
 
 
 class UpdateRefused(Exception):
-    """The engine answered that it did not take a weight update. It lives, with weights that nobody may use."""
+    """The engine answered that it did not take a weight update. It lives, with weights that must not be used."""
 
 
 class Driver(Protocol):
@@ -107,7 +107,7 @@ class Driver(Protocol):
 
     def load_bucket(self, handles: Sequence[Mapping[str, Any]], rows: Sequence[TensorRow]) -> None:
         """Take whole Hugging Face tensors, packed in a shared buffer (``shared_buffer``): a handle per tensor-parallel
-        rank. When it returns nobody reads the buffer any more."""
+        rank. When it returns the buffer is free again."""
         ...
 
     def load_folder(self, path: str) -> None:

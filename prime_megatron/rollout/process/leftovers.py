@@ -40,7 +40,7 @@ def wait_for_end(group: int, timeout_s: float) -> list[int]:
 def unlink_shared_memory(group: int) -> None:
     """Take the names off the shared memory that a group's processes have mapped; they go on using it.
 
-    To be done before they end: afterwards nobody knows the names.
+    To be done before they end: afterwards the names are lost.
     """
     for name in {name for pid in members(group) for name in _mapped(pid)}:
         with suppress(OSError):

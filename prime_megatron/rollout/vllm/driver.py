@@ -100,7 +100,7 @@ class VllmDriver:
         self._update([{"handle": handle, "rows": list(rows)} for handle in handles])
 
     def load_tensors(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        """Take whole Hugging Face tensors of this process (``in_process``), which nobody may write until `commit`."""
+        """Take whole Hugging Face tensors of this process (``in_process``), which nothing may write until `commit`."""
         self._update({"named": named})
 
     def load_folder(self, path: str) -> None:

@@ -66,7 +66,7 @@ class InProcessEngine:
         """See `Engine.update_weights`. Collective over the replica; every rank gives the same buckets.
 
         Raises:
-            RunError: a tensor that the engine's model has not, or one that did not come, or weights that arrived
+            RunError: a tensor that the engine's model does not have, or one that did not come, or weights that arrived
                 wrong; it is named.
         """
         self._version = -1  # until all of it is there

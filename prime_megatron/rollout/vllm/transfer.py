@@ -68,11 +68,11 @@ class PrimeTransfer(WeightTransferEngine[JoinInfo, PartInfo]):
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Take a part. Not vLLM's own form, which waits for an accelerator that a CPU has not."""
+        """Take a part. Not vLLM's own form, which waits for an accelerator."""
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: PartInfo) -> None:
-        """Load a part's tensors; nobody reads its memory afterwards."""
+        """Load a part's tensors; its memory is free afterwards."""
         if update_info.named:
             self._load(update_info.named)
         elif update_info.files:

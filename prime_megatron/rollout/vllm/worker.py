@@ -1,7 +1,7 @@
 """What vLLM's worker processes do for us, one per tensor-parallel rank (vLLM's `worker_extension_cls`).
 
 Imported by a worker before it loads the model, which makes our weight-transfer backend known. On a CPU vLLM would
-replace the weights of linear layers by packed copies (oneDNN), which nobody can write; without that it multiplies with
+replace the weights of linear layers by packed copies (oneDNN), which cannot be written; without that it multiplies with
 the plain weights. So with experts.
 """
 

@@ -1,9 +1,7 @@
 """The program in a response: the last fenced block of Python."""
 
-import re
-
-_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
 PYTHON = frozenset({"python", "python3", "py", "py3"})
+_LEAST_FENCE = 3
 
 
 def extract_code(response: str) -> str | None:
@@ -17,14 +15,11 @@ def extract_code(response: str) -> str | None:
     lines: list[str] = []
     for line in response.split("\n"):
         line = line.removesuffix("\r")
+        text = line.lstrip(" \t")
         if not fence:
-            opening = _FENCE.fullmatch(line)
-            if opening:
-                fence, label = opening[1], opening[2].lower()
-                indent, lines = len(line) - len(line.lstrip()), []
-            continue
-        bare = line.strip()
-        if bare.startswith(fence) and not bare.strip(fence[0]):
+            fence, label = _opening(text)
+            indent, lines = len(line) - len(text), []
+        elif text.startswith(fence) and not text.strip(fence[0] + " \t"):
             code = "\n".join(lines) + "\n"
             if label in PYTHON:
                 labelled = code
@@ -32,5 +27,18 @@ def extract_code(response: str) -> str | None:
                 unlabelled = code
             fence = ""
         else:
-            lines.append(line[min(indent, len(line) - len(line.lstrip())) :])
+            lines.append(line[min(indent, len(line) - len(text)) :])
     return labelled if labelled is not None else unlabelled
+
+
+def _opening(text: str) -> tuple[str, str]:
+    """(fence, label in small letters) of a line that opens a block; ("", "") of another."""
+    mark = text[:1]
+    if mark not in ("`", "~"):
+        return "", ""
+    info = text.lstrip(mark)
+    length = len(text) - len(info)
+    if length < _LEAST_FENCE or (mark == "`" and "`" in info):
+        return "", ""
+    words = info.split(maxsplit=1)
+    return mark * length, words[0].lower() if words else ""

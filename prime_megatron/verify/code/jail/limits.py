@@ -89,9 +89,8 @@ def adopt_orphans() -> None:
 
 def set_limits(limits: Limits) -> None:
     """Hard limits, which also end a program that ignores signals. Raises OSError or ValueError."""
-    # A signal that says what for, and a second later one that cannot be ignored.
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))
     for kind, value in (
+        (resource.RLIMIT_CPU, limits.cpu_s + 1),
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
         (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
@@ -99,12 +98,17 @@ def set_limits(limits: Limits) -> None:
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
-    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-    tasks = limits.max_tasks if hard == resource.RLIM_INFINITY else min(limits.max_tasks, hard)
+        most = _within_hard(kind, value)
+        # Of processor time: a signal that says what for, and a second later one that cannot be ignored.
+        resource.setrlimit(kind, (min(limits.cpu_s, most) if kind == resource.RLIMIT_CPU else most, most))
+    tasks = _within_hard(resource.RLIMIT_NPROC, limits.max_tasks)
     resource.setrlimit(resource.RLIMIT_NPROC, (tasks, tasks))
+
+
+def _within_hard(kind: int, value: int) -> int:
+    """The value, or the hard limit that is there already where that is lower."""
+    hard = resource.getrlimit(kind)[1]
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
 
 
 def drop_rights(uid: int | None) -> None:

@@ -47,7 +47,7 @@ def _from_pairs(truth: dict[str, Any]) -> list[Test]:
     if not inputs:
         raise ValueError("no tests")
     pairs = list(zip(inputs, outputs))
-    if function is None:
+    if function in (None, ""):
         return [ScriptTest(_text(i, "input", n), _text(o, "output", n)) for n, (i, o) in enumerate(pairs, start=1)]
     if not isinstance(function, str) or not all(part.isidentifier() for part in function.split(".")):
         raise ValueError(f"fn_name must be a function's name, not {function!r}"[:200])

@@ -89,7 +89,7 @@ class Watch:
             feed.data = feed.data[os.write(feed.target, feed.data[:_CHUNK]) :] if feed.data else feed.data
         except BlockingIOError:
             return
-        except OSError:  # nobody reads any more
+        except OSError:  # the reader is gone
             feed.data = feed.data[:0]
         if not feed.data:
             self._poll.unregister(feed.target)
