@@ -44,7 +44,9 @@ class EngineCheck:
         if self._done:
             return
         self._done = True
-        micro = list(batch.policy[0].micro[:1])
+        sizes = self.policy.topology.sizes
+        # An interleaved schedule takes micro-batches by groups of as many as there are stages.
+        micro = list(batch.policy[0].micro[: sizes.pipeline if sizes.virtual_pipeline > 1 else 1])
         fresh_T = self._fresh(batch, micro, version)
         scored_T = self._logprobs(micro, batch)
         gap = self._mean((scored_T - batch.rollout.engine_logprobs_T).abs(), fresh_T)

@@ -27,6 +27,7 @@ def reporter(engine: Any, rows: list[dict[str, float]]) -> Reporter:
         log=log,
         memory=dict,
         restarts=lambda: engine.num_restarts,
+        verification=lambda: None,
         **fields,
     )
 

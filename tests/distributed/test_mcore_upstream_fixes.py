@@ -167,5 +167,5 @@ def _wrongly_saved(chunk: Any, optimizer: Any, topology: Any, method: Any) -> li
 
 @pytest.mark.parametrize("case", [_fresh_state, _missing_step, _shared_step, _padded_buckets])
 def test_distributed_optimizer(case: Any, tmp_path: Path) -> None:
-    mcore_models.make_model(tmp_path / "m", "qwen2", num_hidden_layers=1, hidden_size=36)
+    mcore_models.make_model(tmp_path / "m", "qwen2", num_hidden_layers=1, hidden_size=36, head_dim=8)
     run_ranks(case, 1, str(tmp_path / "m"))

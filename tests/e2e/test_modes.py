@@ -53,7 +53,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[di
     replay = judge(folder / "raw.jsonl", folder / "judged.jsonl")
     base = merge(base, {"rollout": {"engine": "replay", "replay": replay}})
     evaluated = {"data": {"eval": [prompts]}, "eval": {"samples_per_prompt": 2, "max_prompts": 4}}
-    generated = {"rollout": {"engine": "embedded", "replay": None}, **evaluated}
+    # Every answer is graded in a process.
+    graded = {"verify": {"custom": {"math": "examples.custom_reward.rewards:wanted_characters"}}}
+    generated = {"rollout": {"engine": "embedded", "replay": None}, **evaluated, **graded}
     modes = {**MODES, "small-prm": {"models": {"prm": {"path": small}}}, "generated": generated}
     runs = {name: merge(merge(base, {"run": {"output_dir": str(folder / name)}}), mode) for name, mode in modes.items()}
     (codes,) = run_ranks(train_all, 1, json.dumps(list(runs.values())), timeout_s=280.0)
@@ -85,7 +87,7 @@ def sft_rank(settings: str) -> int:
     from prime_megatron.config import SftConfig
     from prime_megatron.sft import train_sft
 
-    return int(train_sft(SftConfig.model_validate_json(settings), overwrite=False))
+    return int(train_sft(SftConfig.model_validate_json(settings), resume=None, overwrite=False))
 
 
 def test_supervised_learning_lowers_its_loss(supervised: list[dict[str, Any]]) -> None:

@@ -41,7 +41,7 @@ def make_prompts(path: Path, count: int = 40) -> str:
                 "prompt": [{"role": "user", "content": f"{a}+{b}?"}],
                 "ability": "math",
                 "reward_model": {"style": "rule", "ground_truth": str(a + b)},
-                "extra_info": {"split": "train", "index": index},
+                "extra_info": {"split": "train", "index": index, "least": 1},
             }
             file.write(json.dumps(row) + "\n")
     return str(path)

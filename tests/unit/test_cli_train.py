@@ -38,7 +38,10 @@ class Site:
         self.config.write_text(text.replace("MODEL", str(self.model)).replace("DATA", str(self.data)))
 
     def set_vocabulary(self, size: int) -> None:
-        Qwen2Config(hidden_size=8, num_attention_heads=2, vocab_size=size).save_pretrained(self.model)
+        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+        config = Qwen2Config(architectures=["Qwen2ForCausalLM"], vocab_size=size, **sizes, **heads)
+        config.save_pretrained(self.model)
 
 
 @pytest.fixture(params=["train", "sft"])

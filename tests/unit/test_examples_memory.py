@@ -13,7 +13,9 @@ from prime_megatron.config.sizes import parse_size
 from tests.support.public_models import make_folder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CONFIGS = sorted(path for path in EXAMPLES.rglob("*.yaml") if "models:" in path.read_text())
+# What `prime-megatron slurm` writes beside a job script is the config of another file here.
+YAML = (path for path in EXAMPLES.rglob("*.yaml") if not path.name.endswith(".resolved.yaml"))
+CONFIGS = sorted(path for path in YAML if "models:" in path.read_text())
 GPUS = re.compile(r"\b(\d+) nodes? of (\d+) GPUs with (\d+) GB")
 GPU_EXAMPLES = {"qwen2.5_math_7b/prime.yaml", "qwen2.5_72b/prime.yaml", "qwen3_30b_a3b/prime.yaml", "slurm/run.yaml"}
 

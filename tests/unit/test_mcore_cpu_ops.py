@@ -110,7 +110,8 @@ def test_packed_attention(lengths: tuple[int, ...], window: int | None) -> None:
     torch.manual_seed(0)
     total = sum(lengths)
     q, k, v = (torch.randn(total, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
-    config = SimpleNamespace(kv_channels=8, window_size=None if window is None else (window - 1, 0))
+    sizes = {"kv_channels": 8, "window_attn_skip_freq": None}
+    config = SimpleNamespace(**sizes, window_size=None if window is None else (window - 1, 0))
     module = PackedAttention(config, 1, None, "self", softmax_scale=0.3, pg_collection=SimpleNamespace(cp=None))
     got, expected = module._loop(q, k, v, lengths), attend(q, k, v, lengths, window)
     torch.testing.assert_close(got, expected)
