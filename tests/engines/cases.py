@@ -119,17 +119,17 @@ def check_refusal(engine: ProcessEngine, model: str) -> None:
     """Weights that the engine does not take stop the run, whose engine is not started again and answers nothing; the
     next update is taken."""
     restarts = engine.num_restarts
-    spool = engine._link._spool
-    folder, spool.folder = spool.folder, spool.folder / "nowhere"
+    sent = engine._link._folder
+    folder, sent.folder = sent.folder, sent.folder / "nowhere"
     weights = load_file(Path(model) / "model.safetensors")
-    spool.write = lambda bucket: folder
+    sent.write = lambda bucket: folder
     with pytest.raises(RunError, match=r"weight sync: SGLang refused update_weights_from_disk: .*nowhere"):
         engine.update_weights(buckets(weights, 2, 30), 30)
     assert engine.version == -1
     with pytest.raises(AssertionError):
         engine.generate(requests(1))
-    spool.folder = folder
-    del spool.write
+    sent.folder = folder
+    del sent.write
     publish(engine, model, 31)
     assert largest_gap(model, engine.generate(requests(3))) < PARITY
     assert engine.num_restarts == restarts

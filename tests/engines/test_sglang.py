@@ -143,7 +143,7 @@ def test_the_server_sleeps_refuses_and_tells_its_version(
 def test_the_server_answers_on_loopback_to_the_key_alone(server: ProcessEngine) -> None:
     """The key stands in no process list; without it nothing but the questions whether it lives is answered."""
     assert server.pid is not None
-    process = next(p for p in psutil.Process(server.pid).children() if "sglang_server" in " ".join(p.cmdline()))
+    process = next(p for p in psutil.Process(server.pid).children() if "sglang.server" in " ".join(p.cmdline()))
     assert process.cmdline()[1:] == ["-m", "prime_megatron.rollout.sglang.server"]
     listening = [c.laddr for c in process.net_connections(kind="tcp") if c.status == psutil.CONN_LISTEN]
     (port,) = {address.port for address in listening if answers(address.port, "ready", None) == 200}

@@ -88,11 +88,11 @@ def make_engine(
         settings,
         Limits(max_restarts, 900.0, alive_timeout_s, 120.0),
         lambda: EngineProcess(engine, settings, env, folder / "engine.log"),
-        make_uplink(transport, model, folder, tensor),
+        make_transport(transport, model, folder, tensor),
     )
 
 
-def make_uplink(transport: str, model: str, folder: Path, tensor: int) -> Transport:
+def make_transport(transport: str, model: str, folder: Path, tensor: int) -> Transport:
     """The leader's side of a transport."""
     if transport == "live":
         return LiveTransport(tensor, 120.0)
@@ -105,7 +105,7 @@ def make_uplink(transport: str, model: str, folder: Path, tensor: int) -> Transp
 def switch(engine: ProcessEngine, transport: str, model: str, folder: Path, tensor: int) -> None:
     """Let a running engine take its weights by another transport from now on."""
     assert engine._process is not None
-    engine._transport = make_uplink(transport, model, folder, tensor)
+    engine._transport = make_transport(transport, model, folder, tensor)
     engine._targets = None
     engine._transport.restore(engine._process, -1)
 
