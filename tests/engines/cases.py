@@ -170,7 +170,7 @@ def check_death(
             time.sleep(0.05)
         noticed.append(time.monotonic())
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         made = engine.generate(long, on_finished)
@@ -178,7 +178,8 @@ def check_death(
         assert engine.named_targets() is None
         publish(engine, model, version, tensor=tensor)
         made = engine.generate(long, on_finished)
-    watcher.join()
+    watcher.join(timeout=patience_s + 60.0)
+    assert noticed, "the responses were all there before the hit: it showed nothing"
     assert engine.num_restarts == restarts + 1
     assert noticed[0] - hit_at[0] < patience_s
     assert [c.request for c in made] == long
