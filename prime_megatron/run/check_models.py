@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
+from prime_megatron.errors import InputError
 from prime_megatron.families.read import read_config
 from prime_megatron.step.plan import plan_step
 
@@ -28,13 +29,15 @@ def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
 
 
 def compare_models(config: TrainConfig | SftConfig) -> None:
-    """The comparison alone, at a run's start. Raises InputError as ``check_models``."""
+    """The comparison and the engine alone, at a run's start. Raises InputError as ``check_models``."""
     from prime_megatron.families.check import check_against_transformers
 
     trust = config.trust_remote_code if isinstance(config, SftConfig) else config.models.trust_remote_code
     for folder, value_head in _folders(config):
         family = read_config(folder, value_head=value_head)
         check_against_transformers(family, folder, trust_remote_code=trust)
+    if isinstance(config, TrainConfig):
+        _check_engine(config, policy_folder_of(config))
 
 
 def _folders(config: TrainConfig | SftConfig) -> list[tuple[str, bool]]:
@@ -66,8 +69,14 @@ def _check_folder(
 
 
 def _check_engine(config: TrainConfig, folder: str) -> None:
-    """An engine of several ranks splits the model in its own way."""
+    """An engine of several ranks splits the model in its own way, and may lack a part of it."""
     if config.rollout.engine in ("sglang", "vllm"):
         from prime_megatron.families.engine_layout import check_engine
 
-        check_engine(read_config(folder), config.rollout.tensor, config.rollout.expert)
+        family = read_config(folder)
+        check_engine(family, config.rollout.tensor, config.rollout.expert)
+        if family.mlp_bias and config.rollout.engine == "sglang":
+            raise InputError(
+                f"rollout.engine: sglang has no biases in the feed-forward, and {folder}/config.json has them "
+                "(mlp_bias); set the key to vllm or embedded"
+            )

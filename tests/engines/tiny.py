@@ -55,14 +55,15 @@ def make_model(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def make_biased_model(folder: Path, seed: int) -> str:
-    """A two-layer Llama with biases in attention and feed-forward, and yarn; returns the folder."""
+def make_biased_model(folder: Path, seed: int, *, mlp_bias: bool) -> str:
+    """A two-layer Llama with biases in attention and, where asked for, in the feed-forward, and yarn; the folder."""
     torch.manual_seed(seed)
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.2,
-        eos_token_id=END, bos_token_id=0, pad_token_id=None, attention_bias=True, mlp_bias=True, rope_parameters=yarn,
+        eos_token_id=END, bos_token_id=0, pad_token_id=None, attention_bias=True, mlp_bias=mlp_bias,
+        rope_parameters=yarn,
     )  # fmt: skip
     model = LlamaForCausalLM(config).float()
     for name, param in model.named_parameters():
