@@ -161,7 +161,7 @@ def check_death(
             hit_at.append(time.monotonic())
             hit(engine.pid)
 
-    long = [*requests(2, max_tokens=2, step=3), *requests(6, max_tokens=200, step=4)]
+    long = [*requests(2, max_tokens=2, step=3), *requests(24, max_tokens=200, step=4)]
     noticed: list[float] = []
     first = engine.pid
 
