@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from prime_megatron.checkpoint.contents import contents_of
 from prime_megatron.checkpoint.fingerprint import check_same_run
-from prime_megatron.config import TrainConfig
+from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.errors import InputError
 from tests.support.folders import config_of, write_folder
 
@@ -46,6 +46,23 @@ def test_another_place_is_the_same_run(tmp_path: Path, before: Any) -> None:
     (tmp_path / "data.jsonl").rename(tmp_path / "other.jsonl")
     (tmp_path / "moved" / "README.md").write_text("text that no one reads")
     go_on(before, tmp_path / "moved", tmp_path / "other.jsonl")
+
+
+def supervised(model: Path, data: Path) -> SftConfig:
+    sections = {"run": {"output_dir": "out", "steps": 10}, "model": str(model), "data": {"train": [str(data)]}}
+    return SftConfig.model_validate_json(json.dumps(sections))
+
+
+def test_a_supervised_run_knows_its_model_by_content_too(tmp_path: Path, before: Any) -> None:
+    """``before`` made the files."""
+    saved = supervised(tmp_path / "model", tmp_path / "data.jsonl").model_dump(mode="json")
+    held = contents_of(saved)
+    (tmp_path / "model").rename(tmp_path / "moved")
+    now = supervised(tmp_path / "moved", tmp_path / "data.jsonl")
+    check_same_run(saved, now, held, contents_of(now.model_dump(mode="json")))
+    (tmp_path / "moved" / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match="  model: the content is not what it was"):
+        check_same_run(saved, now, held, contents_of(now.model_dump(mode="json")))
 
 
 def _config_key(model: Path, data: Path) -> str:
