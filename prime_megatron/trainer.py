@@ -173,15 +173,20 @@ class PrimeTrainer:
         return self.config.rollout.sampling.temperature
 
     def _train_prm(self, batch: StepBatch, scores: Scores) -> TrainResult:
-        """One optimizer step per mini-batch; sibling terms (dpo, bon) come from scores made before the update."""
+        """prm.passes times over the batch, one optimizer step per mini-batch; sibling terms (dpo, bon) come from scores
+        made before the update."""
         rollout, ref, scored = batch.rollout, scores.ref_logprobs_T, scores.prm_logprobs_T
-        siblings = None
+        sums_N = None
         if scored is not None:
             num_sequences = rollout.outcome_N.numel()
             sums_N = sequence_log_ratio(scored, ref, rollout.response_mask_T, rollout.sequence_T, num_sequences)
-            siblings = sibling_terms(sums_N, rollout.outcome_N, rollout.group_N, self.config.prm)
+        siblings = sibling_terms(sums_N, rollout.outcome_N, rollout.group_N, self.config.prm)
         loss = prm_loss(self.config.prm, rollout, ref, siblings)
-        return self.parts.roles.prm.train(batch.prm, loss, batch.num_local_tokens)
+        prm = self.parts.roles.prm
+        result = prm.train(batch.prm, loss, batch.num_local_tokens)
+        for _ in range(self.config.prm.passes - 1):
+            result = result.followed_by(prm.train(batch.prm, loss, batch.num_local_tokens))
+        return result
 
     def _logprobs(
         self, role: Role, batch: StepBatch, minis: Sequence[MiniBatch], *, temperature: float = 1.0

@@ -71,19 +71,22 @@ RATIOS = (
     Ratio("prm/accuracy", "prm_right_sum", _PRM, "share",
           "Responses whose Q = sum_t (log PRM - log reference) has the sign of outcome - 1/2, before the update; Q = 0 "
           "counts one half."),
-    Ratio("prm/ce", "prm_ce_sum", _PRM, "nats", "Cross-entropy of sigmoid(beta Q) against the outcome."),
-    Ratio("prm/brier", "prm_brier_sum", _PRM, "1", "Squared difference of sigmoid(beta Q) and the outcome."),
+    Ratio("prm/ce", "prm_ce_sum", _PRM, "nats", "Cross-entropy of p against the outcome, p = sigmoid(beta Q); with "
+          "prm.loss ce_intercept p = sigmoid(beta Q + the intercept)."),
+    Ratio("prm/brier", "prm_brier_sum", _PRM, "1", "Squared difference of prm/ce's p and the outcome."),
     Ratio("prm/pair_accuracy", "prm_pair_accuracy_sum", "prm_pair_groups", "share",
           "Pairs of a prompt's responses with different outcomes that Q orders alike, over prompts with such a pair."),
-    Ratio("prm/probability_mean", "prm_probability_sum", _PRM, "1", "sigmoid(beta Q)."),
+    Ratio("prm/probability_mean", "prm_probability_sum", _PRM, "1", "prm/ce's p."),
     Ratio("prm/log_ratio_mean", "prm_log_ratio_sum", _PRM, "nats", "Q."),
     Ratio("prm/loss", "prm_loss_sum", "prm_updates", "nats",
-          "The loss that the PRM learns from (prm.loss), the mean over its mini-batches."),
+          "The loss that the PRM learns from (prm.loss), the mean over its mini-batches and prm.passes."),
     Ratio("process_reward/sequence_mean", "process_sequence_mean_sum", "advantage_sequences", "1",
           "Mean over responses of the mean process reward in each."),
     Ratio("process_reward/total_mean", "process_total_sum", "advantage_sequences", "1",
           "Process rewards summed over a response."),
     Ratio("process_reward/mean", "process_reward_sum", _TOKENS, "1", "Process reward of a response token."),
+    Ratio("process_reward/improbable_tokens", "reward_improbable_tokens", "reward_tokens", "share",
+          "Response tokens of a probability below 0.01 under the PRM's reference."),
     Ratio("return/mean", "return_sum", _TOKENS, "1", "Return of a response token, before whitening."),
     Ratio("advantage/mean", "advantage_sum", _TOKENS, "1", "Advantage of a response token."),
     Ratio("policy/loss", "policy_loss_sum", _POLICY, "1",
@@ -131,6 +134,11 @@ DERIVED = (
     Derived("policy/clip_fraction", "share", "policy/clip_low + policy/clip_high."),
     Derived("prm/calibration_error", "1",
             "Expected calibration error: sum over 10 bins of (n_b / N) |mean probability - mean outcome|."),
+    Derived("process_reward/improbable_share", "share",
+            "Part of the sum of |process reward| on tokens of a probability below 0.01 under the PRM's reference; far "
+            "above process_reward/improbable_tokens, the PRM pays for what the reference holds impossible."),
+    Derived("process_reward/outcome_correlation", "1",
+            "Correlation over responses of the mean process reward with the outcome, each less its siblings' mean."),
     Derived("critic/explained_variance", "1", "1 - mean((return - value)^2) / var(return)."),
 )  # fmt: skip
 
@@ -154,6 +162,12 @@ def finish(statistics: Statistics) -> dict[str, float]:
     if "prm_bin_count" in sums:
         gap = (sums["prm_bin_probability"] - sums["prm_bin_outcome"]).abs().sum()
         metrics["prm/calibration_error"] = _ratio(float(gap), float(sums["prm_sequences"]))
+    if "reward_size_sum" in sums:
+        size = float(sums["reward_size_sum"])
+        product = float(sums["reward_outcome_product"])
+        metrics["process_reward/improbable_share"] = float(sums["reward_improbable_sum"]) / size if size else 0.0
+        deviations = math.sqrt(float(sums["reward_centred_square"] * sums["outcome_centred_square"]))
+        metrics["process_reward/outcome_correlation"] = product / deviations if deviations else 0.0
     if "value_residual_square_sum" in sums:
         num_tokens = float(sums["value_num_tokens"])
         residual = _ratio(float(sums["value_residual_square_sum"]), num_tokens)

@@ -71,16 +71,20 @@ def prm_right(q_N: Tensor, outcome_N: Tensor) -> Tensor:
     return torch.where(q_N == 0.0, 0.5, ((q_N > 0.0) == (outcome_N > 0.5)).double())
 
 
-def prm_statistics(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float) -> Statistics:
+def prm_statistics(
+    q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float, intercept_N: Tensor | None = None
+) -> Statistics:
     """How well Q = sum_t (log prm - log ref), [N], not scaled by beta, tells the outcomes.
 
     accuracy: Q > 0 against outcome > 1/2; Q = 0 (a PRM equal to its reference) counts one half. Pair accuracy within
     a prompt: pairs with different outcomes, weighted by the difference, ordered alike by Q (a tie counts one half),
     averaged over the prompts that have such a pair; the public codes' dpo_acc gives the others 1/2 instead.
-    Calibration: probability sigmoid(beta * Q) and outcome summed in NUM_BINS bins. Brier score and loss (ce).
+    Calibration: probability sigmoid(beta * Q + intercept) and outcome summed in NUM_BINS bins. Brier score and loss
+    (ce). intercept_N: [N], that of prm.loss ce_intercept; None: 0.
     """
     q_N, outcome_N = q_N.detach().double(), outcome_N.double()
-    probability_N = torch.sigmoid(beta * q_N)
+    logit_N = beta * q_N if intercept_N is None else beta * q_N + intercept_N.double()
+    probability_N = torch.sigmoid(logit_N)
     right_N = prm_right(q_N, outcome_N)
     siblings = Siblings.of(group_N)
     q_GK, outcome_GK = siblings.table(q_N), siblings.table(outcome_N)
@@ -92,7 +96,7 @@ def prm_statistics(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float)
     weight_G = weight_GKK.sum((1, 2))
     accuracy_G = (weight_GKK * agree_GKK).sum((1, 2)) / torch.where(weight_G > 0.0, weight_G, 1.0)
     bin_N = (probability_N * NUM_BINS).long().clamp(max=NUM_BINS - 1)
-    loss_N = softplus(beta * q_N) - outcome_N * beta * q_N
+    loss_N = softplus(logit_N) - outcome_N * logit_N
     return Statistics(
         {
             "prm_sequences": _count(q_N.numel(), q_N),

@@ -28,6 +28,8 @@ class PrmLossKind(StrEnum):
 
     ce = "ce"
     """Binary cross-entropy of sigmoid(beta * sum_t q_t) against the outcome."""
+    ce_intercept = "ce_intercept"
+    """ce with the prompt's difficulty as intercept: sigmoid(beta * sum_t q_t + logit of the siblings' mean outcome)."""
     dpo = "dpo"
     """-log sigmoid of beta times the signed difference to the siblings of the opposite outcome (detached)."""
     bon_acc = "bon_acc"
@@ -110,6 +112,9 @@ class PrmAlgorithm(Section):
     """When the PRM learns against when it scores."""
     loss: PrmLossKind = PrmLossKind.ce
     """What the PRM learns from the outcome."""
+    passes: PositiveInt = 1
+    """Times that the PRM learns from a step's batch, each num_mini_batches optimizer steps; with update after the
+    scores are those of the first pass, so that no response is scored by a PRM that has learnt from its outcome."""
     bon_n: PositiveInt = 4
     """n of the best-of-n losses."""
     reference: PrmReference = PrmReference.freeze
@@ -120,6 +125,10 @@ class PrmAlgorithm(Section):
     """Text that ends a reasoning step (granularity=step): a token that contains it closes the step."""
     scale_by_beta: bool = True
     """Process reward beta * q (paper, recipe) or q (original)."""
+    ratio_floor: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """e of the floored log-ratio q = log((prm + e) / (ref + e)) in the reward, which then stays within
+    log((1 + e) / e); the PRM's loss keeps the bare one. 0: the bare log-ratio, as in the paper and both public codes,
+    unbounded on tokens that the reference holds impossible. docs/process-rewards.md says when to set it."""
     norm: RewardNorm = RewardNorm.batch_norm
     """How process rewards are scaled over the global batch."""
     smoothing_lambda: float = Field(default=0.0, ge=0.0, le=1.0)

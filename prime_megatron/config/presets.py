@@ -1,6 +1,7 @@
 """Presets: partial configs, merged below the user's file. Each reproduces a source's algorithm, not its defects.
 
-paper is arXiv 2502.01456; original is PRIME-RL/PRIME, training/verl; recipe is verl-project/verl-recipe, prime.
+default and local_credit are ours; paper is arXiv 2502.01456; original is PRIME-RL/PRIME, training/verl; recipe is
+verl-project/verl-recipe, prime.
 Where a source is silent the key is left out and the config's own default holds.
 """
 
@@ -142,8 +143,37 @@ _DEFAULT: dict[str, Any] = {
     },
 }
 
+_LOCAL_CREDIT: dict[str, Any] = {
+    # Ours, for tasks where most of a response does not decide its outcome: docs/process-rewards.md. beta * q_t is the
+    # difference of two values, so an advantage already: it is not summed to the end, where the noise of all later
+    # tokens would come back, and not normed, so that it starts at 0 and grows with what the PRM has learnt.
+    "prm": {
+        "beta": 0.5,  # of responses of some 50 tokens; a longer one sums up more of them in the PRM's logit
+        "update": "after",
+        "scale_by_beta": True,
+        "norm": "none",
+        "ratio_floor": 0.05,  # bounds the reward of a token that the reference holds impossible
+    },
+    "advantage": {
+        "leave_one_out": "paper",
+        "gamma_process": 0.0,
+        "process_weight": 3.0,
+        "whiten": True,
+    },
+    "models": {
+        # The PRM learns three times as fast as the policy: whoever sets one rate sets the other. The second moment
+        # decays sooner, and the rate rises over ten steps: Adam's first step moves every weight by a whole rate.
+        "policy": {"optimizer": {"lr": 5e-7, "betas": [0.9, 0.98], "warmup_steps": 10}},
+        "prm": {
+            "num_mini_batches": 4,
+            "optimizer": {"lr": 1.5e-6, "betas": [0.9, 0.98], "warmup_steps": 40, "clip_grad": 10.0},
+        },
+    },
+}
+
 PRESETS: Mapping[str, dict[str, Any]] = {
     "default": _merge(_SHARED_ALGORITHM, _DEFAULT),
+    "local_credit": _merge(_SHARED_ALGORITHM, _LOCAL_CREDIT),
     "paper": _merge(_SHARED_ALGORITHM, _PUBLISHED_SIZES, _PAPER),
     "original": _merge(_SHARED_ALGORITHM, _PUBLISHED_SIZES, _ORIGINAL),
     "recipe": _merge(_SHARED_ALGORITHM, _RECIPE),

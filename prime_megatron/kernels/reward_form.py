@@ -9,10 +9,12 @@ import torch
 class RewardForm:
     """Which of the forms of `kernels.reward`; the defaults of none are hidden.
 
-    scale: beta (paper, recipe) or 1 (original). leave_one_out: "code" or "paper". gammas in [0, 1].
+    scale: beta (paper, recipe) or 1 (original). ratio_floor: e of step 1, in [0, 1). leave_one_out: "code" or "paper".
+    gammas in [0, 1].
     """
 
     scale: float
+    ratio_floor: float
     batch_norm: bool
     leave_one_out: str
     process_weight: float
@@ -26,6 +28,8 @@ class RewardForm:
             raise ValueError(f"leave_one_out must be code or paper, not {self.leave_one_out!r}")
         if not (0.0 <= self.gamma_process <= 1.0 and 0.0 <= self.gamma_outcome <= 1.0):
             raise ValueError("gammas must lie in [0, 1]")
+        if not 0.0 <= self.ratio_floor < 1.0:
+            raise ValueError("ratio_floor must lie in [0, 1)")
 
 
 @dataclass(frozen=True)

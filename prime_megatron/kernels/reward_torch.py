@@ -8,6 +8,8 @@ its alternative here: gathers other than index_select, conversions from bool, wh
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from prime_megatron.algo.advantage import WHITEN_EPS
@@ -86,7 +88,7 @@ def _plain_advantages(
     largest = returns_T.new_zeros(())
     for block in blocks:
         at, rewards_t = block.tokens, rewards_T[block.tokens]
-        torch.sub(batch.prm_logprobs_T[at], batch.ref_logprobs_T[at], out=rewards_t).mul_(form.scale)
+        _log_ratio(batch, form, at, rewards_t).mul_(form.scale)
         _masked_(rewards_t, block.bits(mask_T))
         # Until pass two, returns hold the sums of r to the end, and advantages the numbers of valid tokens to the end.
         sum_N[block.at] = block.suffix_sums(rewards_t, returns_T[at], torch.float64)
@@ -129,7 +131,8 @@ def _discounted_advantages(
     num_tokens, valid_T = batch.response_mask_T.shape[0], batch.response_mask_T.view(torch.int8)
     sequence_T = torch.repeat_interleave(end_N - begin_N, output_size=num_tokens)
     bits_T = valid_T.to(torch.int32).neg_()
-    rewards_T = _masked_((batch.prm_logprobs_T - batch.ref_logprobs_T).mul_(form.scale), bits_T)
+    rewards_T = torch.empty_like(batch.prm_logprobs_T)
+    _masked_(_log_ratio(batch, form, slice(None), rewards_T).mul_(form.scale), bits_T)
     running = _running_sum(rewards_T, torch.float64)
     sum_N = running[end_N] - running[begin_N]
     if form.batch_norm:
@@ -153,6 +156,15 @@ def _discounted_advantages(
     moments = torch.stack((count_N.sum(), returns_T.sum(), torch.dot(returns_T, returns_T)))
     mean, scale = whitening(reduce.sum(moments))
     return rewards_T, plain_T, _masked_(returns_T.sub_(mean).mul_(scale).float(), bits_T)
+
+
+def _log_ratio(batch: RewardBatch, form: RewardForm, at: slice, out: torch.Tensor) -> torch.Tensor:
+    """log((prm + e) / (ref + e)) of the tokens `at` into `out`, e the form's ratio_floor."""
+    prm_t, ref_t = batch.prm_logprobs_T[at], batch.ref_logprobs_T[at]
+    if form.ratio_floor == 0.0:
+        return torch.sub(prm_t, ref_t, out=out)
+    log_floor = out.new_full((), math.log(form.ratio_floor))
+    return torch.logaddexp(prm_t, log_floor, out=out).sub_(torch.logaddexp(ref_t, log_floor))
 
 
 def _masked_(values_T: torch.Tensor, bits_T: torch.Tensor) -> torch.Tensor:

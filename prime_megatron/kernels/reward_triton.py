@@ -30,19 +30,28 @@ def _decayed(left_value, left_decay, right_value, right_decay):
 
 
 @triton.jit
-def _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes):
+def _floored(logprob, log_floor):
+    """log(exp(logprob) + exp(log_floor)); the exponent is never above 0."""
+    return tl.maximum(logprob, log_floor) + tl.log(1.0 + tl.exp(-tl.abs(logprob - log_floor)))
+
+
+@triton.jit
+def _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes, log_floor, FLOOR: tl.constexpr):
     """(valid, log-ratio or 0) of the tokens begin + first + lanes, those before `begin` being invalid."""
     inside = first + lanes >= 0
     at = begin + first
     valid = tl.load(mask_ptr + at + lanes, mask=inside, other=0) != 0
     prm = tl.load(prm_ptr + at + lanes, mask=inside, other=0.0)
     ref = tl.load(ref_ptr + at + lanes, mask=inside, other=0.0)
+    if FLOOR:
+        prm, ref = _floored(prm, log_floor), _floored(ref, log_floor)
     return valid, tl.where(valid, prm - ref, 0.0)
 
 
 @triton.jit
 def _scan_kernel(
-    prm_ptr, ref_ptr, mask_ptr, cu_ptr, peak_ptr, mean_ptr, count_ptr, last_ptr, scale, BLOCK: tl.constexpr
+    prm_ptr, ref_ptr, mask_ptr, cu_ptr, peak_ptr, mean_ptr, count_ptr, last_ptr, scale, log_floor,
+    FLOOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Per sequence: max |suffix sum| of q, mean of q, number of valid tokens and position of the last."""
     n = tl.program_id(0)
@@ -53,10 +62,10 @@ def _scan_kernel(
     counts = tl.zeros([BLOCK], tl.int32)
     lasts = tl.full([BLOCK], -1, tl.int32)
     carry = 0.0
-    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes)
+    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes, log_floor, FLOOR)
     while first > -BLOCK:
         # The next block is asked for before this one is summed up.
-        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes)
+        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes, log_floor, FLOOR)
         q = q * scale
         suffix = tl.cumsum(q, 0, reverse=True) + carry
         peaks = tl.maximum(peaks, tl.where(first + lanes >= 0, tl.abs(suffix), 0.0))
@@ -74,16 +83,16 @@ def _scan_kernel(
 @triton.jit
 def _return_kernel(
     prm_ptr, ref_ptr, mask_ptr, cu_ptr, group_ptr, outcome_ptr, mean_ptr, count_ptr, last_ptr, peak_ptr,
-    reward_ptr, return_ptr, moment_ptr, scale, process_weight, outcome_weight, log2_gamma_p, log2_gamma_o,
-    NUM_SEQUENCES: tl.constexpr, BATCH_NORM: tl.constexpr, CODE_FORM: tl.constexpr, PLAIN_P: tl.constexpr,
-    PLAIN_O: tl.constexpr, EPS: tl.constexpr, SIBLINGS: tl.constexpr, BLOCK: tl.constexpr,
+    reward_ptr, return_ptr, moment_ptr, scale, log_floor, process_weight, outcome_weight, log2_gamma_p, log2_gamma_o,
+    FLOOR: tl.constexpr, NUM_SEQUENCES: tl.constexpr, BATCH_NORM: tl.constexpr, CODE_FORM: tl.constexpr,
+    PLAIN_P: tl.constexpr, PLAIN_O: tl.constexpr, EPS: tl.constexpr, SIBLINGS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Per sequence: its baselines from its siblings, then rewards, returns and the returns' moments."""
     n = tl.program_id(0)
     begin = tl.load(cu_ptr + n)
     first = (tl.load(cu_ptr + n + 1) - begin).to(tl.int32) - BLOCK
     lanes = tl.arange(0, BLOCK)
-    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes)
+    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes, log_floor, FLOOR)
     group, mean, outcome = tl.load(group_ptr + n), tl.load(mean_ptr + n), tl.load(outcome_ptr + n)
     last = (tl.load(last_ptr + n) - begin).to(tl.int32)
     size = 0.0
@@ -115,7 +124,7 @@ def _return_kernel(
     totals = tl.zeros([BLOCK], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
     while first > -BLOCK:
-        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes)
+        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes, log_floor, FLOOR)
         reward = q * factor
         centred = tl.where(valid, process_weight * (gain * reward - base), 0.0)
         if PLAIN_P:
@@ -166,10 +175,12 @@ def triton_advantages(
     mask_T = batch.response_mask_T.view(torch.uint8)
     peak_N, mean_N, count_N = torch.empty(3, num_sequences, device=where)
     last_N = torch.empty(num_sequences, dtype=torch.int64, device=where)
+    floored = form.ratio_floor > 0.0
+    log_floor = math.log(form.ratio_floor) if floored else 0.0
     if num_sequences:
         _scan_kernel[(num_sequences,)](
             batch.prm_logprobs_T, batch.ref_logprobs_T, mask_T, batch.cu_seqlens, peak_N, mean_N, count_N, last_N,
-            form.scale, BLOCK=BLOCK, num_warps=NUM_WARPS,
+            form.scale, log_floor, FLOOR=floored, BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
     peak = peak_N
     if form.batch_norm:
@@ -179,8 +190,9 @@ def triton_advantages(
     if num_sequences:
         _return_kernel[(num_sequences,)](
             batch.prm_logprobs_T, batch.ref_logprobs_T, mask_T, batch.cu_seqlens, batch.group_N, batch.outcome_N,
-            mean_N, count_N, last_N, peak, rewards_T, returns_T, moments_N3, form.scale, form.process_weight,
-            form.outcome_weight, _log2(form.gamma_process), _log2(form.gamma_outcome), NUM_SEQUENCES=num_sequences,
+            mean_N, count_N, last_N, peak, rewards_T, returns_T, moments_N3, form.scale, log_floor,
+            form.process_weight, form.outcome_weight, _log2(form.gamma_process), _log2(form.gamma_outcome),
+            FLOOR=floored, NUM_SEQUENCES=num_sequences,
             BATCH_NORM=form.batch_norm, CODE_FORM=form.leave_one_out == "code", PLAIN_P=form.gamma_process == 1.0,
             PLAIN_O=form.gamma_outcome == 1.0, EPS=NORM_EPS, SIBLINGS=SIBLING_BLOCK, BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip

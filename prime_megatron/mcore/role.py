@@ -54,6 +54,11 @@ class TrainResult(Learning):
     logprobs: LogProbs
     """Of the update's own forwards, float32 [T]: each mini-batch under the weights before its step."""
 
+    def followed_by(self, later: Learning) -> TrainResult:
+        """This pass over a batch and a later one over the same: sums and updates of both, log-probs of this one."""
+        stats = {key: total + later.stats[key] for key, total in self.stats.items()}
+        return TrainResult(stats, self.updates + later.updates, self.logprobs)
+
 
 class Role:
     """A Megatron model laid out over the topology, with or without an optimizer.

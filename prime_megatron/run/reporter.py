@@ -13,6 +13,7 @@ import torch
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
+from prime_megatron.config.check_algorithm import warn_unsolved
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.evaluate.held_out import Evaluator
 from prime_megatron.families import FamilyConfig
@@ -45,6 +46,9 @@ ASIDE = ("eval", "save")
 PEAK_SIZE = {"cpu": 512, "cuda": 8192}
 """Matrix size of the peak that utilisation is held against."""
 
+
+RARE_SUCCESS = 0.1
+"""Mean outcome of a step's responses below which success is rare."""
 
 PRM_WINDOW = 10
 """Steps that the summary's PRM accuracy is the mean of: one step's few groups say little."""
@@ -86,6 +90,7 @@ class Reporter:
     progress: Progress = field(default_factory=Progress)
     _peak_flops: float = 0.0
     _memory_told: bool = False
+    _rare_told: bool = False
     _restarts_before: int = 0
     """Of earlier attempts."""
 
@@ -196,6 +201,11 @@ class Reporter:
                 f"step {index}: engine and trainer log-probs differ by {gap:.2e} on average, more than {threshold:.0e} "
                 "(rollout.logprob_alarm)"
             )
+
+        rare = figures["rollout/outcome"] < RARE_SUCCESS and warn_unsolved(self.config)
+        if rare and not self._rare_told:
+            self._rare_told = True
+            self.log.warn(f"step {index}: the mean outcome is {figures['rollout/outcome']:.3f}, and {rare[0]}")
 
     def _speed(self, record: StepRecord, wall_s: float) -> dict[str, float]:
         lengths = [

@@ -45,6 +45,7 @@ def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, r
         ),
         RewardForm(
             scale=prm.beta if prm.scale_by_beta else 1.0,
+            ratio_floor=prm.ratio_floor,
             batch_norm=prm.norm is RewardNorm.batch_norm,
             leave_one_out=advantage.leave_one_out.value,
             process_weight=advantage.process_weight,

@@ -65,10 +65,10 @@ def prm_loss(
 ) -> MakeLoss:
     """The implicit PRM's loss on Q = sum_t (log prm - log ref), a mean over the mini-batch's sequences of all ranks.
 
-    ``siblings``: what dpo and bon need of the whole batch; None for ce. Those losses are cross-entropy with a hard
-    label on the margin to the siblings of the opposite outcome: -log sigmoid(s * x) with s = +-1.
+    ``siblings``: what all losses but ce need of the whole batch; None for ce. dpo and bon are cross-entropy with a
+    hard label on the margin to the siblings of the opposite outcome: -log sigmoid(s * x) with s = +-1.
     """
-    hard = config.loss is not PrmLossKind.ce
+    hard = config.loss not in (PrmLossKind.ce, PrmLossKind.ce_intercept)
     targets_N = (batch.outcome_N > 0.0).float() if hard else batch.outcome_N
     weights_N = torch.ones_like(targets_N) if siblings is None else siblings.weight_N
 
@@ -80,7 +80,7 @@ def prm_loss(
             boundaries=response_bounds(micro),
             targets_N=targets_N[index],
             beta=config.beta,
-            baselines_N=None if siblings is None else siblings.opposite_N[index],
+            baselines_N=None if siblings is None else siblings.baseline_N[index],
             weights_N=weights_N[index] / mini.num_sequences,
         )
 

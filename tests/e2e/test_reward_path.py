@@ -76,6 +76,6 @@ def test_every_example_takes_the_fused_path(path: Path) -> None:
     assert is_fused(load_train_config(str(path), []))
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "original", "recipe"])
+@pytest.mark.parametrize("preset", ["default", "local_credit", "paper", "original", "recipe"])
 def test_every_preset_takes_the_fused_path(preset: str) -> None:
     assert is_fused(load_train_config(str(EXAMPLES[0]), [f"preset={preset}"]))

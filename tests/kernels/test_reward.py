@@ -18,8 +18,8 @@ from prime_megatron.types import Advantages
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMPLS = ["torch"] + (["triton"] if importlib.util.find_spec("triton") else [])
 FORM = RewardForm(
-    scale=0.05, batch_norm=True, leave_one_out="code", process_weight=1.5, outcome_weight=0.5, gamma_process=1.0,
-    gamma_outcome=1.0, whiten=True,
+    scale=0.05, ratio_floor=0.0, batch_norm=True, leave_one_out="code", process_weight=1.5, outcome_weight=0.5,
+    gamma_process=1.0, gamma_outcome=1.0, whiten=True,
 )  # fmt: skip
 FORMS = {
     "original": replace(FORM, scale=1.0),
@@ -27,6 +27,8 @@ FORMS = {
     "discounted": replace(FORM, gamma_process=0.9, gamma_outcome=0.97),
     "one discount": replace(FORM, gamma_process=0.0, gamma_outcome=0.0, leave_one_out="paper"),
     "raw": replace(FORM, batch_norm=False, whiten=False),
+    "floored": replace(FORM, ratio_floor=0.05),
+    "local": replace(FORM, ratio_floor=0.05, batch_norm=False, gamma_process=0.0, leave_one_out="paper"),
 }
 
 
@@ -55,7 +57,8 @@ def define(batch: RewardBatch, form: RewardForm) -> tuple[np.ndarray, np.ndarray
     prm, ref, mask, edges, group, outcome = (x.cpu().double().numpy() for x in vars(batch).values())
     spans = [np.arange(int(a), int(b)) for a, b in pairwise(edges)]
     valid = [[t for t in span if mask[t]] for span in spans]
-    r = np.where(mask > 0, form.scale * (prm - ref), 0)
+    floor = form.ratio_floor
+    r = np.where(mask > 0, form.scale * np.log((np.exp(prm) + floor) / (np.exp(ref) + floor)), 0)
     if form.batch_norm:
         r = r / (max([abs(r[v[k:]].sum()) for v in valid for k in range(len(v))], default=0.0) + 1e-6)
     m = np.array([r[v].mean() if v else 0.0 for v in valid])
@@ -205,7 +208,9 @@ def test_code_and_paper_forms_agree_in_the_mean_of_a_sequence() -> None:
     torch.testing.assert_close(code[at], paper[at], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"leave_one_out": "both"}, {"gamma_process": 1.5}, {"gamma_outcome": -0.1}])
+@pytest.mark.parametrize(
+    "change", [{"leave_one_out": "both"}, {"gamma_process": 1.5}, {"gamma_outcome": -0.1}, {"ratio_floor": 1.0}]
+)
 def test_forms_that_do_not_exist_are_refused(change: dict) -> None:
     with pytest.raises(ValueError):
         replace(FORM, **change)

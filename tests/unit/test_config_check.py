@@ -97,6 +97,9 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             processes=4,
             reason="parallel.sequence to true",
         ),
+        refused("prm.loss:", 'prm.loss="ce_intercept"', "rollout.samples_per_prompt=1", reason="compares siblings"),
+        refused("prm.passes:", "prm.passes=2", 'prm.update="none"', reason="does not learn"),
+        refused("prm.ratio_floor:", "prm.ratio_floor=0.05", 'advantage.estimator="prime_value"', reason="has none"),
         refused("models.policy.path", "models.policy.path=null", reason="missing"),
         refused("models.prm.optimizer.min_lr:", "models.prm.optimizer.min_lr=1", reason="above lr"),
         refused("eval.every:", "eval.every=5", reason="data.eval"),
@@ -240,6 +243,7 @@ def accepted(*settings: str, processes: int = 1):
             'advantage.estimator="reinforce"',
             "rollout.samples_per_prompt=1",
             "rollout.filter.lower=0",
+            "advantage.process_weight=0",
         ),
     ],
 )
@@ -288,3 +292,11 @@ def test_triton_needs_a_gpu():
     assert "needs a GPU" in refusal('advantage.impl="triton"', backend="gloo")
     check_train_config(train_config('advantage.impl="triton"'), 1, "nccl")
     check_train_config(train_config('advantage.impl="triton"'))  # not known yet on a login node
+
+
+def test_prompts_that_nothing_solves_are_warned_of():
+    """Where all-wrong prompts are kept, the PRM learns, and its loss has no intercept."""
+    (line,) = check_train_config(train_config("rollout.filter.lower=0.0"))
+    assert "rollout.filter.lower 0" in line and "ce_intercept" in line
+    for other in ('prm.loss="ce_intercept"', "advantage.process_weight=0.0", "rollout.filter.lower=0.01"):
+        assert check_train_config(train_config("rollout.filter.lower=0.0", other)) == ()

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from prime_megatron.config.check import check_train_config
 from prime_megatron.config.presets import PRESETS
 from tests.support.algo_oracle import Case, cases, close, make_case
 
-NAMES = ("default", "paper", "original", "recipe")
+NAMES = ("default", "local_credit", "paper", "original", "recipe")
 
 
 def _section(name: str, section: str, model: type) -> Any:
@@ -33,8 +34,12 @@ def _reward_oracle(case: Case, name: str) -> list[list[float]]:
     rewards = []
     for i in range(case.n):
         q = [float(case.prm[i, t] - case.ref[i, t]) for t in range(case.length[i])]
+        if name == "local_credit":
+            pairs = [(math.exp(case.prm[i, t]), math.exp(case.ref[i, t])) for t in range(case.length[i])]
+            rewards.append([0.5 * math.log((p + 0.05) / (r + 0.05)) for p, r in pairs])
+            continue
         rewards.append(q if name == "original" else [0.05 * x for x in q])
-    if name == "paper":
+    if name in ("paper", "local_credit"):
         return rewards
     largest = max(abs(sum(row[t:])) for row in rewards for t in range(len(row)))
     return [[x / (largest + 1e-6) for x in row] for row in rewards]
@@ -52,7 +57,10 @@ def _advantage_oracle(case: Case, rewards: list[list[float]], name: str) -> list
         else:
             centred = [x - sum(means[j] for j in others) / (k - 1) for x in row]
         outcome = float(case.outcome[i]) - sum(float(case.outcome[j]) for j in others) / (k - 1)
-        returns.append([sum(centred[t:]) + outcome for t in range(len(row))])
+        if name == "local_credit":
+            returns.append([3 * x + outcome for x in centred])
+        else:
+            returns.append([sum(centred[t:]) + outcome for t in range(len(row))])
     if name == "paper":
         return returns
     flat = [x for row in returns for x in row]
@@ -125,7 +133,7 @@ def test_published_sizes() -> None:
 def test_presets_differ_where_the_sources_do() -> None:
     case = make_case(0, [4, 4], 9)
     seen = []
-    for name in NAMES:
+    for name in ("default", "paper", "original", "recipe"):
         prm, advantage = _section(name, "prm", PrmAlgorithm), _section(name, "advantage", AdvantageAlgorithm)
         rewards_T = process_rewards(case.batch(), case.pack(case.prm), case.pack(case.ref), prm, LOCAL)
         seen.append(compute_advantages(case.batch(), rewards_T, advantage, prm, LOCAL).advantages_T)
@@ -143,3 +151,11 @@ def test_presets_share_nothing() -> None:
         assert PRESETS["recipe"] == before
     finally:
         PRESETS["paper"]["rollout"]["filter"]["lower"] = 0.2
+
+
+def test_local_credit_s_prm_learns_three_times_as_fast() -> None:
+    policy, prm = _config("local_credit").models.policy, _config("local_credit").models.prm
+    assert prm.optimizer.lr == pytest.approx(3 * policy.optimizer.lr)
+    assert policy.optimizer.betas == prm.optimizer.betas == (0.9, 0.98)
+    # Ten steps of the run each: the PRM makes four optimizer steps in one of them.
+    assert (policy.optimizer.warmup_steps, prm.optimizer.warmup_steps / prm.num_mini_batches) == (10, 10)

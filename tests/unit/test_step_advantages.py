@@ -27,6 +27,11 @@ COVERED: dict[str, dict[str, Any]] = {
     "weights": {"advantage": {"process_weight": 2.0, "outcome_weight": 0.5}},
     "discounts": {"advantage": {"gamma_process": 0.9, "gamma_outcome": 0.95}},
     "one-discount": {"advantage": {"gamma_outcome": 0.5}},
+    "floored": {"prm": {"ratio_floor": 0.05}},
+    "local": {
+        "prm": {"ratio_floor": 0.05, "norm": "none", "beta": 0.5},
+        "advantage": {"gamma_process": 0.0, "process_weight": 3.0},
+    },
     "reinforce": {"advantage": {"estimator": "reinforce"}},
     "reinforce++": {"advantage": {"estimator": "reinforce++", "whiten": False}},
     "outcome-only": {"advantage": {"process_weight": 0.0}, "prm": {"granularity": "step", "use_gt": True}},

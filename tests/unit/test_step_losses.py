@@ -175,8 +175,10 @@ def test_prm_losses_against_the_formulas(loss: PrmLossKind) -> None:
 
     def one(i: int, q: float) -> float:
         o, group = case.outcome[i], case.siblings(i)
-        if loss is PrmLossKind.ce:
-            p = 1 / (1 + np.exp(-beta * q))
+        if loss in (PrmLossKind.ce, PrmLossKind.ce_intercept):
+            mean = np.mean([case.outcome[j] for j in group]) if loss is PrmLossKind.ce_intercept else 0.5
+            mean = min(max(mean, 1e-6), 1 - 1e-6)
+            p = 1 / (1 + (1 - mean) / mean * np.exp(-beta * q))
             return -(o * np.log(p) + (1 - o) * np.log(1 - p))
         opposite = [scored[j] for j in group if (case.outcome[j] < o if o > 0 else case.outcome[j] > o)]
         margin = (1 if o > 0 else -1) * beta * (q - (sum(opposite) / len(opposite) if opposite else 0.0))
