@@ -17,6 +17,7 @@ from prime_megatron.run.output_dir import mark_done
 from prime_megatron.run.parts import Parts
 from prime_megatron.step.advantages import step_advantages
 from prime_megatron.step.batch import StepBatch
+from prime_megatron.step.loss_weights import loss_weights
 from prime_megatron.step.losses import critic_loss, policy_loss, prm_loss
 from prime_megatron.step.metrics import StepRecord
 from prime_megatron.step.plan import OldLogprobs, plan_step
@@ -160,10 +161,10 @@ class PrimeTrainer:
         return critic.train_values(batch.critic, loss)
 
     def update_policy(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> TrainResult:
-        """PPO's clipped update, one optimizer step per mini-batch."""
-        loss = policy_loss(
-            self.config.policy, batch.rollout, scores, advantages, self.plan.old_logprobs, first=batch.policy[0]
-        )
+        """The policy's objective, one optimizer step per mini-batch."""
+        config, longest = self.config.policy, self.config.rollout.sampling.max_response_tokens
+        weights = loss_weights(config, batch.rollout, scores, batch.policy, longest, self.parts.reduce)
+        loss = policy_loss(config, scores, advantages, weights, self.plan.old_logprobs, first=batch.policy[0])
         policy = self.parts.roles.policy
         return policy.train(batch.policy, loss, batch.num_local_tokens, temperature=self._temperature)
 

@@ -90,7 +90,7 @@ RATIOS = (
     Ratio("return/mean", "return_sum", _TOKENS, "1", "Return of a response token, before whitening."),
     Ratio("advantage/mean", "advantage_sum", _TOKENS, "1", "Advantage of a response token."),
     Ratio("policy/loss", "policy_loss_sum", _POLICY, "1",
-          "PPO's clipped loss, importance weights included, entropy and KL terms not."),
+          "The objective's loss a token (policy.objective), importance weights included, entropy and KL terms not."),
     Ratio("policy/clip_low", "policy_clip_low_sum", _POLICY, "share",
           "Tokens without a gradient because the ratio is below 1 - clip_low and the advantage negative."),
     Ratio("policy/clip_high", "policy_clip_high_sum", _POLICY, "share",
@@ -104,9 +104,17 @@ RATIOS = (
     Ratio("policy/kl_reference", "policy_kl_ref_sum", _POLICY, "nats",
           "KL(policy || reference), estimator policy.kl_estimator; with policy.kl_place loss."),
     Ratio("policy/importance_weight", "importance_weight_sum", _IMPORTANCE, "1",
-          "min(trainer's probability / engine's, policy.importance_cap); with a cap."),
+          "Weight made of the trainer's probability over the engine's; with policy.importance_cap."),
     Ratio("policy/importance_capped", "importance_capped_sum", _IMPORTANCE, "share",
-          "Tokens whose importance weight the cap cuts; with a cap."),
+          "Tokens whose ratio is above policy.importance_cap."),
+    Ratio("policy/importance_below", "importance_below_sum", _IMPORTANCE, "share",
+          "Tokens whose ratio is below policy.importance_floor; in the modes mask and reject."),
+    Ratio("policy/importance_dropped", "importance_dropped_sum", _IMPORTANCE, "share",
+          "Tokens that policy.importance_mode mask or reject takes out of the loss."),
+    Ratio("outcome/overlong", "overlong_sum", "overlong_sequences", "share",
+          "Responses with a penalty for their length; with advantage.overlong_buffer."),
+    Ratio("outcome/overlong_penalty", "overlong_penalty_sum", "overlong_sequences", "1",
+          "What their length takes from the outcomes; with advantage.overlong_buffer."),
     Ratio("critic/loss", "value_loss_sum", _VALUE, "1", "The critic's clipped squared error, halved."),
     Ratio("critic/clipped", "value_clipped_sum", _VALUE, "share", "Tokens whose value the clip holds."),
     Ratio("critic/value_mean", "value_sum", _VALUE, "1", "Value of the text before a response token."),
@@ -132,6 +140,11 @@ EXTREMES = (
 )
 DERIVED = (
     Derived("policy/clip_fraction", "share", "policy/clip_low + policy/clip_high."),
+    Derived("policy/kept", "share",
+            "Response tokens in the policy's loss: not of a masked truncated response, not rejected."),
+    Derived("policy/objective_<figure>", "1",
+            "Mean over tokens of a figure of the objective's own: dual_clip (share held by the second clip), "
+            "sequence_ratio (gspo's ratio), weight_low and weight_high (cispo's weights at a bound), or a user's."),
     Derived("prm/calibration_error", "1",
             "Expected calibration error: sum over 10 bins of (n_b / N) |mean probability - mean outcome|."),
     Derived("process_reward/improbable_share", "share",
@@ -158,7 +171,13 @@ def finish(statistics: Statistics) -> dict[str, float]:
             metrics[f"{extreme.name}max"] = _finite(float(maxima[f"{extreme.key}_max"]))
             metrics[f"{extreme.name}min"] = _finite(-float(maxima[f"{extreme.key}_negated_min"]))
     if "policy_clip_low_sum" in sums:
+        if _TOKENS in sums:
+            metrics["policy/kept"] = _ratio(float(sums[_POLICY]), float(sums[_TOKENS]))
         metrics["policy/clip_fraction"] = metrics["policy/clip_low"] + metrics["policy/clip_high"]
+    for key, total in sums.items():
+        if key.startswith("policy_objective_"):
+            name = key.removeprefix("policy_").removesuffix("_sum")
+            metrics[f"policy/{name}"] = _ratio(float(total), float(sums[_POLICY]))
     if "prm_bin_count" in sums:
         gap = (sums["prm_bin_probability"] - sums["prm_bin_outcome"]).abs().sum()
         metrics["prm/calibration_error"] = _ratio(float(gap), float(sums["prm_sequences"]))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from prime_megatron.algo.kl import clamped_ratio, importance_weights
+from prime_megatron.algo.importance import Importance
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.algo.segments import Siblings, segment_count, segment_mean, segment_sum
 from prime_megatron.types import Advantages, RolloutBatch
@@ -114,16 +114,18 @@ def prm_statistics(
     )
 
 
-def importance_statistics(batch: RolloutBatch, old_logprobs_T: Tensor, cap: float) -> Statistics:
-    """Importance weights over response tokens, and how many of them the cap cuts."""
+def importance_statistics(batch: RolloutBatch, correction: Importance) -> Statistics:
+    """Importance weights over response tokens; how many ratios lie above and below the bounds, and are left without a
+    weight."""
     mask_T = batch.response_mask_T
-    weights_T = importance_weights(old_logprobs_T, batch.engine_logprobs_T, mask_T, cap)
-    capped_T = mask_T & (clamped_ratio(old_logprobs_T - batch.engine_logprobs_T) > cap)
+    dropped_T = mask_T & (~correction.keep_T | (correction.weights_T == 0))
     return Statistics(
         {
             "importance_tokens": mask_T.double().sum(),
-            "importance_weight_sum": weights_T[mask_T].double().sum(),
-            "importance_capped_sum": capped_T.double().sum(),
+            "importance_weight_sum": correction.weights_T[mask_T].double().sum(),
+            "importance_capped_sum": correction.above_T.double().sum(),
+            "importance_below_sum": correction.below_T.double().sum(),
+            "importance_dropped_sum": dropped_T.double().sum(),
         }
     )
 

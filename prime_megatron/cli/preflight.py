@@ -35,6 +35,19 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     _check_models(config, policy_folder_of(config), config.models.trust_remote_code)
     _check_data((*config.data.train, *config.data.eval))
     check_custom(config.verify.custom)
+    check_objective(config)
+
+
+def check_objective(config: TrainConfig) -> None:
+    """Import and try a policy objective of the user's own; the others are known.
+
+    Raises:
+        InputError: naming what is wrong with it.
+    """
+    if ":" in config.policy.objective:
+        from prime_megatron.algo.objectives import objective_named  # with torch
+
+        objective_named(config.policy.objective)
 
 
 def check_sft_inputs(config: SftConfig, *, resume: str | None, overwrite: bool) -> None:

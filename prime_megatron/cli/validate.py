@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from prime_megatron.cli.options import add_config, new_verb
+from prime_megatron.cli.preflight import check_objective
 from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
 from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config
 from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         warnings = check_train_config(train, world_size)
         check_models(train, world_size)
         check_custom(train.verify.custom)
+        check_objective(train)
         print(dump_yaml(train), end="")
         first = [_layout(train.parallel, world_size), _batch(train), *describe_custom(train.verify.custom)]
         comments = chain(first, _memory(train, world_size, args.device_memory))

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLossKind, UpdateOrder
+import difflib
+
+from prime_megatron.config.algorithm import (
+    Estimator,
+    ImportanceLevel,
+    ImportanceMode,
+    KlPlace,
+    PolicyAlgorithm,
+    PrmLossKind,
+    UpdateOrder,
+)
+from prime_megatron.config.dotted import split
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.errors import InputError
 
+OBJECTIVES = ("ppo", "dual_clip", "gspo", "cispo")
+"""Names of policy.objective, those of ``algo.objectives``."""
 SIBLING_LOSSES = (PrmLossKind.dpo, PrmLossKind.bon_acc, PrmLossKind.bon_rm)
 
 
@@ -28,12 +41,11 @@ def check_algorithm(config: TrainConfig) -> None:
 def _check_prm(config: TrainConfig) -> None:
     if not needs_prm(config):
         return
-    if config.prm.loss in SIBLING_LOSSES:
-        if config.prm.update is not UpdateOrder.reverse:
-            raise InputError(
-                f"prm.loss: {config.prm.loss} compares the scores of siblings, which are known only once all are "
-                f"scored, and prm.update is {config.prm.update}; set prm.update to reverse"
-            )
+    if config.prm.loss in SIBLING_LOSSES and config.prm.update is not UpdateOrder.reverse:
+        raise InputError(
+            f"prm.loss: {config.prm.loss} compares the scores of siblings, which are known only once all are "
+            f"scored, and prm.update is {config.prm.update}; set prm.update to reverse"
+        )
     if config.prm.loss is not PrmLossKind.ce and config.rollout.samples_per_prompt < 2:
         raise InputError(
             f"prm.loss: {config.prm.loss} compares siblings, and rollout.samples_per_prompt is 1; set it above 1"
@@ -69,8 +81,29 @@ def _check_advantage(config: TrainConfig) -> None:
             f"advantage.estimator: gae has one value function, so one discount, and gamma_process "
             f"{advantage.gamma_process} is not gamma_outcome {advantage.gamma_outcome}; make them equal"
         )
+    _check_overlong(config)
+    if not advantage.scale_by_deviation and advantage.estimator is not Estimator.grpo:
+        raise InputError(
+            f"advantage.scale_by_deviation: false is grpo's, and advantage.estimator is {advantage.estimator}; "
+            "set estimator to grpo, or leave the key out"
+        )
     if advantage.process_weight == 0 and advantage.outcome_weight == 0:
         raise InputError("advantage: process_weight and outcome_weight are both 0: nothing would be learnt; raise one")
+
+
+def _check_overlong(config: TrainConfig) -> None:
+    advantage, longest = config.advantage, config.rollout.sampling.max_response_tokens
+    buffer = advantage.overlong_buffer
+    if buffer is not None and buffer > longest:
+        raise InputError(
+            f"advantage.overlong_buffer: {buffer} tokens do not fit into rollout.sampling.max_response_tokens "
+            f"{longest}; lower it"
+        )
+    if buffer is not None and advantage.outcome_weight == 0:
+        raise InputError(
+            "advantage.overlong_buffer: lowers outcomes, and advantage.outcome_weight 0 leaves them out; "
+            "set outcome_weight above 0, or overlong_buffer to none"
+        )
 
 
 def _check_policy(config: TrainConfig) -> None:
@@ -85,8 +118,54 @@ def _check_policy(config: TrainConfig) -> None:
             f"policy.kl_place: {policy.kl_place} with policy.kl_coef 0 runs a reference for nothing; "
             "set kl_coef above 0 or kl_place to none"
         )
-    if policy.clip_low >= 1:
+    if policy.clip_low > 1 or (policy.clip_low == 1 and policy.objective != "cispo"):
         raise InputError(f"policy.clip_low: {policy.clip_low} would clip the ratio at or below 0; keep it under 1")
+    _check_objective(config)
+    _check_importance(policy)
+
+
+def _check_objective(config: TrainConfig) -> None:
+    name, minis = config.policy.objective, config.models.policy.num_mini_batches
+    if ":" in name:
+        split(name, "policy.objective")
+    elif name not in OBJECTIVES:
+        close = difflib.get_close_matches(name, OBJECTIVES, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise InputError(
+            f"policy.objective: {name!r} is none of {', '.join(OBJECTIVES)}{hint}, nor of the form "
+            "package.module:function"
+        )
+    elif name != "ppo" and minis == 1:
+        raise InputError(
+            f"policy.objective: {name} compares with old log-probs, and there are none: with "
+            "models.policy.num_mini_batches 1 every ratio is 1 by construction; set num_mini_batches above 1, or "
+            "objective to ppo"
+        )
+
+
+def _check_importance(policy: PolicyAlgorithm) -> None:
+    low, high, mode = policy.importance_floor, policy.importance_cap, policy.importance_mode
+    if high is None:
+        given = {
+            "importance_floor": low > 0,
+            "importance_level": policy.importance_level is not ImportanceLevel.token,
+            "importance_mode": mode is not ImportanceMode.cap,
+        }
+        for key in (key for key, is_set in given.items() if is_set):
+            raise InputError(
+                f"policy.{key}: {getattr(policy, key)} has no effect without policy.importance_cap; set the cap, "
+                f"or leave {key} out"
+            )
+    elif mode is ImportanceMode.cap and low > 0:
+        raise InputError(
+            f"policy.importance_floor: {low} is read by importance_mode mask and reject, and the mode is cap; "
+            "set the mode, or importance_floor to 0"
+        )
+    elif mode is not ImportanceMode.cap and not low < 1 < high:
+        raise InputError(
+            f"policy.importance_{'floor' if low >= 1 else 'cap'}: [{low}, {high}] takes out tokens on which engine and "
+            "trainer agree (ratio 1); keep importance_floor below 1 and importance_cap above it"
+        )
 
 
 def warn_unsolved(config: TrainConfig) -> list[str]:

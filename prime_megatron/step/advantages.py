@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prime_megatron.algo.advantage import compute_advantages
 from prime_megatron.algo.kl import kl_estimate
+from prime_megatron.algo.overlong import with_overlong_penalty
 from prime_megatron.algo.process_reward import log_ratio, process_rewards
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import Estimator, KlPlace, PolicyAlgorithm, RewardNorm, TrainConfig
@@ -23,7 +24,8 @@ def step_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, re
     choice is the config's alone, so all ranks make the same calls of ``reduce`` (over the data-parallel ranks).
     """
     if is_fused(config):
-        return fused_advantages(config, batch, scores, reduce)
+        shaped = with_overlong_penalty(batch, config.advantage, config.rollout.sampling.max_response_tokens)
+        return fused_advantages(config, shaped, scores, reduce)
     return defined_advantages(config, batch, scores, reduce)
 
 
@@ -67,7 +69,7 @@ def defined_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores,
         rewards = process_rewards(batch, scores.prm_logprobs_T, scores.ref_logprobs_T, config.prm, reduce)
         ratio = log_ratio(scores.prm_logprobs_T, scores.ref_logprobs_T, batch.response_mask_T)
     return compute_advantages(
-        batch,
+        with_overlong_penalty(batch, config.advantage, config.rollout.sampling.max_response_tokens),
         rewards,
         config.advantage,
         config.prm,

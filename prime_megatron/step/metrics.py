@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.diagnostics import largest_share, reward_statistics
+from prime_megatron.algo.importance import importance
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.metric_table import finish
+from prime_megatron.algo.overlong import overlong_statistics
 from prime_megatron.algo.prm_loss import logit_of_siblings
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.algo.reduction import Reduction
@@ -85,10 +87,13 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
         rewards_T = record.advantages.process_rewards_T
         statistics = statistics.merged(reward_statistics(batch, rewards_T, scores.ref_logprobs_T))
         statistics = statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
-    cap = config.policy.importance_cap
-    if cap is not None:
+    if config.policy.importance_cap is not None:
         assert scores.old_logprobs_T is not None
-        statistics = statistics.merged(importance_statistics(batch, scores.old_logprobs_T, cap))
+        correction = importance(batch, scores.old_logprobs_T, config.policy)
+        statistics = statistics.merged(importance_statistics(batch, correction))
+    if config.advantage.overlong_buffer is not None:
+        limit = config.rollout.sampling.max_response_tokens
+        statistics = statistics.merged(overlong_statistics(batch, config.advantage, limit))
     reduced = statistics.reduced(reduce)
     figures = _engine_figures(reduced) | finish(reduced.merged(_learned(record))) | prm_figures(reduced)
     figures |= _collected(record.collected) | _update("policy", record.policy)

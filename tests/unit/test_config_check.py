@@ -97,6 +97,41 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             processes=4,
             reason="parallel.sequence to true",
         ),
+        refused("policy.objective:", 'policy.objective="gspoo"', reason="did you mean gspo?"),
+        refused("policy.objective:", 'policy.objective="my objective:x"', reason="package.module:name"),
+        *(
+            refused("policy.objective:", f'policy.objective="{name}"', reason="set num_mini_batches above 1")
+            for name in ("dual_clip", "gspo", "cispo")
+        ),
+        refused("policy.importance_floor:", "policy.importance_floor=0.5", reason="without policy.importance_cap"),
+        refused("policy.importance_mode:", 'policy.importance_mode="mask"', reason="without policy.importance_cap"),
+        refused(
+            "policy.importance_level:", 'policy.importance_level="sequence"', reason="without policy.importance_cap"
+        ),
+        refused(
+            "policy.importance_floor:", "policy.importance_floor=0.5", "policy.importance_cap=2.0", reason="mode is cap"
+        ),
+        refused(
+            "policy.importance_cap:",
+            "policy.importance_cap=0.9",
+            'policy.importance_mode="reject"',
+            reason="engine and trainer agree",
+        ),
+        refused(
+            "policy.importance_floor:",
+            "policy.importance_cap=2.0",
+            "policy.importance_floor=1.0",
+            'policy.importance_mode="mask"',
+            reason="engine and trainer agree",
+        ),
+        refused("advantage.scale_by_deviation:", "advantage.scale_by_deviation=false", reason="grpo's"),
+        refused("advantage.overlong_buffer:", "advantage.overlong_buffer=4000", reason="do not fit"),
+        refused(
+            "advantage.overlong_buffer:",
+            "advantage.overlong_buffer=40",
+            "advantage.outcome_weight=0.0",
+            reason="leaves them out",
+        ),
         refused("prm.loss:", 'prm.loss="ce_intercept"', "rollout.samples_per_prompt=1", reason="compares siblings"),
         refused("prm.passes:", "prm.passes=2", 'prm.update="none"', reason="does not learn"),
         refused("prm.ratio_floor:", "prm.ratio_floor=0.05", 'advantage.estimator="prime_value"', reason="has none"),

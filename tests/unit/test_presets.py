@@ -11,7 +11,7 @@ from prime_megatron.algo.advantage import compute_advantages
 from prime_megatron.algo.process_reward import process_rewards
 from prime_megatron.algo.reduction import LOCAL
 from prime_megatron.config import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm, TrainConfig
-from prime_megatron.config.check import check_train_config
+from prime_megatron.config.check import check_train_config, needs_prm
 from prime_megatron.config.presets import PRESETS
 from tests.support.algo_oracle import Case, cases, close, make_case
 
@@ -101,7 +101,7 @@ def _config(name: str) -> TrainConfig:
     return TrainConfig.model_validate_json(json.dumps(merge(PRESETS[name], given_by_user)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_consistent(name: str) -> None:
     assert check_train_config(_config(name), world_size=8) == ()
 
@@ -159,3 +159,35 @@ def test_local_credit_s_prm_learns_three_times_as_fast() -> None:
     assert policy.optimizer.betas == prm.optimizer.betas == (0.9, 0.98)
     # Ten steps of the run each: the PRM makes four optimizer steps in one of them.
     assert (policy.optimizer.warmup_steps, prm.optimizer.warmup_steps / prm.num_mini_batches) == (10, 10)
+
+
+@pytest.mark.parametrize("name", ["dapo", "drgrpo", "gspo", "cispo"])
+def test_objectives_of_other_papers(name: str) -> None:
+    """What the notes give for each, and what they share: group-relative outcomes, no PRM, no KL."""
+    config = _config(name)
+    advantage, policy, minis = config.advantage, config.policy, config.models.policy.num_mini_batches
+    assert (advantage.estimator, advantage.process_weight, advantage.whiten) == ("grpo", 0.0, False)
+    assert policy.kl_place == "none" and not needs_prm(config)
+    given = (policy.objective, policy.clip_low, policy.clip_high, policy.loss_aggregation, minis)
+    assert (
+        given
+        == {
+            "dapo": ("ppo", 0.2, 0.28, "token_mean", 16),
+            "drgrpo": ("ppo", 0.2, 0.2, "constant_length", 1),
+            "gspo": ("gspo", 3e-4, 4e-4, "sequence_mean", 4),
+            "cispo": ("cispo", 1.0, 0.2, "token_mean", 16),
+        }[name]
+    )
+    assert advantage.scale_by_deviation == (name != "drgrpo")
+    assert advantage.overlong_buffer == (4096 if name == "dapo" else None)
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=cases(min_size=2))
+def test_dr_grpo_divides_by_nothing(case: Case) -> None:
+    config = _config("drgrpo")
+    got = compute_advantages(case.batch(), None, config.advantage, config.prm, LOCAL)
+    wanted = np.zeros_like(case.prm)
+    for i in range(case.n):
+        wanted[i, : case.length[i]] = case.outcome[i] - np.mean([case.outcome[j] for j in case.siblings(i)])
+    close(case.unpack(got.advantages_T), wanted)
