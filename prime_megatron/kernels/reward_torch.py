@@ -13,6 +13,7 @@ import math
 import torch
 
 from prime_megatron.algo.advantage import WHITEN_EPS
+from prime_megatron.algo.baselines import STD_EPS
 from prime_megatron.algo.process_reward import NORM_EPS
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
@@ -100,7 +101,7 @@ def _plain_advantages(
         norm = 1.0 / (reduce.max(largest) + NORM_EPS).double()
         rewards_T.mul_(norm)
     mean_N = sum_N * norm / count_N.clamp(min=1)
-    gain_N, base_N, outcome_N = leave_one_out(mean_N, batch.group_N, batch.outcome_N.double(), form.leave_one_out)
+    gain_N, base_N, outcome_N = baselines(mean_N, batch.group_N, batch.outcome_N.double(), form.baseline)
     gain_N, base_N, final_N = (
         x.float() for x in (form.process_weight * norm * gain_N, form.process_weight * base_N,
                             form.outcome_weight * outcome_N)
@@ -144,7 +145,7 @@ def _discounted_advantages(
     seen = _running_sum(valid_T, torch.int64)
     count_N = (seen[end_N] - seen[begin_N]).double()
     mean_N = sum_N / count_N.clamp(min=1)
-    gain_N, base_N, outcome_N = leave_one_out(mean_N, batch.group_N, batch.outcome_N.double(), form.leave_one_out)
+    gain_N, base_N, outcome_N = baselines(mean_N, batch.group_N, batch.outcome_N.double(), form.baseline)
     centred_T = (form.process_weight * gain_N)[sequence_T].mul_(rewards_T.double())
     centred_T.sub_((form.process_weight * base_N)[sequence_T]).mul_(valid_T.double())
     returns_T = _discounted(centred_T, form.gamma_process, begin_N, end_N)
@@ -181,21 +182,32 @@ def whitening(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, torch.rsqrt(variance + WHITEN_EPS)
 
 
-def leave_one_out(
+def baselines(
     mean_N: torch.Tensor, group_N: torch.Tensor, outcome_N: torch.Tensor, form: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(gain, base, outcome) of every sequence: r~ = gain * r - base. A table of who is whose sibling, [N, N]."""
     sibling_NN = (group_N[:, None] == group_N[None, :]).double()
     size_N = sibling_NN.sum(1)
     others_N = (size_N - 1).clamp(min=1)
-    sums_N2 = sibling_NN @ torch.stack((mean_N, outcome_N), 1)
     alone_N = size_N == 1
-    if form == "code":
-        gain_N, base_N = size_N / others_N, sums_N2[:, 0] / others_N
+    values_N2 = torch.stack((mean_N, outcome_N), 1)
+    sums_N2 = sibling_NN @ values_N2
+    if form in ("z_score", "mean"):
+        centre_N2 = sums_N2 / size_N[:, None]
+        scale_N2 = torch.ones_like(centre_N2)
+        if form == "z_score":
+            squares_N2 = sibling_NN @ (values_N2 - centre_N2).square()  # siblings have one centre
+            scale_N2 = 1.0 / ((squares_N2 / others_N[:, None]).sqrt() + STD_EPS)
+        gain_N, base_N = scale_N2[:, 0], scale_N2[:, 0] * centre_N2[:, 0]
+        final_N = scale_N2[:, 1] * (outcome_N - centre_N2[:, 1])
     else:
-        gain_N, base_N = torch.ones_like(size_N), (sums_N2[:, 0] - mean_N) / others_N
-    outcome_N = outcome_N - torch.where(alone_N, 0.0, (sums_N2[:, 1] - outcome_N) / others_N)
-    return torch.where(alone_N, 1.0, gain_N), torch.where(alone_N, 0.0, base_N), outcome_N
+        final_N = outcome_N - (sums_N2[:, 1] - outcome_N) / others_N
+        if form == "code":
+            gain_N, base_N = size_N / others_N, sums_N2[:, 0] / others_N
+        else:
+            gain_N, base_N = torch.ones_like(size_N), (sums_N2[:, 0] - mean_N) / others_N
+    alone = (torch.where(alone_N, 1.0, gain_N), torch.where(alone_N, 0.0, base_N))
+    return *alone, torch.where(alone_N, outcome_N, final_N)
 
 
 def _running_sum(values_T: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

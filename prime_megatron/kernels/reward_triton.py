@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from prime_megatron.algo.advantage import WHITEN_EPS
+from prime_megatron.algo.baselines import STD_EPS
 from prime_megatron.algo.process_reward import NORM_EPS
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
@@ -84,8 +85,9 @@ def _scan_kernel(
 def _return_kernel(
     prm_ptr, ref_ptr, mask_ptr, cu_ptr, group_ptr, outcome_ptr, mean_ptr, count_ptr, last_ptr, peak_ptr,
     reward_ptr, return_ptr, moment_ptr, scale, log_floor, process_weight, outcome_weight, log2_gamma_p, log2_gamma_o,
-    FLOOR: tl.constexpr, NUM_SEQUENCES: tl.constexpr, BATCH_NORM: tl.constexpr, CODE_FORM: tl.constexpr,
-    PLAIN_P: tl.constexpr, PLAIN_O: tl.constexpr, EPS: tl.constexpr, SIBLINGS: tl.constexpr, BLOCK: tl.constexpr,
+    FLOOR: tl.constexpr, NUM_SEQUENCES: tl.constexpr, BATCH_NORM: tl.constexpr, FORM: tl.constexpr,
+    STD_EPS: tl.constexpr, PLAIN_P: tl.constexpr, PLAIN_O: tl.constexpr, EPS: tl.constexpr, SIBLINGS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Per sequence: its baselines from its siblings, then rewards, returns and the returns' moments."""
     n = tl.program_id(0)
@@ -107,19 +109,50 @@ def _return_kernel(
         outcomes += tl.sum(tl.where(same, tl.load(outcome_ptr + who, mask=real, other=0.0), 0.0), 0)
     others = tl.maximum(size - 1.0, 1.0)
     alone = size < 1.5
-    factor = scale
+    norm = 1.0
     if BATCH_NORM:
-        divisor = tl.load(peak_ptr) + EPS
-        factor = scale / divisor
-        means = means / divisor
-        mean = mean / divisor
-    if CODE_FORM:
-        gain = tl.where(alone, 1.0, size / others)
-        base = tl.where(alone, 0.0, means / others)
-    else:
+        norm = 1.0 / (tl.load(peak_ptr) + EPS)
+    factor = scale * norm
+    means = means * norm
+    mean = mean * norm
+    final = outcome - (outcomes - outcome) / others
+    if FORM == "code":
+        gain = size / others
+        base = means / others
+    elif FORM == "paper":
         gain = 1.0
-        base = tl.where(alone, 0.0, (means - mean) / others)
-    final = outcome_weight * (outcome - tl.where(alone, 0.0, (outcomes - outcome) / others))
+        base = (means - mean) / others
+    else:
+        # In float64: siblings that are all alike differ from their mean by rounding, which a deviation of 0 magnifies.
+        total = tl.zeros([], tl.float64)
+        total_o = tl.zeros([], tl.float64)
+        square = tl.zeros([], tl.float64)
+        square_o = tl.zeros([], tl.float64)
+        for turn in tl.static_range(2):
+            for block in tl.static_range(0, NUM_SEQUENCES, SIBLINGS):
+                who = block + tl.arange(0, SIBLINGS)
+                real = who < NUM_SEQUENCES
+                same = real & (tl.load(group_ptr + who, mask=real, other=0) == group)
+                value = tl.load(mean_ptr + who, mask=real, other=0.0).to(tl.float64)
+                value_o = tl.load(outcome_ptr + who, mask=real, other=0.0).to(tl.float64)
+                if turn == 0:
+                    total += tl.sum(tl.where(same, value, 0.0), 0)
+                    total_o += tl.sum(tl.where(same, value_o, 0.0), 0)
+                else:
+                    off = value - total / size
+                    off_o = value_o - total_o / size
+                    square += tl.sum(tl.where(same, off * off, 0.0), 0)
+                    square_o += tl.sum(tl.where(same, off_o * off_o, 0.0), 0)
+        gain = 1.0
+        scale_o = 1.0
+        if FORM == "z_score":
+            gain = (1.0 / (tl.sqrt(square / others) * norm + STD_EPS)).to(tl.float32)
+            scale_o = (1.0 / (tl.sqrt(square_o / others) + STD_EPS)).to(tl.float32)
+        base = gain * (total / size).to(tl.float32) * norm
+        final = scale_o * (outcome - total_o / size).to(tl.float32)
+    gain = tl.where(alone, 1.0, gain)
+    base = tl.where(alone, 0.0, base)
+    final = outcome_weight * tl.where(alone, outcome, final)
     carry = 0.0
     totals = tl.zeros([BLOCK], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
@@ -193,7 +226,7 @@ def triton_advantages(
             mean_N, count_N, last_N, peak, rewards_T, returns_T, moments_N3, form.scale, log_floor,
             form.process_weight, form.outcome_weight, _log2(form.gamma_process), _log2(form.gamma_outcome),
             FLOOR=floored, NUM_SEQUENCES=num_sequences,
-            BATCH_NORM=form.batch_norm, CODE_FORM=form.leave_one_out == "code", PLAIN_P=form.gamma_process == 1.0,
+            BATCH_NORM=form.batch_norm, FORM=form.baseline, STD_EPS=STD_EPS, PLAIN_P=form.gamma_process == 1.0,
             PLAIN_O=form.gamma_outcome == 1.0, EPS=NORM_EPS, SIBLINGS=SIBLING_BLOCK, BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
     if not form.whiten:

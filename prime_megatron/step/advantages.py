@@ -35,7 +35,11 @@ def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, r
     prm_T, ref_T = scores.prm_logprobs_T, scores.ref_logprobs_T
     if prm_T is None or ref_T is None:
         prm_T = ref_T = torch.zeros_like(batch.engine_logprobs_T)  # outcomes only
-    alone = advantage.estimator is not Estimator.rloo  # reinforce: no siblings to compare with
+    # reinforce: no siblings to compare with
+    alone = advantage.estimator in (Estimator.reinforce, Estimator.reinforce_pp)
+    baseline = advantage.leave_one_out.value
+    if advantage.estimator is Estimator.grpo:
+        baseline = "z_score" if advantage.scale_by_deviation else "mean"
     return process_advantages(
         RewardBatch(
             prm_logprobs_T=prm_T,
@@ -49,7 +53,7 @@ def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, r
             scale=prm.beta if prm.scale_by_beta else 1.0,
             ratio_floor=prm.ratio_floor,
             batch_norm=prm.norm is RewardNorm.batch_norm,
-            leave_one_out=advantage.leave_one_out.value,
+            baseline=baseline,
             process_weight=advantage.process_weight,
             outcome_weight=advantage.outcome_weight,
             gamma_process=advantage.gamma_process,

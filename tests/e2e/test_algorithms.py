@@ -36,7 +36,7 @@ MODES: dict[str, dict[str, Any]] = {
     "gspo": {
         "policy": {
             "objective": "gspo", "clip_low": 3e-4, "clip_high": 4e-4, "loss_aggregation": "sequence_mean",
-            "importance_cap": 1.01, "importance_floor": 0.99, "importance_level": "geometric",
+            "importance_cap": 1.05, "importance_floor": 0.95, "importance_level": "geometric",
             "importance_mode": "reject",
         },
         "models": MINIS,
