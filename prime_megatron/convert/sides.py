@@ -18,6 +18,8 @@ from torch.distributed.checkpoint import FileSystemReader, LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from prime_megatron.mcore.index import read_index
+
 _LAYER = re.compile(r"^decoder\.layers\.(?:(\d+)\.)?(.+)$")
 _EXPERT = re.compile(r"^mlp\.experts\.experts\.(?:(\d+)\.)?(.+)$")
 _BESIDE = ("optimizer.", "rng_state", "rerun_state_machine_state")
@@ -53,7 +55,7 @@ class MegatronSide:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._reader = FileSystemReader(folder)
-        self._metadata = self._reader.read_metadata()
+        self._metadata = read_index(folder)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
     def matrices(self) -> Iterator[tuple[str, Place, Tensor]]:
