@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import queue
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,14 +32,22 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError
+from prime_megatron.mcore.index import INDEX_FILE, read_index
 from prime_megatron.mcore.model import unwrap
 from prime_megatron.mcore.role import Role
+from prime_megatron.parallel.collectives import agree_on
 
 POSITION_FILE = "position.json"
 """Adam's step count and the schedule's position."""
 BACKEND = ("torch_dist", 1)
+BACKEND_FILE = "metadata.json"
+_FILES = (INDEX_FILE, POSITION_FILE, BACKEND_FILE)
+_DAMAGE = (CheckpointException, OSError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError, AttributeError)
+"""What torch's reader raises of a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,8 @@ def load_role(role: Role, folder: Path) -> None:
         InputError: the checkpoint is of another model, or its tensors do not fit this layout.
     """
     assert role.optimizer is not None, f"{role.name} is frozen"
-    position = json.loads((folder / POSITION_FILE).read_text(encoding="utf-8"))
+    agree_on(lambda: check_shards(folder))
+    position = _position(folder)
     sharded = _sharded_state(role, loading=True)
     try:
         loaded = dist_checkpointing.load(
@@ -158,6 +168,9 @@ def load_role(role: Role, folder: Path) -> None:
         )
     except (CheckpointingException, KeyError, ValueError) as error:
         raise InputError(f"{folder}: does not fit {role.folder} in this layout: {str(error)[:200]}") from error
+    except _DAMAGE as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise InputError(f"{folder}: cannot be read ({reason}); give another checkpoint") from error
     for index, chunk in enumerate(role.chunks):
         missing, unexpected = unwrap(chunk).load_state_dict(loaded["model"][f"chunk{index}"], strict=False)
         left_out = [name for name in (*missing, *unexpected) if not name.endswith("_extra_state")]
@@ -170,6 +183,33 @@ def load_role(role: Role, folder: Path) -> None:
     scheduler = role.optimizer.scheduler
     scheduler.num_steps = position["scheduler_steps"]
     scheduler.step(0)
+
+
+def check_shards(folder: Path) -> None:
+    """Whether a role's folder holds what `ShardWrite` writes and nothing that would be unpickled.
+
+    Raises:
+        InputError: a file of another kind or form, an index with an entry that is no tensor.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a checkpoint of a run with this model")
+    strange = [path.name for path in sorted(folder.iterdir()) if path.name not in _FILES and path.suffix != ".distcp"]
+    if strange:
+        raise InputError(f"{folder}: {strange[0]} is no file of a run's checkpoint; give another checkpoint")
+    backend = read_json(folder / BACKEND_FILE)
+    found = (backend.get("sharded_backend"), backend.get("sharded_backend_version"))
+    if found != BACKEND:
+        raise InputError(f"{folder / BACKEND_FILE}: names the form {found}, and a run writes {BACKEND}")
+    _position(folder)
+    read_index(folder, tensors_only=True)
+
+
+def _position(folder: Path) -> dict[str, int]:
+    position = read_json(folder / POSITION_FILE)
+    for key in ("adam_steps", "scheduler_steps"):
+        if type(position.get(key)) is not int or not 0 <= position[key] < 2**63:
+            raise InputError(f"{folder / POSITION_FILE}: {key} is not a number of steps; give another checkpoint")
+    return position
 
 
 def tracker_states() -> dict[str, torch.Tensor]:
