@@ -34,18 +34,12 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
-from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError
-from prime_megatron.mcore.index import INDEX_FILE, read_index
 from prime_megatron.mcore.model import unwrap
 from prime_megatron.mcore.role import Role
+from prime_megatron.mcore.shards import BACKEND, POSITION_FILE, check_shards, read_position
 from prime_megatron.parallel.collectives import agree_on
 
-POSITION_FILE = "position.json"
-"""Adam's step count and the schedule's position."""
-BACKEND = ("torch_dist", 1)
-BACKEND_FILE = "metadata.json"
-_FILES = (INDEX_FILE, POSITION_FILE, BACKEND_FILE)
 _DAMAGE = (CheckpointException, OSError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError, AttributeError)
 """What torch's reader raises of a damaged file."""
 
@@ -156,7 +150,7 @@ def load_role(role: Role, folder: Path) -> None:
     """
     assert role.optimizer is not None, f"{role.name} is frozen"
     agree_on(lambda: check_shards(folder))
-    position = _position(folder)
+    position = read_position(folder)
     sharded = _sharded_state(role, loading=True)
     try:
         loaded = dist_checkpointing.load(
@@ -183,33 +177,6 @@ def load_role(role: Role, folder: Path) -> None:
     scheduler = role.optimizer.scheduler
     scheduler.num_steps = position["scheduler_steps"]
     scheduler.step(0)
-
-
-def check_shards(folder: Path) -> None:
-    """Whether a role's folder holds what `ShardWrite` writes and nothing that would be unpickled.
-
-    Raises:
-        InputError: a file of another kind or form, an index with an entry that is no tensor.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a checkpoint of a run with this model")
-    strange = [path.name for path in sorted(folder.iterdir()) if path.name not in _FILES and path.suffix != ".distcp"]
-    if strange:
-        raise InputError(f"{folder}: {strange[0]} is no file of a run's checkpoint; give another checkpoint")
-    backend = read_json(folder / BACKEND_FILE)
-    found = (backend.get("sharded_backend"), backend.get("sharded_backend_version"))
-    if found != BACKEND:
-        raise InputError(f"{folder / BACKEND_FILE}: names the form {found}, and a run writes {BACKEND}")
-    _position(folder)
-    read_index(folder, tensors_only=True)
-
-
-def _position(folder: Path) -> dict[str, int]:
-    position = read_json(folder / POSITION_FILE)
-    for key in ("adam_steps", "scheduler_steps"):
-        if type(position.get(key)) is not int or not 0 <= position[key] < 2**63:
-            raise InputError(f"{folder / POSITION_FILE}: {key} is not a number of steps; give another checkpoint")
-    return position
 
 
 def tracker_states() -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import traceback
 from collections.abc import Callable
@@ -20,20 +19,11 @@ from prime_megatron.config import TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.index import read_index
 from prime_megatron.run.assemble import open_parts
+from tests.support.payload import Payload
 from tests.support.ranks import run_ranks
 from tests.support.resume_runs import at, stopped_at, toy, train
 
 STEP = "step-00000001"
-
-
-class Payload:
-    """Makes a folder where it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = str(target)
-
-    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (self.target,)
 
 
 def whole(target: Path) -> bytes:
