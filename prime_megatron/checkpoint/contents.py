@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError
 
 Contents = dict[str, dict[str, str]]
@@ -64,7 +64,7 @@ def _folder(folder: Path) -> dict[str, str]:
 def _weights(folder: Path) -> Iterator[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        named = read_json(index)["weight_map"]
         yield from (folder / name for name in sorted(set(named.values())))
     elif (folder / "model.safetensors").is_file():
         yield folder / "model.safetensors"

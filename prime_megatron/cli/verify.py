@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from prime_megatron.config import CodeConfig
+from prime_megatron.data.json_line import lines_of, parse_line
 from prime_megatron.errors import InputError
 from prime_megatron.verify import (
     Answer,
@@ -123,7 +124,7 @@ def _score_into(out: BinaryIO, rows: BinaryIO, name: str, verifiers: Verifiers, 
     total_bytes = os.fstat(rows.fileno()).st_size
     with _progress() as bar:
         task = bar.add_task(f"verify {Path(name).name}", total=total_bytes, done_rows=0)
-        for row, verdict in scored_rows(_lines(rows), name, verifiers):
+        for row, verdict in scored_rows(lines_of(rows, name), name, verifiers):
             scored = row | {"score": verdict.score, "verdict": verdict.verdict, "reason": verdict.reason}
             out.write(_encode(scored))
             tally.add(verdict)
@@ -177,12 +178,7 @@ def scored_rows(
 def parse_row(line: bytes, name: str, number: int) -> dict[str, Any]:
     """One JSON object with the three string keys, and perhaps more. Raises InputError naming file, row and key."""
     where = f"{name}, row {number}"
-    try:
-        row = json.loads(line, parse_constant=_refuse_constant)
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: not UTF-8") from None
-    except (ValueError, RecursionError) as problem:
-        raise InputError(f"{where}: not JSON ({problem})") from None
+    row = parse_line(line, where, finite=True, halves=True)  # what a model wrote is scored
     if not isinstance(row, dict):
         raise InputError(f"{where}: a {type(row).__name__}, not an object with the keys {', '.join(KEYS)}")
     for key in KEYS:
@@ -194,17 +190,6 @@ def parse_row(line: bytes, name: str, number: int) -> dict[str, Any]:
         if key in row and not isinstance(row[key], kind):
             raise InputError(f"{where}: {key!r} is a {type(row[key]).__name__}, not a {kind.__name__}")
     return row
-
-
-def _refuse_constant(constant: str) -> float:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
-def _lines(rows: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(row number from 1, line) for every line that is not blank. The number is the line's in the file."""
-    for number, line in enumerate(rows, start=1):
-        if not line.isspace():
-            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 
 def _encode(row: dict[str, Any]) -> bytes:

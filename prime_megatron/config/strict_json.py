@@ -6,8 +6,11 @@ Python's own reader ends in a RecursionError within deep nests, in a ValueError 
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,9 @@ MAX_FILE_BYTES = 128 * 2**20
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = False, halves: bool = False) -> Any:
     """The value of a JSON text, in UTF-8 where it is bytes. NaN and Infinity, which JSON lacks, pass as Python's reader
-    takes them.
+    takes them, unless only ``finite`` numbers are wanted; ``halves`` of surrogate pairs pass where they are.
 
     Raises:
         ValueError: not JSON, not UTF-8, or beyond the bounds; one line, with the column where there is one.
@@ -38,12 +41,29 @@ def parse_json(text: str | bytes) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _check_depth(text)
     try:
-        value = json.loads(text, parse_int=_whole)
+        value = json.loads(text, parse_int=_whole, parse_constant=_refuse if finite else None)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg}, line {error.lineno}, column {error.colno}") from None
-    if _SURROGATE.search(text):
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"{error.msg}, {line}column {error.colno}") from None
+    if not halves and _SURROGATE.search(text):
         _check_text(value)
     return value
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """A regular file whole. Raises OSError: it cannot be read, or is a pipe or a device; ValueError: it is larger."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > max_bytes:
+            raise ValueError(f"{status.st_size} bytes are more than the {max_bytes} that are read")
+        return file.read(max_bytes)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe that nobody writes to is opened at once, and then refused."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_json(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
@@ -53,15 +73,13 @@ def read_json(path: Path, max_bytes: int = MAX_FILE_BYTES) -> dict[str, Any]:
         InputError: one line that names the file: it is missing, not a file, too large, not JSON, no object.
     """
     try:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-        if path.stat().st_size > max_bytes:
-            raise InputError(f"{path}: {path.stat().st_size} bytes are more than the {max_bytes} that are read")
-        value = parse_json(path.read_bytes())
+        value = parse_json(read_bytes(path, max_bytes))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
+        raise InputError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")
     return value
@@ -83,6 +101,10 @@ def _whole(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits; at most {MAX_DIGITS} are read")
     return int(digits)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _check_text(value: Any) -> None:

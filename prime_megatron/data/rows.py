@@ -7,12 +7,12 @@ reward_model {style, ground_truth}, extra_info. Supervised rows have `messages` 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prime_megatron.data.json_line import lines_of, parse_line
 from prime_megatron.errors import InputError
 
 ROLES = ("system", "user", "assistant")
@@ -125,15 +125,8 @@ def iterate(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _iterate_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError:
-                raise InputError(f"{path}, row {number}: not UTF-8 text") from None
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, row {number}: not JSON ({error.msg}, column {error.colno})") from None
+        for number, line in lines_of(file, path):
+            row = parse_line(line, f"{path}, row {number}")
             if not isinstance(row, dict):
                 raise InputError(f"{path}, row {number}: a row must be a JSON object, got {_kind(row)}")
             yield number, row

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.data.rows import Message
 from prime_megatron.errors import InputError
 
@@ -64,8 +62,9 @@ class Tokenizer:
         chat = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text = self.hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except TemplateError as error:
-            raise InputError(f"{self.folder}: the chat template refuses a chat: {error}") from None
+        except Exception as error:  # a template raises what its code leads to
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+            raise InputError(f"{self.folder}: the chat template refuses a chat: {reason}") from None
         assert isinstance(text, str)
         return text
 
@@ -148,12 +147,18 @@ def load_tokenizer(folder: str, vocab_size: int | None = None, *, trust_remote_c
             f"{folder}: the tokenizer does not match the model: it has token id {largest}, "
             f"the model's vocabulary ends at {vocab_size - 1} (vocab_size {vocab_size}); use the model's own tokenizer"
         )
-    return Tokenizer(hf, folder, end_token_ids(path, hf.eos_token_id))
+    ends = end_token_ids(path, hf.eos_token_id)
+    if max(ends) >= vocab_size:
+        raise InputError(
+            f"{folder}: the end-of-sequence token {max(ends)} is outside the model's vocabulary, which ends at "
+            f"{vocab_size - 1}; correct eos_token_id in generation_config.json or config.json"
+        )
+    return Tokenizer(hf, folder, ends)
 
 
 def model_vocab_size(folder: str) -> int:
     """vocab_size in the folder's config.json. Raises InputError when there is none."""
-    size = _read_json(Path(folder) / "config.json").get("vocab_size")
+    size = read_json(Path(folder) / "config.json").get("vocab_size")
     if not isinstance(size, int):
         raise InputError(f"{folder}/config.json: no vocab_size; it must be an HF model folder")
     return size
@@ -177,21 +182,9 @@ def end_token_ids(path: Path, own: int | None) -> tuple[int, ...]:
 
 
 def _ends_in(path: Path) -> list[int]:
-    value = _read_json(path).get("eos_token_id")
+    value = read_json(path).get("eos_token_id")
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for one in ids:
         if isinstance(one, bool) or not isinstance(one, int) or one < 0:
             raise InputError(f"{path}: eos_token_id = {value!r} is not a token id, or a list of them")
     return ids
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the folder must be an HF model folder") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise InputError(f"{path}: not JSON") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return value

@@ -104,6 +104,8 @@ def check_unread(keys: Keys, vocab: int) -> None:
         for one in value if many else [] if value is None else [value]:
             if isinstance(one, bool) or not isinstance(one, int):
                 raise InputError(f"{key} = {_show(value)} is not a token id (a whole number)")
+            if key == "eos_token_id" and not 0 <= one < vocab:
+                raise InputError(f"{key} = {_show(value)} is outside the vocabulary of {vocab}")
     pad = keys.raw.get("pad_token_id")
     if pad is not None and not -vocab <= pad < vocab:
         raise InputError(f"pad_token_id = {pad} is outside the vocabulary of {vocab}")

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError
 from prime_megatron.families.folder import (
     DTYPES,
@@ -255,7 +256,7 @@ def describe_weights(
     key that changed.
     """
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     counts: dict[str, int] = {}
     for name, count in num_values.items():
         counts[dtype_name(dtypes[name])] = counts.get(dtype_name(dtypes[name]), 0) + count
