@@ -43,7 +43,7 @@ def explain(model: type[BaseModel], detail: Any, origin: dict[KeyPath, str], pat
     """
     location: KeyPath = tuple(detail["loc"])
     where = next((origin[location[:n]] for n in range(len(location), 0, -1) if location[:n] in origin), path)
-    key = _dotted(location)
+    key = dotted(location)
     if detail["type"] == "extra_forbidden":
         return f"{where}: {_unknown(model, location)}"
     if detail["type"] == "missing":
@@ -59,15 +59,20 @@ def unknown_override(model: type[BaseModel], parts: tuple[str, ...]) -> str | No
             return f"unknown key {'.'.join(parts)}: {'.'.join(parts[:depth])} is a value, not a section"
         if part not in section.model_fields:
             return _unknown(model, parts[: depth + 1])
-        section = _section_of(section.model_fields[part].annotation)
+        section = section_of(section.model_fields[part].annotation)
     return None
+
+
+def is_section(model: type[BaseModel], parts: tuple[str, ...]) -> bool:
+    """Whether a key of the config holds keys."""
+    return _walk(model, parts) is not None
 
 
 def default_values(model: type[BaseModel]) -> dict[str, Any]:
     """Every default below `model` as JSON-ready values; keys without a default are left out."""
     values: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        section = _section_of(info.annotation)
+        section = section_of(info.annotation)
         if isinstance(info.default, BaseModel):
             values[name] = info.default.model_dump(mode="json")
         elif section is not None and info.is_required():
@@ -80,9 +85,9 @@ def _unknown(model: type[BaseModel], location: KeyPath) -> str:
     section = _walk(model, location[:-1])
     names = list(section.model_fields) if section else []
     name = str(location[-1])
-    key = _dotted(location)
+    key = dotted(location)
     if close := difflib.get_close_matches(name, names, n=1):
-        return f"unknown key {key}; did you mean {_dotted((*location[:-1], close[0]))}?"
+        return f"unknown key {key}; did you mean {dotted((*location[:-1], close[0]))}?"
     everywhere = list(_leaves(model))
     if elsewhere := [path for path in everywhere if path.rpartition(".")[2] == name]:
         return f"unknown key {key}; did you mean {' or '.join(elsewhere[:3])}?"
@@ -109,6 +114,8 @@ def _expected(model: type[BaseModel], detail: Any, location: KeyPath) -> str:
         return f"a list (write [{value}])" if value is not None else "a list"
     if kind in _EXPECTED:
         return _EXPECTED[kind]
+    if kind == "value_error":
+        return detail["msg"].removeprefix("Value error, ")
     message = detail["msg"].removeprefix("Input should be ").removeprefix("Value should ")
     return "a value " + message if message.startswith(("greater", "less")) else message
 
@@ -126,14 +133,15 @@ def _shown(detail: Any) -> str:
     return kind[type(value)] + (text if len(text) <= 80 else text[:77] + "...")
 
 
-def _dotted(location: KeyPath) -> str:
+def dotted(location: KeyPath) -> str:
+    """A key's name, list items by their number."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section class inside an annotation, if it has one."""
     for part in (annotation, *typing.get_args(annotation)):
         if isinstance(part, type) and issubclass(part, BaseModel):
@@ -146,7 +154,7 @@ def _walk(model: type[BaseModel], location: KeyPath) -> type[BaseModel] | None:
     for part in location:
         if section is None or part not in section.model_fields:
             return None
-        section = _section_of(section.model_fields[str(part)].annotation)
+        section = section_of(section.model_fields[str(part)].annotation)
     return section
 
 
@@ -169,5 +177,5 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted names of every key of the config."""
     for name, info in model.model_fields.items():
         yield prefix + name
-        if section := _section_of(info.annotation):
+        if section := section_of(info.annotation):
             yield from _leaves(section, f"{prefix}{name}.")
