@@ -9,6 +9,7 @@ from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
 from prime_megatron.config.run import SftConfig, TrainConfig
+from prime_megatron.config.schedule import check_optimizer, warn_schedule
 from prime_megatron.errors import InputError
 
 __all__ = ["check_parallel", "check_sft_config", "check_train_config", "needs_prm", "policy_folder_of"]
@@ -50,9 +51,11 @@ def check_sft_config(
 ) -> tuple[str, ...]:
     """Check a supervised config as a whole; arguments, return and errors as `check_train_config`."""
     data_size = check_parallel(config.parallel, _world_size(config, world_size), backend)
+    check_optimizer("optimizer", config.optimizer)
+    warnings = warn_schedule("optimizer", config.optimizer, config.run.steps)
     if config.batch_size < data_size:
-        return (f"batch_size {config.batch_size} is below the {data_size} data-parallel ranks: some stay idle",)
-    return ()
+        warnings.append(f"batch_size {config.batch_size} is below the {data_size} data-parallel ranks: some stay idle")
+    return tuple(warnings)
 
 
 def policy_folder_of(config: TrainConfig) -> str:
@@ -74,11 +77,7 @@ def _world_size(config: TrainConfig | SftConfig, world_size: int | None) -> int:
 def _check_run(config: TrainConfig) -> None:
     policy_folder_of(config)
     for role in ("policy", "prm", "critic"):
-        optimizer = getattr(config.models, role).optimizer
-        if optimizer.min_lr > optimizer.lr:
-            raise InputError(
-                f"models.{role}.optimizer.min_lr: {optimizer.min_lr} is above lr {optimizer.lr}; it is the floor of lr"
-            )
+        check_optimizer(f"models.{role}.optimizer", getattr(config.models, role).optimizer)
     if config.eval.every and not config.data.eval:
         raise InputError("eval.every: there is nothing to evaluate on; set data.eval, or eval.every to 0")
 
@@ -260,6 +259,29 @@ def _warn_idle_ranks(config: TrainConfig, data_size: int) -> list[str]:
     ]
 
 
+def _warn_delimiter(config: TrainConfig, data_size: int) -> list[str]:
+    delimiter = config.prm.step_delimiter
+    if "\\n" not in delimiter and "\\t" not in delimiter:
+        return []
+    return [
+        f'prm.step_delimiter {delimiter}: is a backslash and a letter; a line break is "\\n" in double quotes of '
+        "YAML's: on the command line 'prm.step_delimiter=\"\\n\"'"
+    ]
+
+
+def _warn_schedules(config: TrainConfig, data_size: int) -> list[str]:
+    roles = ["policy"] + ["prm"] * (needs_prm(config) and config.prm.update is not UpdateOrder.none)
+    roles += ["critic"] * (config.advantage.estimator is Estimator.gae)
+    models = {name: getattr(config.models, name) for name in roles}
+    return [
+        line
+        for name, model in models.items()
+        for line in warn_schedule(
+            f"models.{name}.optimizer", model.optimizer, config.run.steps * model.num_mini_batches
+        )
+    ]
+
+
 def _warn_frozen(config: TrainConfig, data_size: int) -> list[str]:
     if needs_prm(config) and config.prm.update is UpdateOrder.none and config.models.prm.path is None:
         return [
@@ -274,4 +296,6 @@ _WARNINGS: tuple[Callable[[TrainConfig, int], list[str]], ...] = (
     _warn_filter,
     _warn_idle_ranks,
     _warn_frozen,
+    _warn_delimiter,
+    _warn_schedules,
 )

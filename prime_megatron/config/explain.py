@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import typing
 from collections.abc import Iterator
 from enum import StrEnum
@@ -46,6 +47,8 @@ def explain(model: type[BaseModel], detail: Any, origin: dict[KeyPath, str], pat
     key = dotted(location)
     if detail["type"] == "extra_forbidden":
         return f"{where}: {_unknown(model, location)}"
+    if detail["type"] == "missing" and isinstance(location[-1], int):
+        return f"{where}: {dotted(location[:-1])}: expected more values, got {location[-1]}"
     if detail["type"] == "missing":
         return f"{where}: {key} is missing; add it (it has no default)"
     return f"{where}: {key}: expected {_expected(model, detail, location)}, got {_shown(detail)}"
@@ -108,16 +111,30 @@ def _expected(model: type[BaseModel], detail: Any, location: KeyPath) -> str:
         return f"one of {', '.join(choices)}" + (f" (did you mean {close[0]}?)" if close else "")
     if kind in ("bool_type", "bool_parsing") and str(value).lower() in _YAML_1_1_BOOLS:
         return f"true or false (write {_YAML_1_1_BOOLS[str(value).lower()]})"
-    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f"text (write {json.dumps(json.dumps(value))})"
+    if kind == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return f"a whole number (write {int(value)})"
     if kind in ("tuple_type", "list_type"):
-        return f"a list (write [{value}])" if value is not None else "a list"
+        return "a list" + _list_of_one(value, texts="str" in str(_annotation(model, location)))
     if kind in _EXPECTED:
         return _EXPECTED[kind]
     if kind == "value_error":
         return detail["msg"].removeprefix("Value error, ")
+    if kind in ("too_short", "too_long"):
+        return re.sub(r"\w+ should have (at \w+ \d+) item.*", r"\1 values", detail["msg"])
     message = detail["msg"].removeprefix("Input should be ").removeprefix("Value should ")
     return "a value " + message if message.startswith(("greater", "less")) else message
+
+
+def _list_of_one(value: Any, *, texts: bool) -> str:
+    """The spelling of a value as a list (of ``texts`` or of numbers), where there is one."""
+    if value is None or isinstance(value, bool | dict | list) or str(value).lower() == "none":
+        return ""
+    if texts is not isinstance(value, str):
+        return f' (write ["{value}"])' if texts else ""
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z~/][\w./-]*", value)
+    return f" (write [{value if plain else json.dumps(value, ensure_ascii=False)}])"
 
 
 def _shown(detail: Any) -> str:

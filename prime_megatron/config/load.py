@@ -85,7 +85,10 @@ def _read(path: str, overrides: list[str], model: type[BaseModel]) -> _Merged:
         if problem := unknown_override(model, parts):
             raise InputError(f"{name}: {problem}")
         nested: Any = parse_value(value, name, section=is_section(model, parts))
-        if isinstance(nested, str) and not nested.strip() and not takes_text(model, parts):
+        textual = takes_text(model, parts)
+        if textual and isinstance(nested, bool | int | float):
+            nested = value  # quotes are the shell's, and gone
+        elif not textual and isinstance(nested, str) and not nested.strip():
             nested = None
         for part in reversed(parts):
             nested = {part: nested}
@@ -108,6 +111,9 @@ def _merge(target: _Merged, source: dict[str, Any], origin: dict[KeyPath, str], 
                     into[key] = {}
                 lay(into[key], value, here)
             else:
+                old = into.get(key)
+                for index in range(len(old) if isinstance(old, list) else 0):
+                    target.origin.pop((*here, index), None)
                 _mark_items(value, here)
                 into[key] = value
 

@@ -59,15 +59,17 @@ class Quoted(str):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that resolves plain scalars as YAML 1.2 does, of bounded depth."""
+    """SafeLoader that resolves plain scalars as YAML 1.2 does, of bounded depth and number."""
 
-    depth = 0
+    depth = num_nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """One node with what is in it; the parser goes on as it is asked, so nothing deeper is read."""
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            problem = f"lists and sections are nested more than {MAX_DEPTH} deep"
+        self.num_nodes += 1
+        if self.depth > MAX_DEPTH or self.num_nodes > MAX_VALUES:
+            deep = f"lists and sections are nested more than {MAX_DEPTH} deep"
+            problem = deep if self.depth > MAX_DEPTH else f"more than {MAX_VALUES} values"
             raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -294,5 +296,6 @@ def _scalar(node: yaml.ScalarNode, name: str) -> Any:
                     return value
     except ValueError:
         pass
-    shown = _short(repr(node.value))
-    raise InputError(f"{name}:{_line(node)}: {shown} is not allowed here (tag {_short(node.tag)} or out of range)")
+    reasons = {"int": "beyond 64 bits", "float": "beyond the largest number", "str": "no text that UTF-8 can write"}
+    reason = reasons[kind] if kind in reasons else f"not allowed here (tag {_short(node.tag)})"
+    raise InputError(f"{name}:{_line(node)}: {_short(repr(node.value))} is {reason}")
