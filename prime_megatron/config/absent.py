@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from prime_megatron.config.explain import section_of
-from prime_megatron.config.strict_yaml import KeyPath, Quoted, Unquoted
+from prime_megatron.config.strict_yaml import KeyPath, Unquoted
 
 
 def settle_none(model: type[BaseModel], values: dict[str, Any]) -> Iterator[KeyPath]:
@@ -24,14 +24,6 @@ def settle_none(model: type[BaseModel], values: dict[str, Any]) -> Iterator[KeyP
             leaf.holder[leaf.key] = None
         elif str in leaf.kinds:
             yield leaf.path
-
-
-def quote_none(model: type[BaseModel], values: dict[str, Any]) -> None:
-    """Mark every text in ``values`` that is the word none, so that it is read back as text."""
-    for leaf in list(_leaves(model, values, ())):
-        value = leaf.holder[leaf.key]
-        if isinstance(value, str) and value.lower() == "none" and str in leaf.kinds:
-            leaf.holder[leaf.key] = Quoted(value)
 
 
 def takes_text(model: type[BaseModel], parts: tuple[str, ...]) -> bool:

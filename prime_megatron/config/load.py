@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from prime_megatron.config.absent import quote_none, settle_none, takes_text
+from prime_megatron.config.absent import settle_none, takes_text
 from prime_megatron.config.explain import default_values, dotted, explain, is_section, unknown_override
 from prime_megatron.config.presets import PRESETS
 from prime_megatron.config.run import SftConfig, TrainConfig
@@ -66,9 +66,7 @@ def to_dict(config: BaseModel) -> dict[str, Any]:
 
 def dump_yaml(config: BaseModel) -> str:
     """The resolved config as YAML; loading it gives an equal config."""
-    values = to_dict(config)
-    quote_none(type(config), values)
-    return dump(values)
+    return dump(to_dict(config))
 
 
 def _read(path: str, overrides: list[str], model: type[BaseModel]) -> _Merged:

@@ -54,10 +54,6 @@ class Unquoted(str):
     """The word none, written without quotes: whether it means null, a choice or text is the key's matter."""
 
 
-class Quoted(str):
-    """Text that is written in quotes."""
-
-
 class _Loader(yaml.SafeLoader):
     """SafeLoader that resolves plain scalars as YAML 1.2 does, of bounded depth and number."""
 
@@ -85,9 +81,8 @@ class _Dumper(yaml.SafeDumper):
 
 _install_resolvers(_Loader)
 _install_resolvers(_Dumper)
-
-
-_Dumper.add_representer(Quoted, lambda dumper, text: dumper.represent_scalar(_STR_TAG, str(text), style="'"))
+# So that the word is written in quotes, and read back as text.
+_Dumper.add_implicit_resolver("tag:prime_megatron,none", _NONE, list("nN"))
 
 
 @dataclass(frozen=True)
