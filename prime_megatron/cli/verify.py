@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from prime_megatron.cli.options import check_output_file, path_option
 from prime_megatron.config import CodeConfig
 from prime_megatron.data.json_line import lines_of, parse_line
 from prime_megatron.errors import InputError
@@ -39,12 +40,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the `verify` verb; its run is `run`."""
     parser = subparsers.add_parser(
         "verify",
+        allow_abbrev=False,
         help="score answers in a JSONL file",
         description='Scores rows {"ability", "response", "ground_truth"} and writes each row with "score" (0 to 1),'
         ' "verdict" and "reason" added, in the same order.',
     )
-    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="the rows to score")
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT.jsonl", help="where the scored rows go")
+    parser.add_argument("input", type=path_option, metavar="IN.jsonl", help="the rows to score")
+    parser.add_argument(
+        "--output", type=path_option, required=True, metavar="OUT.jsonl", help="where the scored rows go"
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -93,10 +97,7 @@ def run(args: argparse.Namespace) -> int:
     options = VerifyOptions(num_workers=args.workers, timeout_s=args.timeout_s, code=code)
     if not args.input.is_file():
         raise InputError(f"{args.input}: no such file")
-    if args.output.exists() and not args.overwrite:
-        raise InputError(f"{args.output} exists; give --overwrite to replace it")
-    if args.output.is_dir():
-        raise InputError(f"{args.output} is a folder; give a file")
+    check_output_file(args.output, "--output", overwrite=args.overwrite)
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output.parent}: no such folder for the output")
     custom = dict(parse_custom(text) for text in args.custom)
