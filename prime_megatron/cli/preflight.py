@@ -76,7 +76,7 @@ def _check_models(config: TrainConfig | SftConfig, folder: str, trust_remote_cod
     from prime_megatron.data.tokenizer import load_tokenizer
 
     load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    check_models(config, config.launch.nodes * config.launch.processes_per_node)
+    check_models(config, config.launch.nodes * config.launch.processes_per_node, starts=True)
 
 
 def _check_data(paths: tuple[str, ...]) -> None:

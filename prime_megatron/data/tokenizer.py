@@ -15,6 +15,8 @@ from prime_megatron.errors import InputError
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
 
 class Tokenizer:
     """Text to ids and back, and chats to text."""
@@ -131,6 +133,9 @@ def load_tokenizer(folder: str, vocab_size: int | None = None, *, trust_remote_c
     if not trust_remote_code and not any((path / name).is_file() for name in VOCABULARY_FILES):
         # transformers 5 makes an empty tokenizer of such a folder.
         raise InputError(f"{folder}: no tokenizer files ({', '.join(VOCABULARY_FILES)}); copy them from the model")
+    for name in _SETTINGS:
+        if (path / name).is_file():
+            read_json(path / name)  # so that a damaged one is named
     try:
         if (path / "tokenizer.json").is_file() and not trust_remote_code:
             hf: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -139,6 +144,8 @@ def load_tokenizer(folder: str, vocab_size: int | None = None, *, trust_remote_c
     except Exception as error:  # transformers and tokenizers raise whatever the damage leads to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: cannot load a tokenizer ({reason}); check its tokenizer files") from None
+    if not isinstance(hf.model_max_length, int | float):
+        raise InputError(f"{folder}/tokenizer_config.json: model_max_length is not a number")
     largest = max(hf.get_vocab().values(), default=-1)
     if largest < 0:
         raise InputError(f"{folder}: the tokenizer has no tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
@@ -11,8 +12,9 @@ from prime_megatron.families.read import read_config
 from prime_megatron.step.plan import plan_step
 
 
-def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
-    """Read every model folder that is there as the run will, and compare with transformers' reading.
+def check_models(config: TrainConfig | SftConfig, world_size: int, *, starts: bool = False) -> None:
+    """Read every model folder that is there as the run will, and compare with transformers' reading. A run that
+    ``starts`` here needs them all.
 
     Weights and tokenizer are looked at where the folder has them. Imports torch, which takes seconds.
 
@@ -24,8 +26,15 @@ def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
     for folder, value_head in _folders(config):
         if Path(folder).is_dir():
             _check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
-    if not supervised and Path(policy_folder_of(config)).is_dir():
-        _check_engine(config, policy_folder_of(config))
+        elif starts or os.path.lexists(folder):
+            read_config(folder)
+    policy = config.model if supervised else policy_folder_of(config)
+    if Path(policy).is_dir():
+        _check_template(config, policy, trust_remote_code=trust)
+    if not supervised:
+        _check_kernels(config)
+        if Path(policy).is_dir():
+            _check_engine(config, policy)
 
 
 def compare_models(config: TrainConfig | SftConfig) -> None:
@@ -66,6 +75,37 @@ def _check_folder(
             source.check(value_head=value_head)
     if has & set(VOCABULARY_FILES) and not value_head:
         load_tokenizer(folder, family.vocab, trust_remote_code=trust_remote_code)
+
+
+def _check_template(config: TrainConfig | SftConfig, folder: str, *, trust_remote_code: bool) -> None:
+    """A chat goes through the template, where the folder has a tokenizer."""
+    from prime_megatron.data.rows import Message
+    from prime_megatron.data.tokenizer import VOCABULARY_FILES, load_tokenizer
+
+    if not any((Path(folder) / name).is_file() for name in VOCABULARY_FILES):
+        return
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    question = Message("user", "1 + 1 = ?")
+    if isinstance(config, SftConfig):
+        tokenizer.encode_answer((question, Message("assistant", "2")))
+        return
+    system = config.data.system_prompt
+    before = () if system is None else (Message("system", system),)
+    _, ids = tokenizer.encode_chat((*before, question))
+    if not ids:
+        raise InputError(f"{folder}: the chat template makes nothing of a question; correct chat_template.jinja")
+
+
+def _check_kernels(config: TrainConfig) -> None:
+    """A config for GPUs is checked where there is none, too: launch.device_memory says that it is one."""
+    if config.models.logprob_impl == "triton" and config.launch.device_memory is None:
+        from prime_megatron.device import on_gpu
+
+        if not on_gpu():
+            raise InputError(
+                "models.logprob_impl: triton needs a GPU, and there is none here; set it to auto, or "
+                "launch.device_memory where the run has one"
+            )
 
 
 def _check_engine(config: TrainConfig, folder: str) -> None:

@@ -19,6 +19,8 @@ from prime_megatron.config import TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.index import read_index
 from prime_megatron.run.assemble import open_parts
+from prime_megatron.run.output_dir import MARKER
+from prime_megatron.run.written import is_written
 from tests.support.payload import Payload
 from tests.support.ranks import run_ranks
 from tests.support.resume_runs import at, stopped_at, toy, train
@@ -126,6 +128,17 @@ for key, value in {"config": {}, "parts": {}, "layout": [], "contents": 3, "step
     PLANTED[f"state {key}"] = lambda folder, ran, key=key, value=value: key_gone(folder, ran, key, value)
 
 
+def plant_model(folder: Path, ran: Path) -> None:
+    """Files that other programs unpickle or run, beside a whole model."""
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth", "model.ckpt", "common.pt"):
+        torch.save(Payload(ran), folder / name)
+    (folder / "modeling_mine.py").write_text(f"import os\nos.mkdir({str(ran)!r})\n")
+    for name, classes in (("config.json", {"AutoConfig": "modeling_mine.A", "AutoModelForCausalLM": "modeling_mine.B"}),
+                          ("tokenizer_config.json", {"AutoTokenizer": ["modeling_mine.C", None]})):  # fmt: skip
+        raw = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(raw | {"auto_map": classes}))
+
+
 def rehash(folder: Path) -> None:
     """A manifest that fits whatever lies there."""
     for name in (MANIFEST_FILE, MARKER_FILE):
@@ -158,7 +171,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict
     """(what was said, where the payload would have left its mark), by what was planted."""
     folder = tmp_path_factory.mktemp("foreign")
     config = toy(folder, run={"steps": 1})
+    plant_model(folder / "model", folder / "ran-by-a-model")
     assert train(config, 1) == {0}
+    assert not (folder / "ran-by-a-model").exists()
+    names = {entry.name for entry in (folder / "straight").iterdir()}
+    assert all(is_written(name) for name in names - {MARKER}), "--overwrite would leave what a run writes"
     folders, marks = {}, {}
     for number, (name, plant) in enumerate(PLANTED.items()):
         output = folder / f"planted-{number}"
