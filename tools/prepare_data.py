@@ -117,7 +117,9 @@ def choose(problems: Iterator[Problem], chosen: argparse.Namespace) -> tuple[lis
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("source", type=Path, help="GSM8K JSON lines")
     parser.add_argument("target", type=Path, help="JSON lines to write")
     parser.add_argument("--limit", type=int, help="first n of the rows that are left")
