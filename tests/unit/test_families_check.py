@@ -110,7 +110,7 @@ def test_a_difference_is_refused_by_name(tmp_path: Path, architecture: str) -> N
     (tmp_path / "config.json").write_text(json.dumps(raw))
     read = read_config(tmp_path)
     for change, word in (
-        ({"rope_theta": 77.0}, "inverse frequencies"),
+        ({"rope_theta": 77.0}, "rope_theta is 10000.0 for the trainer, 77.0 for transformers"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"vocab_size": 55}, "vocab_size"),
         ({"rms_norm_eps": 0.5}, "rms_norm_eps"),
