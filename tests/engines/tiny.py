@@ -102,13 +102,13 @@ def make_windowed_model(folder: Path, window: int) -> str:
 
 def make_engine(
     engine: str, model: str, folder: Path, *, tensor: int = 1, expert: int = 1, transport: str = "live",
-    server: bool = False, max_restarts: int = 2, alive_timeout_s: float = 60.0,
+    server: bool = False, max_restarts: int = 2, alive_timeout_s: float = 60.0, extra: Mapping[str, object] = {},
 ) -> ProcessEngine:  # fmt: skip
     """The engine on one rank that leads a replica of ``tensor`` engine ranks."""
     settings = DriverSettings(
         model_path=model, device="cpu", dtype="float32", tensor=tensor, max_tokens=MAX_TOKENS, max_concurrent=64,
         end_token_ids=(END,), seed=7, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=64 << 20,
-        can_sleep=True, expert=expert, server=server, start_timeout_s=500.0,
+        can_sleep=True, expert=expert, server=server, start_timeout_s=500.0, extra=extra,
     )  # fmt: skip
     env = {"OMP_NUM_THREADS": "1", "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank) for rank in range(tensor))}
     return ProcessEngine(
