@@ -224,7 +224,6 @@ def server_arguments(settings: DriverSettings) -> dict[str, Any]:
         "random_seed": settings.seed % 2**31,
         "trust_remote_code": settings.trust_remote_code,
         "custom_weight_loader": [LOADER],
-        "json_model_override_args": json.dumps(read_config(settings.model_path).corrections),
         "sleep_on_idle": True,
         "log_level": "error",
     }
@@ -240,7 +239,9 @@ def server_arguments(settings: DriverSettings) -> dict[str, Any]:
         }
     else:
         common |= {"mem_fraction_static": settings.memory_fraction, "enable_memory_saver": settings.can_sleep}
-    return common | dict(settings.extra)
+    made = common | dict(settings.extra)
+    overrides = read_config(settings.model_path).corrections | json.loads(made.get("json_model_override_args", "{}"))
+    return made | {"json_model_override_args": json.dumps(overrides)}
 
 
 def _cpu_cache_tokens(settings: DriverSettings) -> int:
