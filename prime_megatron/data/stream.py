@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -82,23 +82,11 @@ class RowStream(Generic[Row, Item]):
 
     def why(self, counts: Mapping[Skip, int]) -> str:
         """In words why rows are skipped, each kind with its number."""
-        said = {
-            Skip.too_long: f"over {self._limit} (raise it)",
-            Skip.no_tokens: "without a token",
-            Skip.masked: "of weight 0 alone",
-            Skip.open_thought: "with an answer that does not close the thought that the chat template opens",
-        }
-        return ", ".join(f"{counts[skip]} {said[skip]}" for skip in Skip if counts.get(skip))
+        return why_skipped(counts, self._limit)
 
     def check_usable(self) -> None:
-        """Raise InputError where every row is skipped. Stops at the first that is not."""
-        counts: Counter[Skip] = Counter()
-        for index in range(self.num_rows):
-            skip = self.skip_of(index)
-            if skip is None:
-                return
-            counts[skip] += 1
-        raise InputError(f"every one of the {self.num_rows} rows is skipped: {self.why(counts)}")
+        """Raise InputError where every row is skipped."""
+        check_usable(self._rows, lambda row: self._encode(row, "", 0), self._limit)
 
     def take(self, num_items: int) -> list[Item]:
         """The next items; goes on into the next epoch where one ends.
@@ -172,6 +160,28 @@ class RowStream(Generic[Row, Item]):
                 sha.update(repr((row.messages, row.tools, truths)).encode())
             self._digest = sha.hexdigest()
         return self._digest
+
+
+def why_skipped(counts: Mapping[Skip, int], limit: str) -> str:
+    """In words why rows are skipped, each kind with its number; limit: the key of the longest row, with its value."""
+    said = {
+        Skip.too_long: f"over {limit} (raise it)",
+        Skip.no_tokens: "without a token",
+        Skip.masked: "of weight 0 alone",
+        Skip.open_thought: "with an answer that does not close the thought that the chat template opens",
+    }
+    return ", ".join(f"{counts[skip]} {said[skip]}" for skip in Skip if counts.get(skip))
+
+
+def check_usable(rows: Iterable[Row], encode: Callable[[Row], Item | Skip], limit: str) -> None:
+    """Read rows up to the first that is not skipped. Raises InputError where there is none."""
+    counts: Counter[Skip] = Counter()
+    for row in rows:
+        item = encode(row)
+        if not isinstance(item, Skip):
+            return
+        counts[item] += 1
+    raise InputError(f"every one of the {counts.total()} rows is skipped: {why_skipped(counts, limit)}")
 
 
 class PromptStream(RowStream[PromptRow, Prompt]):

@@ -34,9 +34,9 @@ def learned_text(prompt: str, whole: str, answer: str, start: int, *, fields: bo
 def common_beginning(prompt: str, whole: str) -> int:
     """Characters of `prompt` that `whole` begins with; where that is not all of it, up to the end of a whole piece of
     the prompt (a tag, a word, a run of spaces): "<th" is no part of both "<think>" and "<there>"."""
-    if whole.startswith(prompt):
-        return len(prompt)
-    length = next((i for i, (a, b) in enumerate(zip(prompt, whole)) if a != b), min(len(prompt), len(whole)))
+    if whole.startswith(prompt) or prompt.startswith(whole):
+        return min(len(prompt), len(whole))
+    length = next(i for i, (a, b) in enumerate(zip(prompt, whole)) if a != b)
     end = 0
     for piece in _PIECE.finditer(prompt):
         if piece.end() > length:
