@@ -4,12 +4,12 @@ import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
-from prime_megatron.verify.answer import FAILURES, Answer, Verdict, Verifier
+from prime_megatron.verify.answer import FAILURES, Answer, Verdict, Verifier, best_of
 from prime_megatron.verify.code.check import refusal
 from prime_megatron.verify.code.verifier import CodeVerifier, truth_problem
 from prime_megatron.verify.custom import CustomVerifier
@@ -87,7 +87,10 @@ class Verifiers:
         Raises InputError for an ability that cannot be scored; the future raises RunError when a verifier cannot
         run at all. A verifier that fails on this one answer gives verdict "error", score 0.
         """
-        future = self.require(answer.ability).submit(answer)
+        verifier = self.require(answer.ability)
+        truths = (answer.ground_truth, *answer.other_truths)
+        futures = [verifier.submit(replace(answer, ground_truth=truth, other_truths=())) for truth in truths]
+        future = best_of(futures) if len(futures) > 1 else futures[0]
         future.add_done_callback(lambda done: self._warn(answer.ability, done))
         return future
 
