@@ -4,10 +4,11 @@ from concurrent.futures import Future
 
 from prime_megatron.verify.answer import CORRECT, ERROR, NO_ANSWER, REFUSED, WRONG, Answer, Verdict, finished
 from prime_megatron.verify.boxed import last_boxed
-from prime_megatron.verify.compare import quick_equal
+from prime_megatron.verify.compare import is_nan, quick_equal
 from prime_megatron.verify.limits import MAX_CHARS, refuse
-from prime_megatron.verify.normalize import to_ascii_math
+from prime_megatron.verify.match import match
 from prime_megatron.verify.pool import WorkerPool
+from prime_megatron.verify.spelling import respell
 
 
 def final_ground_truth(ground_truth: str) -> str:
@@ -29,16 +30,23 @@ def decide(response: str, ground_truth: str) -> Verdict | tuple[str, str]:
     gold = final_ground_truth(ground_truth)
     if not gold:
         return Verdict(0.0, ERROR, "the ground truth is empty")
+    if is_nan(found.text):
+        return Verdict(0.0, WRONG, "nan is no answer")
     if found.text == gold:
         return Verdict(1.0, CORRECT, "same text")
-    if len(found.text) <= MAX_CHARS and len(gold) <= MAX_CHARS:
+    short = len(found.text) <= MAX_CHARS and len(gold) <= MAX_CHARS
+    if short:
         equal = quick_equal(gold, found.text)
         if equal is not None:
             return Verdict(1.0, CORRECT, "same value") if equal else Verdict(0.0, WRONG, "another value")
     refusal = refuse(found.text, gold)
     if refusal is not None:
         return Verdict(0.0, REFUSED, refusal)
-    return to_ascii_math(found.text), to_ascii_math(gold)
+    spelled = respell(found.text), respell(gold)
+    equal = match(spelled[1], spelled[0], quick_equal) if short else None
+    if equal is not None:
+        return Verdict(1.0, CORRECT, "same value") if equal else Verdict(0.0, WRONG, "another value")
+    return spelled
 
 
 class MathVerifier:
