@@ -23,6 +23,8 @@ def value_of(form: Form, leaf: Leaf) -> Value | None:
     if not isinstance(form, Relation):
         return Value((form,))
     sides, operators = form.sides, set(form.operators)
+    if operators == {"="} and len(sides) == 2 and is_name(sides[1]) and is_closed(sides[0]):
+        sides = (sides[1], sides[0])
     if is_name(sides[0]):
         if operators == {"\\in"} and len(sides) == 2:
             return Value((read_form(sides[1]),), normalize(sides[0]))

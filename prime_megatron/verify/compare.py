@@ -27,6 +27,8 @@ def quick_equal(ground_truth: str, answer: str) -> bool | None:
         return True
     gold_number, given_number = _number(gold, ground_truth), _number(given, answer)
     if gold_number is not None and given_number is not None:
+        if "$" in ground_truth and given_number[1] is not PLAIN:
+            return None  # a currency sign is a unit too
         return _counts_equal(gold_number, given_number)
     gold_choice, given_choice = _CHOICE.fullmatch(gold), _CHOICE.fullmatch(given)
     if gold_choice and given_choice:
@@ -89,6 +91,12 @@ def _based_equal(gold: str, given: str) -> bool | None:
         return digits.upper() == a[0]
     number = plain_number(gold)
     return None if b is None or number is None else number.value == _value(b)
+
+
+def base_left_out(gold: str, given: str) -> int | None:
+    """The base of an answer with the digits of a ground truth that names none; None for anything else."""
+    based = _based(normalize(given))
+    return based[1] if based is not None and based[0] == normalize(gold).upper() else None
 
 
 def _based(text: str) -> tuple[str, int] | None:

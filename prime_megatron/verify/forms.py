@@ -23,9 +23,10 @@ class Expression:
 
 @dataclass(frozen=True)
 class Words:
-    """Words alone, in small letters with single spaces."""
+    """Words alone, in small letters with single spaces. is_name: written in capitals, or as text."""
 
     text: str
+    is_name: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,9 @@ _TAIL = re.compile(
 )
 _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*$|\\degrees?\s*$")
 _CURRENCY = re.compile(r"(?P<sign>-?)\s*(?P<symbol>\\?\$|[\u00a3\u20ac\u00a5\u20b9])\s*(?P<number>\S.*)", re.DOTALL)
-_BRACKETS = {"\\{": "\\}", "\\langle": "\\rangle", "(": ")", "[": "]"}
+_BRACKETS = {"\\{": "\\}", "(": ")", "[": "]"}
+_MODULUS = re.compile(r"(.*\S)\s*\\pmod\s*(?:\{[^{}]*\}|[0-9])", re.DOTALL)
+_LONG_WORD = re.compile(r"(?<![A-Za-z\\])(?!gcd|lcm|max|min|mod|log|det|arg|deg|dim|sin|cos|tan|sup|inf)[A-Za-z]{3,}")
 
 
 def read_form(text: str) -> Form:
@@ -191,15 +194,14 @@ def _group(text: str) -> Form | None:
     for opening, closing in _BRACKETS.items():
         if not text.startswith(opening):
             continue
-        end = next((c for c in ("\\}", "\\rangle", ")", "]") if text.endswith(c)), "")
-        curly_or_angle = opening in ("\\{", "\\langle")
-        if not end or (curly_or_angle and end != closing) or (not curly_or_angle and end not in (")", "]")):
+        end = next((c for c in ("\\}", ")", "]") if text.endswith(c)), "")
+        if not end or (end == "\\}") != (closing == "\\}"):
             return None
         inside = text[len(opening) : -len(end)]
         if not _balanced(inside):
             return None
         items = tuple(read_form(item) for item in split_top(inside, ",;"))
-        kind = {"\\{": "{}", "\\langle": "()"}.get(opening, opening + end)
+        kind = "{}" if opening == "\\{" else opening + end
         if len(items) == 1 and kind == "()":
             return read_form(inside)
         return Group(kind, items)
@@ -223,7 +225,7 @@ def _single(text: str) -> Form:
         if re.search(r"[0-9]", bare) is not None:
             return _counted(bare) or Words(_fold(bare))
     if _WORDS.fullmatch(bare) and (bare != text or len(bare) > 1):
-        return Words(_fold(bare))
+        return Words(_fold(bare), is_name=bare != text or not bare.islower())
     headed = _HEADED.match(text)
     if headed is not None:
         rest = text[headed.end() :]
@@ -232,7 +234,16 @@ def _single(text: str) -> Form:
         return Unclear(text)
     if re.fullmatch(r"[^:]+(?::[^:]+)+", text) and "\\" not in text.replace("\\frac", ""):
         return Ratio(tuple(part.strip() for part in text.split(":")))
-    return _counted(text) or Expression(text)
+    return _counted(text) or _uncounted(text)
+
+
+def _uncounted(text: str) -> Form:
+    """An expression, unless words in it say more than mathematics does: 42 (maybe 43)."""
+    words = " ".join(re.findall(r"\\text\{([^{}]*)\}", text))
+    plain = re.sub(r"\\text\{[^{}]*\}|\\(?:operatorname|begin|end|mathbb|mathcal)\*?\s*\{[^{}]*\}", " ", text)
+    if re.search(r"[0-9]", plain) is not None and (_only_words(words) or _LONG_WORD.search(plain) is not None):
+        return Unclear(text)
+    return Expression(text)
 
 
 def _fold(text: str) -> str:
@@ -252,6 +263,9 @@ def _counted(text: str) -> Form | None:
                 unit = Unit(unit.multiple, symbol.dimensions, symbol.size)
             return Expression(sign + inner.text, unit, inner.is_percent)
         return inner
+    modulus = _MODULUS.fullmatch(text)
+    if modulus is not None:
+        return Expression(modulus[1], Unit(PLAIN.multiple, None, PLAIN.size))
     if text.endswith("%"):
         return Expression(text[:-1].removesuffix("\\").strip(), PLAIN, True)
     degrees = _DEGREES.search(text)
@@ -269,7 +283,7 @@ def _counted(text: str) -> Form | None:
     unit = read_unit(words)
     if unit is None or "\\text" in number or not number:
         return Unclear(text) if _only_words(words) else None
-    return Expression(number, unit)
+    return _group(number) or Expression(number, unit)
 
 
 def _only_words(words: str) -> bool:

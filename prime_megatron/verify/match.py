@@ -16,6 +16,9 @@ from prime_megatron.verify.truth_values import Leaf, every, pair_off
 from prime_megatron.verify.units import factor_between
 
 
+_SHORT_WORDS = frozenset(("no", "on", "not", "ton", "own", "won", "now", "even", "left", "felt", "true", "was", "saw"))
+
+
 def match(gold: str, given: str, leaf: Leaf) -> bool | None:
     """True, False, or None where shapes do not decide. Both are respelled LaTeX."""
     choice = match_choices(gold, given)
@@ -36,12 +39,18 @@ def _forms(gold: Form, given: Form, leaf: Leaf) -> bool | None:
     if isinstance(gold, Ratio) and isinstance(given, Ratio):
         return _ratios(gold, given, leaf)
     if isinstance(gold, Words) and isinstance(given, Words):
-        return gold.text == given.text
+        return True if gold.text == given.text else None if _may_be_products(gold, given) else False
     if isinstance(gold, Expression) and isinstance(given, Expression):
         listed = _listed(gold), _listed(given)
         if listed == (None, None):
             return _expressions(gold, given, leaf)
     return _collections(gold, given, leaf)
+
+
+def _may_be_products(a: Words, b: Words) -> bool:
+    """Two orders of the same few small letters: xy and yx."""
+    few = len(a.text) < 5 and sorted(a.text) == sorted(b.text)
+    return few and not (a.is_name or b.is_name or {a.text, b.text} & _SHORT_WORDS)
 
 
 def _relations(gold: Form, given: Form, leaf: Leaf) -> bool | None:
@@ -157,6 +166,8 @@ def _listed(form: Form) -> Listed | None:
     if isinstance(form, Group):
         if form.kind == "{}":
             return Listed(_spread(form.items), ordered=False, kind="{}")
+        if len(form.items) == 1 and _is_matrix(form.items[0]):
+            return _listed(form.items[0])
         return Listed(form.items, ordered=True, kind=form.kind) if len(form.items) > 1 else None
     if isinstance(form, Several):
         if form.joined == "\\cup":
@@ -167,7 +178,7 @@ def _listed(form: Form) -> Listed | None:
     if isinstance(form, Expression):
         vector = _vector(form.text)
         if vector is not None:
-            return Listed(vector, ordered=True, kind="()")
+            return Listed(vector, ordered=True, kind="")
         spread = _spread((form,))
         return Listed(spread, ordered=False, kind="") if len(spread) > 1 else None
     return None
@@ -200,7 +211,7 @@ def _spread(items: tuple[Form, ...]) -> tuple[Form, ...]:
     return tuple(spread)
 
 
-_COLUMN = re.compile(r"\\begin\{([pb]matrix)\}(.*)\\end\{\1\}", re.DOTALL)
+_MATRIX = re.compile(r"\\begin\{((?:[pbB]|small)?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}", re.DOTALL)
 
 
 def _is_matrix(form: Form) -> bool:
@@ -208,12 +219,13 @@ def _is_matrix(form: Form) -> bool:
 
 
 def _vector(text: str) -> tuple[Form, ...] | None:
-    """The items of a matrix with one column or one row."""
-    found = _COLUMN.fullmatch(text.strip())
+    """The items of a matrix with one column or one row, and the rows of any other."""
+    found = _MATRIX.fullmatch(text.strip())
     if found is None or "\\begin" in found[2]:
         return None
-    rows = [row.strip() for row in found[2].split("\\\\") if row.strip()]
+    rows = [tuple(read_form(cell) for cell in row.split("&")) for row in found[2].split("\\\\") if row.strip()]
     if len(rows) == 1:
-        rows = rows[0].split("&")
-    return tuple(read_form(row) for row in rows) if len(rows) > 1 and not any("&" in row for row in rows) else None
-
+        return rows[0] if len(rows[0]) > 1 else None
+    if all(len(row) == 1 for row in rows):
+        return tuple(row[0] for row in rows)
+    return tuple(Group("", row) for row in rows) if len({len(row) for row in rows}) == 1 else None

@@ -1,10 +1,11 @@
 r"""Math answers: the last \boxed{}, then strings and exact numbers, then math-verify in a process one can kill."""
 
+import re
 from concurrent.futures import Future
 
 from prime_megatron.verify.answer import CORRECT, ERROR, NO_ANSWER, REFUSED, WRONG, Answer, Verdict, finished
 from prime_megatron.verify.boxed import last_boxed
-from prime_megatron.verify.compare import is_nan, quick_equal
+from prime_megatron.verify.compare import base_left_out, is_nan, quick_equal
 from prime_megatron.verify.limits import MAX_CHARS, refuse
 from prime_megatron.verify.match import match
 from prime_megatron.verify.pool import WorkerPool
@@ -19,7 +20,7 @@ def final_ground_truth(ground_truth: str) -> str:
     return ground_truth.strip() if boxed is None else boxed
 
 
-def decide(response: str, ground_truth: str) -> Verdict | tuple[str, str]:
+def decide(response: str, ground_truth: str, prompt: str = "") -> Verdict | tuple[str, str]:
     r"""The verdict where it needs no computer algebra, else the (answer, ground truth) LaTeX that does.
 
     Response: any length; only its last \boxed{} counts. Ground truth: one answer, in any form of final_ground_truth.
@@ -34,6 +35,8 @@ def decide(response: str, ground_truth: str) -> Verdict | tuple[str, str]:
         return Verdict(0.0, WRONG, "nan is no answer")
     if found.text == gold:
         return Verdict(1.0, CORRECT, "same text")
+    if "_" in found.text and _base_is_asked_for(found.text, gold, prompt + response[: found.start]):
+        return Verdict(1.0, CORRECT, "same digits, in the base of the question")
     short = len(found.text) <= MAX_CHARS and len(gold) <= MAX_CHARS
     if short:
         equal = quick_equal(gold, found.text)
@@ -49,6 +52,12 @@ def decide(response: str, ground_truth: str) -> Verdict | tuple[str, str]:
     return spelled
 
 
+def _base_is_asked_for(answer: str, gold: str, before: str) -> bool:
+    """Whether the answer has the ground truth's digits and names the base that the question or the working is in."""
+    base = base_left_out(gold, answer) if len(answer) <= MAX_CHARS and len(gold) <= MAX_CHARS else None
+    return base is not None and re.search(rf"_\s*\{{?{base}(?![0-9])|base[\s~$-]*{base}(?![0-9])", before) is not None
+
+
 class MathVerifier:
     """Scores ability "math": 1 for an answer equal to the ground truth, 0 for everything else.
 
@@ -59,7 +68,7 @@ class MathVerifier:
         self.pool = WorkerPool(num_workers, timeout_s, memory_bytes)
 
     def submit(self, answer: Answer) -> "Future[Verdict]":
-        decision = decide(answer.response, answer.ground_truth)
+        decision = decide(answer.response, answer.ground_truth, answer.prompt)
         return finished(decision) if isinstance(decision, Verdict) else self._ask(*decision)
 
     def _ask(self, answer: str, ground_truth: str) -> "Future[Verdict]":

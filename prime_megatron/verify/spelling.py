@@ -17,7 +17,7 @@ _DELIMITERS = re.compile(r"\\[()\[\]]")
 _TEX_SPACE = re.compile(r"(?<!\\)(?:\\[,;:! ]|\\q?quad(?![a-zA-Z]))|~")
 _RELATIONS = {
     "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">",
-    "varnothing": "emptyset", "lbrace": "{", "rbrace": "}", "doteq": "approx", "simeq": "approx",
+    "langle": "(", "rangle": ")", "varnothing": "emptyset", "lbrace": "{", "rbrace": "}", "doteq": "approx", "simeq": "approx",
 }  # fmt: skip
 _RELATION = re.compile(r"\\(" + "|".join(sorted(_RELATIONS, key=len, reverse=True)) + r")(?![a-zA-Z])")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)(?:\\overline\s*\{([0-9]+)\}|\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?)")
@@ -72,13 +72,14 @@ def _commands(text: str) -> str:
     text = re.sub(r"(?<=[0-9])(?:\\,|\\!\s*|\\ |~)(?=[0-9]{3}(?![0-9]))", "", text)
     text = _TEX_SPACE.sub(" ", text).replace("{,}", "")
     text = _TEXT.sub(r"\\text{\1}", text)
+    text = re.sub(r"(\^\s*\{?\s*\\circ\s*\}?)\s*([CF])$", r"\1\\text{\2}", text)
     text = _ANGLE.sub(r"\\\1(\3\\pi/180)", text)
     return _EMPTY.sub(r"\\emptyset ", text)
 
 
 def _relation(match: re.Match[str]) -> str:
     name = _RELATIONS[match[1]]
-    return name if name in "<>" else f"\\{name}" if name in "{}" else f"\\{name} "
+    return name if name in "<>()" else f"\\{name}" if name in "{}" else f"\\{name} "
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -133,7 +134,7 @@ def _bare_letters(text: str) -> str:
 
     def bare(match: re.Match[str]) -> str:
         before = text[: match.start()].rstrip()
-        unit = before[-1:].isdigit() or before.endswith(("}", "\\pi"))
+        unit = before[-1:].isdigit() or before.endswith(("}", "\\pi", "\\circ"))
         return match[0] if unit and match[1] not in "eijkdx" else f" {match[1]} "
 
     return " ".join(re.sub(r"\\text\{\s*([A-Za-z])\s*\}", bare, text).split())

@@ -15,7 +15,7 @@ from prime_megatron.verify.compare import quick_equal
 from prime_megatron.verify.match import match
 
 _DIGITS = 50
-_EXACT = sympy.Float("1e-25")
+_EXACT = sympy.Float("1e-40")
 """Exact values that differ by less, relative to their size, are equal."""
 _RELATIVE, _ABSOLUTE = sympy.Float("1e-5"), sympy.Float("1.000001e-6")
 """Of a value with a decimal point: six decimals, and five digits of small ones."""
@@ -72,7 +72,7 @@ def _measured(gold: list, given: list) -> bool | None:
     """Whether two expressions have the same value, to many digits; None where they have none to compare."""
     if not gold or not isinstance(gold[0], sympy.Expr) or not isinstance(given[0], sympy.Expr):
         return None
-    a, b = _complex(gold[0]), _complex(given[0])
+    a, b = _complex(gold[0].doit()), _complex(given[0].doit())
     if a.has(sympy.nan, sympy.zoo) or b.has(sympy.nan, sympy.zoo):
         return False
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
@@ -96,6 +96,8 @@ def _complex(expression: sympy.Expr) -> sympy.Expr:
 
 
 def _close(a: sympy.Expr, b: sympy.Expr) -> bool | None:
+    if a.is_Rational and b.is_Rational:
+        return bool(a == b)
     try:
         size, difference = abs(sympy.N(a, _DIGITS)), abs(sympy.N(a - b, _DIGITS))
         if not (size.is_Float or size.is_zero) or not (difference.is_Float or difference.is_zero):
@@ -103,5 +105,5 @@ def _close(a: sympy.Expr, b: sympy.Expr) -> bool | None:
         if a.has(sympy.Float) or b.has(sympy.Float):
             return bool(difference <= min(_ABSOLUTE, _RELATIVE * size))
         return bool(difference <= _EXACT * size) if size else bool(difference == 0)
-    except (TypeError, ValueError, ArithmeticError, AttributeError):
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RecursionError):
         return None

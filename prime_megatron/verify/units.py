@@ -48,7 +48,7 @@ NOT_UNITS = frozenset(
     " could may might must shall should will would i we you he she they it its this that these those which what who"
     " wrong incorrect false untrue correct right true guess think believe something anything everything nothing else"
     " other another than then more less fewer greater smaller bigger larger higher lower over under above below between"
-    " plus minus times divided multiplied squared cubed factorial root mod modulo base power pi e infinity inf"
+    " plus minus divided multiplied squared cubed factorial root mod modulo base power pi e infinity inf"
     " infinitely vs versus to from until through up down off without except instead no none neither either both any"
     " some all each-other negative positive percentage pct percent points increase decrease at least most zero one two"
     " three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
@@ -66,12 +66,13 @@ class Unit:
 
     multiple: what the number is counted in: 1 000 000 for "million people". dimensions: of known units with their
     powers, such as {("length", 1), ("time", -1)}; None where a word is not known ("apples"). size: in the dimensions'
-    first units.
+    first units. words: those that are not known.
     """
 
     multiple: Fraction
     dimensions: frozenset[tuple[str, int]] | None
     size: Fraction
+    words: frozenset[str] = frozenset()
 
 
 PLAIN = Unit(_F(1), frozenset(), _F(1))
@@ -131,7 +132,7 @@ def _dimensions(tokens: list[str], multiple: Fraction) -> Unit:
             word, power = word[: match.start()], int(match[1])
         known = _lookup(word)
         if known is None:
-            return Unit(multiple, None, _F(1))
+            return Unit(multiple, None, _F(1), frozenset(t.lower().removesuffix("s") for t in tokens))
         powers[known[0]] += sign * power
         size *= known[1] ** (sign * power)
         next_power = 1
@@ -151,6 +152,8 @@ def factor_between(gold: Unit, given: Unit) -> Fraction | None:
     A side without a unit, or with one that is not known, takes the other's.
     """
     factor = given.multiple / gold.multiple
+    if gold.words and given.words and not gold.words & given.words:
+        return None  # 3 red and 3 blue
     if not gold.dimensions or not given.dimensions:
         return factor
     if gold.dimensions != given.dimensions:
