@@ -8,8 +8,10 @@ from prime_megatron.verify.boxed import last_boxed
 from prime_megatron.verify.compare import base_left_out, is_nan, quick_equal
 from prime_megatron.verify.limits import MAX_CHARS, refuse
 from prime_megatron.verify.match import match
+from prime_megatron.verify.pairs import PairMemory, when_done
 from prime_megatron.verify.pool import WorkerPool
 from prime_megatron.verify.spelling import respell
+from prime_megatron.verify.truth import math_problem, needs_computing
 
 
 def final_ground_truth(ground_truth: str) -> str:
@@ -58,6 +60,10 @@ def _base_is_asked_for(answer: str, gold: str, before: str) -> bool:
     return base is not None and re.search(rf"_\s*\{{?{base}(?![0-9])|base[\s~$-]*{base}(?![0-9])", before) is not None
 
 
+def _why_unequal(verdict: Verdict) -> str | None:
+    return None if verdict.verdict == CORRECT else f"it does not equal itself ({verdict.reason})"
+
+
 class MathVerifier:
     """Scores ability "math": 1 for an answer equal to the ground truth, 0 for everything else.
 
@@ -66,13 +72,28 @@ class MathVerifier:
 
     def __init__(self, num_workers: int, timeout_s: float, memory_bytes: int) -> None:
         self.pool = WorkerPool(num_workers, timeout_s, memory_bytes)
+        self._pairs = PairMemory()
 
     def submit(self, answer: Answer) -> "Future[Verdict]":
         decision = decide(answer.response, answer.ground_truth, answer.prompt)
         return finished(decision) if isinstance(decision, Verdict) else self._ask(*decision)
 
     def _ask(self, answer: str, ground_truth: str) -> "Future[Verdict]":
-        return self.pool.submit({"answer": answer, "ground_truth": ground_truth})
+        pair = (answer, ground_truth)
+        return self._pairs.get(pair, lambda: self.pool.submit({"answer": answer, "ground_truth": ground_truth}))
+
+    def truth_problem(self, ground_truth: str) -> str | None:
+        """Blank, nan, or words in place of an answer. Starts nothing."""
+        return math_problem(final_ground_truth(ground_truth))
+
+    def prove_truth(self, ground_truth: str) -> "Future[str | None] | None":
+        """Starts to compute a ground truth against itself: why it does not equal itself, or None; the future may raise
+        RunError. None instead of a future: a number, a choice or words, which need no computing."""
+        truth = final_ground_truth(ground_truth)
+        if not needs_computing(truth):
+            return None
+        spelled = respell(truth)
+        return when_done(self.pool.submit({"answer": spelled, "ground_truth": spelled, "prove": True}), _why_unequal)
 
     def close(self) -> None:
         self.pool.close()
