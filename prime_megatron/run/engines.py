@@ -38,6 +38,7 @@ from prime_megatron.rollout.process.limits import Limits
 from prime_megatron.rollout.process.process import EngineProcess
 from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.vllm.in_process import InProcessEngine
+from prime_megatron.run.context import SPARE_TOKENS
 from prime_megatron.run.models import DTYPES
 from prime_megatron.run.transport import is_in_process, transport_of
 from prime_megatron.weights.by_bucket import BucketReshard
@@ -53,9 +54,6 @@ from prime_megatron.weights.transports import (
     LiveTransport,
     Transport,
 )
-
-SPARE_TOKENS = {"sglang": 8, "vllm": 0}
-"""Of the model's longest sequence, what an engine keeps for itself."""
 
 
 def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequence[int]) -> Engine:
