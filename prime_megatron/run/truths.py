@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 from prime_megatron.data.rows import PromptRow
-from prime_megatron.errors import InputError
-from prime_megatron.parallel.collectives import from_rank
+from prime_megatron.errors import InputError, RunError
+from prime_megatron.parallel.collectives import agree_on, from_rank
 from prime_megatron.verify import Verifiers
 
 MAX_COMPUTED = 2000
@@ -18,6 +18,7 @@ MAX_COMPUTED = 2000
 MAX_SECONDS = 60.0
 """No further one is begun after so long."""
 NUM_NAMED = 5
+"""Bad rows that are named."""
 _IN_FLIGHT = 64
 
 Truth = tuple[str, str]
@@ -26,11 +27,11 @@ Truth = tuple[str, str]
 
 @dataclass(frozen=True)
 class Proof:
-    """problems: of truths that are not equal to themselves, one line each. remark: what was computed and what was not,
-    "" where nothing had to be."""
+    """problems: of truths that do not equal themselves, one line each. remark: what was computed and how long it took,
+    and what was not; None where nothing had to be."""
 
-    problems: dict[Truth, str]
-    remark: str
+    problems: Mapping[Truth, str]
+    remark: str | None
 
 
 def prove_truths(rows: Sequence[PromptRow], verifiers: Verifiers) -> Proof:
@@ -40,21 +41,60 @@ def prove_truths(rows: Sequence[PromptRow], verifiers: Verifiers) -> Proof:
     give it other rows. Truths that are numbers, choices or words cost nothing here, and no process starts for them.
 
     Raises:
-        InputError: a verifier cannot start.
+        InputError: the verifier cannot start.
     """
-    found: tuple[Proof | None, str] = (None, "")
-    if from_rank(True):
+    proof: Proof | None = None
+
+    def prove() -> None:
+        nonlocal proof
         try:
-            found = (_prove(rows, verifiers), "") if _is_first() else (None, "")
-        except Exception as failure:
-            found = (None, f"ground truths: {failure}")
-    proof, failure = from_rank(found)
-    if proof is None:
-        raise InputError(failure)
+            proof = _prove(rows, verifiers)
+        except RunError as failure:
+            raise InputError(f"ground truths cannot be checked: {failure}") from None
+
+    agree_on(prove)
+    proof = from_rank(proof)
+    assert proof is not None
     return proof
 
 
-def named(bad: Sequence[str]) -> str:
-    """The first rows that are bad, in one line, and how many more there are."""
+def _prove(rows: Sequence[PromptRow], verifiers: Verifiers) -> Proof:
+    start_s, problems, num_computed, num_left = time.monotonic(), {}, 0, 0
+    flying: deque[tuple[Truth, Future[str | None]]] = deque()
+
+    def land() -> None:
+        truth, future = flying.popleft()
+        problem = future.result()
+        if problem is not None:
+            problems[truth] = problem
+
+    for truth in dict.fromkeys((row.ability, truth) for row in rows for truth in row.truths):
+        full = num_computed >= MAX_COMPUTED or time.monotonic() - start_s > MAX_SECONDS
+        future = None if full else verifiers.prove_truth(*truth)
+        if full:
+            num_left += 1
+        elif future is not None:
+            num_computed += 1
+            flying.append((truth, future))
+            if len(flying) >= _IN_FLIGHT:
+                land()
+    while flying:
+        land()
+    if not num_computed:
+        return Proof(problems, None)
+    took = f"{num_computed} ground truths computed against themselves in {time.monotonic() - start_s:.1f} s"
+    left = f"; {num_left} distinct ones after them are not (at most {MAX_COMPUTED}, or {MAX_SECONDS:g} s)"
+    return Proof(problems, f"data.bad_truth: {took}{left if num_left else ''}")
+
+
+def problem_of(row: PromptRow, proof: Proof) -> str | None:
+    """What the proof found on one of the row's truths."""
+    return next(
+        (proof.problems[t] for t in ((row.ability, truth) for truth in row.truths) if t in proof.problems), None
+    )
+
+
+def refusal_of(bad: Sequence[str]) -> str:
+    """The first bad rows ("file, row 3: ground truth: ..."), how many more there are, and what to do, in one line."""
     more = f"; and {len(bad) - NUM_NAMED} more rows" if len(bad) > NUM_NAMED else ""
-    return "; ".join(bad[:NUM_NAMED]) + more
+    return f"{'; '.join(bad[:NUM_NAMED])}{more} (data.bad_truth=skip leaves such rows out)"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prime_megatron.verify.certainty import Leaf
 from prime_megatron.verify.forms import Form, Relation, read_form
 from prime_megatron.verify.names import is_closed, is_name
 from prime_megatron.verify.normalize import normalize, plain_number
-from prime_megatron.verify.truth_values import Leaf
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,3 @@ def _closed(sides: tuple[str, ...], operators: tuple[str, ...], leaf: Leaf) -> V
     if any(plain_number(normalize(side)) is not None and "frac" not in side for side in exact):
         return None  # two plain numbers: 41 \approx 42 offers both
     return Value(tuple(read_form(side) for side in exact))
-

@@ -5,7 +5,9 @@ import re
 from prime_megatron.verify.normalize import normalize
 
 _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?\.?")
-_WITH_TEXT = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*(?=[.:)]))\s*[.:)]?(?:\s*(?=[^\s+*/^_=<>-])|\s+(?=-))(.*)", re.DOTALL)
+_WITH_TEXT = re.compile(
+    r"(?:\(\s*([A-J])\s*\)|([A-J])\s*(?=[.:)]))\s*[.:)]?(?:\s*(?=[^\s+*/^_=<>-])|\s+(?=-))(.*)", re.DOTALL
+)
 _ANOTHER = re.compile(r"\(\s*[A-J]\s*\)|^\s*(?:or|and|nor|not|/|,|;)|(?<![A-Za-z])(?:or|and)\s+\(?[A-J](?![A-Za-z])")
 
 

@@ -11,7 +11,10 @@ from prime_megatron.verify.units import PLAIN, Unit, factor_between
 _ABSOLUTE = Fraction(1, 10**6)
 _RELATIVE = Fraction(1, 10**5)
 _CHOICE = re.compile(r"\(?([A-Z])\)?\.?")
-_BASED = re.compile(r"(?:([0-9][0-9A-Fa-f]{0,127}|[A-Fa-f][0-9A-Fa-f]{0,127})|\(([0-9A-Fa-f]{1,128})\))_(?:([0-9])|\{([0-9]{1,2})\}|\{?([a-z]+)\}?)")
+_BASED = re.compile(
+    r"(?:([0-9][0-9A-Fa-f]{0,127}|[A-Fa-f][0-9A-Fa-f]{0,127})|\(([0-9A-Fa-f]{1,128})\))"
+    r"_(?:([0-9])|\{([0-9]{1,2})\}|\{?([a-z]+)\}?)"
+)
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
                "twelve": 12, "sixteen": 16}  # fmt: skip
 

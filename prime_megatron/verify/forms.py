@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from prime_megatron.verify.splitting import depth_at, is_balanced, split_command, split_top
 from prime_megatron.verify.units import NOT_UNITS, PLAIN, Unit, of_symbol, read_unit
 
 
@@ -69,11 +70,14 @@ class Ratio:
 
 Form = Expression | Words | Unclear | Relation | Group | Several | Ratio
 
-_OPEN, _CLOSE = "([{", ")]}"
-_OPERATOR = re.compile(r"\\(?:le|ge|ne|approx|in|Rightarrow|Leftrightarrow|implies|iff|to|equiv|sim|cong|mid)(?![a-zA-Z])|[=<>\u2248]")
+_OPERATOR = re.compile(
+    r"\\(?:le|ge|ne|approx|in|Rightarrow|Leftrightarrow|implies|iff|to|equiv|sim|cong|mid)(?![a-zA-Z])|[=<>\u2248]"
+)
 _RELATIONAL = frozenset(("=", "<", ">", "\\le", "\\ge", "\\ne", "\\approx", "\\in"))
 _WORDS = re.compile(r"[A-Za-z][A-Za-z' .-]*")
-_JOINER = re.compile(r"\s*(?:\\text\{\s*,?\s*(or|and)\s*\}|(?<![A-Za-z\\])(or|and)(?![A-Za-z])|\\(lor|vee|land|wedge)(?![a-zA-Z]))\s*")
+_JOINER = re.compile(
+    r"\s*(?:\\text\{\s*,?\s*(or|and)\s*\}|(?<![A-Za-z\\])(or|and)(?![A-Za-z])|\\(lor|vee|land|wedge)(?![a-zA-Z]))\s*"
+)
 _HEADED = re.compile(r"\\text\{\s*([^{}]*?)\s*\}\s*(?=\S)")
 _NEUTRAL = re.compile(
     r"(?:so|hence|thus|therefore|let|approximately|approx|about|roughly|around|total|exactly|"
@@ -81,8 +85,9 @@ _NEUTRAL = re.compile(
     re.IGNORECASE,
 )
 _TAIL = re.compile(
-    r"(?P<number>.*?[0-9})\]]|.*?\\(?:pi|circ|infty))(?P<unit>(?:\s*(?:/|\\cdot|\^\s*\{?\s*\\circ\s*\}?)?\s*"
-    r"\\text\{[^{}]*\}(?:\s*\^\s*\{?-?[0-9]\}?)?)+|\s+(?:[A-Za-z]{2}[A-Za-z'/.]*(?:\^\{?[23]\}?)?\s*(?:[A-Za-z'/. ]+(?:\^\{?[23]\}?)?)?)|\s*[\u4e00-\u9fff]+)",
+    r"(?P<number>.*?[0-9})\]]|.*?\\(?:pi|circ|infty))(?P<unit>"
+    r"(?:\s*(?:/|\\cdot|\^\s*\{?\s*\\circ\s*\}?)?\s*\\text\{[^{}]*\}(?:\s*\^\s*\{?-?[0-9]\}?)?)+"
+    r"|\s+(?:[A-Za-z]{2}[A-Za-z'/.]*(?:\^\{?[23]\}?)?\s*(?:[A-Za-z'/. ]+(?:\^\{?[23]\}?)?)?)|\s*[\u4e00-\u9fff]+)",
     re.DOTALL,
 )
 _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*$|\\degrees?\s*$")
@@ -126,56 +131,13 @@ def _split_joined(text: str) -> list[str]:
     return parts if len(parts) > 1 and all(re.search(r"[0-9\\=<>]", part) for part in parts) else [text]
 
 
-def depth_at(text: str, position: int) -> int:
-    """How many brackets of text[:position] are open."""
-    return sum(c in _OPEN for c in text[:position]) - sum(c in _CLOSE for c in text[:position])
-
-
-def split_top(text: str, separators: str) -> list[str]:
-    """Parts between separators at depth 0, stripped. A comma between digits in threes (1,234) does not separate."""
-    parts, depth, begin = [], 0, 0
-    for index, character in enumerate(text):
-        if character in _OPEN:
-            depth += 1
-        elif character in _CLOSE:
-            depth -= 1
-        elif character in separators and depth == 0 and not _thousands(text, index):
-            parts.append(text[begin:index].strip())
-            begin = index + 1
-    parts.append(text[begin:].strip())
-    return parts
-
-
-_GROUP_BEFORE, _GROUP_AFTER = re.compile(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})*$"), re.compile(r",[0-9]{3}(?![0-9])")
-
-
-def _thousands(text: str, index: int) -> bool:
-    return (
-        text[index] == ","
-        and _GROUP_AFTER.match(text, index) is not None
-        and _GROUP_BEFORE.search(text[max(0, index - 32) : index]) is not None
-    )
-
-
-def split_command(text: str, commands: tuple[str, ...]) -> list[str]:
-    """Parts between LaTeX commands at depth 0."""
-    pattern = re.compile("|".join(re.escape(c) + r"(?![a-zA-Z])" for c in commands))
-    parts, begin = [], 0
-    for match in pattern.finditer(text):
-        if depth_at(text, match.start()) == 0:
-            parts.append(text[begin : match.start()].strip())
-            begin = match.end()
-    parts.append(text[begin:].strip())
-    return parts
-
-
 def _relation(text: str) -> Form | None:
     """A chain of relations at depth 0, or None where there is none."""
     sides, operators, begin = [], [], 0
     for match in _OPERATOR.finditer(text):
         if depth_at(text, match.start()) == 0:
             sides.append(text[begin : match.start()].strip())
-            operators.append("\\approx" if match[0] == "\u2248" else match[0])
+            operators.append(match[0])
             begin = match.end()
     if not operators:
         return None
@@ -198,7 +160,7 @@ def _group(text: str) -> Form | None:
         if not end or (end == "\\}") != (closing == "\\}"):
             return None
         inside = text[len(opening) : -len(end)]
-        if not _balanced(inside):
+        if not is_balanced(inside):
             return None
         items = tuple(read_form(item) for item in split_top(inside, ",;"))
         kind = "{}" if opening == "\\{" else opening + end
@@ -206,15 +168,6 @@ def _group(text: str) -> Form | None:
             return read_form(inside)
         return Group(kind, items)
     return None
-
-
-def _balanced(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += (character in _OPEN) - (character in _CLOSE)
-        if depth < 0:
-            return False
-    return depth == 0
 
 
 def _single(text: str) -> Form:

@@ -6,15 +6,14 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from prime_megatron.verify.certainty import Leaf, every, pair_off
 from prime_megatron.verify.chains import value_of
 from prime_megatron.verify.choices import match_choices, option_text
 from prime_megatron.verify.forms import Expression, Form, Group, Ratio, Relation, Several, Unclear, Words, read_form
 from prime_megatron.verify.names import is_closed, is_name, stem
 from prime_megatron.verify.normalize import normalize, plain_number
-from prime_megatron.verify.region import equal_regions, is_region, spans_of
-from prime_megatron.verify.truth_values import Leaf, every, pair_off
+from prime_megatron.verify.regions import equal_regions, is_region, spans_of
 from prime_megatron.verify.units import factor_between
-
 
 _SHORT_WORDS = frozenset(("no", "on", "not", "ton", "own", "won", "now", "even", "left", "felt", "true", "was", "saw"))
 

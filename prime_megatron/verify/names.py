@@ -30,4 +30,5 @@ def stem(name: str) -> str:
 def is_closed(text: str) -> bool:
     """Whether the text is made of numbers alone: no letters but those of commands, e, i and pi."""
     bare = re.sub(r"\\[A-Za-z]+", " ", text)
-    return re.search(r"[A-Za-df-hj-z]", bare) is None and re.search(r"\\(?:text|alpha|beta|theta|lambda|mu|omega)", text) is None
+    words = re.search(r"\\(?:text|alpha|beta|theta|lambda|mu|omega)", text)
+    return words is None and re.search(r"[A-Za-df-hj-z]", bare) is None

@@ -26,7 +26,8 @@ _UNICODE = str.maketrans(
     }
     | {
         letter: f"\\{unicodedata.name(letter).split()[-1].lower()} "
-        for letter in "\u03b1\u03b2\u03b3\u03b4\u03b5\u03b6\u03b7\u03ba\u03bc\u03bd\u03be\u03c1\u03c3\u03c4\u03c7\u03c8\u03c9"
+        for letter in "\u03b1\u03b2\u03b3\u03b4\u03b5\u03b6\u03b7\u03ba\u03bc\u03bd\u03be\u03c1\u03c3\u03c4"
+        "\u03c7\u03c8\u03c9"
     }
 )  # fmt: skip
 _ROOT = re.compile(r"\u221a\s*([0-9]+|[A-Za-z]|\(([^()]*)\)|\{[^{}]*\})")

@@ -19,7 +19,7 @@ _FAILED_S = 600.0
 class PairMemory:
     """Verdicts by pair: a pair in work is waited for, a decided one is known, one that timed out is not tried again.
 
-    Safe from any thread. Errors of the grader, and what raised, are not kept. At most `_MAX_PAIRS` pairs, the oldest go.
+    Safe from any thread. Errors of the grader, and what raised, are not kept. At most `_MAX_PAIRS` pairs.
     """
 
     def __init__(self) -> None:

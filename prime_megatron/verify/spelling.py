@@ -17,17 +17,25 @@ _DELIMITERS = re.compile(r"\\[()\[\]]")
 _TEX_SPACE = re.compile(r"(?<!\\)(?:\\[,;:! ]|\\q?quad(?![a-zA-Z]))|~")
 _RELATIONS = {
     "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge", "neq": "ne", "lt": "<", "gt": ">",
-    "langle": "(", "rangle": ")", "varnothing": "emptyset", "lbrace": "{", "rbrace": "}", "doteq": "approx", "simeq": "approx",
+    "langle": "(", "rangle": ")",
+    "varnothing": "emptyset", "lbrace": "{", "rbrace": "}", "doteq": "approx", "simeq": "approx",
 }  # fmt: skip
 _RELATION = re.compile(r"\\(" + "|".join(sorted(_RELATIONS, key=len, reverse=True)) + r")(?![a-zA-Z])")
-_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)(?:\\overline\s*\{([0-9]+)\}|\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?)")
+_REPEATING = re.compile(
+    r"([0-9]*)\.([0-9]*)(?:\\overline\s*\{([0-9]+)\}|\\dot\s*\{?([0-9])\}?(?:([0-9]*)\\dot\s*\{?([0-9])\}?)?)"
+)
 _SEGMENT = re.compile(r"\\overline\s*\{([A-Z]{2,4})\}")
 _SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9.\\_^{])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE]([+-]?[0-9]{1,5})(?![A-Za-z0-9.])")
-_FUNCTION = re.compile(r"(?<![A-Za-z\\])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln)(?=[\s(^_0-9]|$)")
+_FUNCTION = re.compile(
+    r"(?<![A-Za-z\\])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln)(?=[\s(^_0-9]|$)"
+)
 _CONSTANT = re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|gamma|lambda|infinity|infty|inf|oo)(?![A-Za-z])")
 _CALL = re.compile(r"(?<![A-Za-z\\])(sqrt|exp|abs)\s*\(")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*(\(?)\s*([0-9.]+)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(\)?)")
-_ASCII = (("**", "^"), ("*", "\\cdot "), ("<=", "\\le "), (">=", "\\ge "), ("!=", "\\ne "), ("+/-", "\\pm "), ("=>", "\\Rightarrow "), ("->", "\\to "))  # fmt: skip
+_ASCII = (
+    ("**", "^"), ("*", "\\cdot "), ("<=", "\\le "), (">=", "\\ge "), ("!=", "\\ne "), ("+/-", "\\pm "),
+    ("=>", "\\Rightarrow "), ("->", "\\to "),
+)  # fmt: skip
 _PLUS_MINUS = re.compile(r"\+\s*-\s*(?=[0-9.\\a-zA-Z(])")
 _LEAD_IN = re.compile(
     r"\s*(?:\\text\{)?\s*(?:(?:so|hence|thus|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|result|value|solution)"

@@ -1,4 +1,4 @@
-"""The math grader of a worker process: shapes first, then math-verify for their parts, then its verdict held to account.
+"""The math grader of a worker process: shapes, then math-verify for their parts, then its verdict held to account.
 
 math-verify compares with absolute tolerances; what it calls equal is evaluated here to many digits, and the difference
 is measured against the size of the values.
@@ -99,7 +99,7 @@ def _complex(expression: sympy.Expr) -> sympy.Expr:
     """With i as the imaginary unit beside pi and e: the parser takes it for a variable in some places."""
     names = {symbol.name for symbol in expression.free_symbols}
     if names == {"i"}:
-        return expression.subs({symbol: sympy.I for symbol in expression.free_symbols})
+        return expression.subs(dict.fromkeys(expression.free_symbols, sympy.I))
     return expression
 
 

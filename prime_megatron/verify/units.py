@@ -25,14 +25,17 @@ for _dimension, _words in {
     "angle": "degree:1 deg:1", "radians": "radian:1 rad:1",
     "temperature": "c:1 celsius:1", "fahrenheit": "f:1 fahrenheit:1", "kelvin": "k:1 kelvin:1",
     "speed": "mph:1", "speed_metric": "kph:1 kmh:1",
-    "energy": "j:1 joule:1 kj:1000 kilojoule:1000", "force": "n:1 newton:1", "power": "w:1 watt:1 kw:1000 kilowatt:1000",
+    "energy": "j:1 joule:1 kj:1000 kilojoule:1000", "force": "n:1 newton:1",
+    "power": "w:1 watt:1 kw:1000 kilowatt:1000",
     "electric": "v:1 volt:1", "current": "a:1 ampere:1 amp:1", "frequency": "hz:1 hertz:1 khz:1000",
     "pressure": "pa:1 pascal:1 kpa:1000 atm:101325", "amount": "mol:1 mole:1",
 }.items():  # fmt: skip
     for _pair in _words.split():
         _word, _size = _pair.split(":")
         _TABLE[_word] = (_dimension, _F(_size))
-_SYMBOLS = {"$": "dollars", "\\$": "dollars", "\u00a3": "sterling", "\u20ac": "euros", "\u00a5": "yen", "\u20b9": "rupees"}
+_SYMBOLS = {
+    "$": "dollars", "\\$": "dollars", "\u00a3": "sterling", "\u20ac": "euros", "\u00a5": "yen", "\u20b9": "rupees",
+}  # fmt: skip
 
 _MULTIPLES = {
     "dozen": _F(12), "score": _F(20), "hundred": _F(100), "thousand": _F(1000), "million": _F(10**6),
@@ -55,8 +58,10 @@ NOT_UNITS = frozenset(
     " nineteen twenty thirty forty fifty sixty seventy eighty ninety k x y z ish so because since answer error sorry"
     " pm noon midnight".split()
 )
-_HAN_UNITS = re.compile("(?:元|个|人|米|天|岁|只|本|张|次|分钟|小时|秒|厘米|分米|千米|公里|克|千克|公斤|升|毫升|度|支|棵|条|块|平方米|平方厘米|立方米|立方厘米|美元|页|名|种|辆|件|双|套|年|月|周)+")  # fmt: skip
-_JOIN = re.compile(r"\s*(?:/|\\cdot|\*)\s*|\s+")
+_HAN_UNITS = re.compile(
+    "(?:元|个|人|米|天|岁|只|本|张|次|分钟|小时|秒|厘米|分米|千米|公里|克|千克|公斤|升|毫升|度|支|棵|条|块|平方米"
+    "|平方厘米|立方米|立方厘米|美元|页|名|种|辆|件|双|套|年|月|周)+"
+)
 _POWER = re.compile(r"\^\{?(-?[1-9])\}?$")
 
 
@@ -97,7 +102,7 @@ def read_unit(words: str) -> Unit | None:
     text = text.replace("^\\circ", " deg ").replace("^{\\circ}", " deg ")
     if not re.fullmatch(r"[A-Za-z .,()'/^{}0-9*\\-]*", text) or "\\" in text.replace("\\cdot", ""):
         return None
-    tokens = re.findall(r"/|[A-Za-z'-]+(?:\^\{?-?[0-9]\}?)?", text.replace("\\cdot", " ").replace("^", "^"))
+    tokens = re.findall(r"/|[A-Za-z'-]+(?:\^\{?-?[0-9]\}?)?", text.replace("\\cdot", " "))
     multiple = _F(1)
     if tokens and tokens[0].lower() in ("of", "a", "an"):
         return None if any(t.lower() in ("it", "them", "that") for t in tokens) else Unit(_F(1), None, _F(1))

@@ -1,9 +1,9 @@
 r"""The process that runs a grader: one JSON request a line on stdin, one JSON reply a line on stdout.
 
 Started as a file by ``process.WorkerProcess`` with `MEMORY_BYTES PARENT_PID` for math-verify, and `KEY PATH` after them
-for the reward function that a config names (``verify.custom``). Imports no torch. It ends when its parent does, holds no more than its memory limit, and can write into no file; it
-can start no process either, unless it runs as root, whom that limit does not bind. It keeps no time: the parent
-kills it.
+for the reward function that a config names (``verify.custom``). Imports no torch. It ends when its parent does, holds
+no more than its memory limit, and can write into no file; it can start no process either, unless it runs as root, whom
+that limit does not bind. It keeps no time: the parent kills it.
 """
 
 import ctypes

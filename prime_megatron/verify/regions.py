@@ -1,14 +1,15 @@
-r"""Intervals, inequalities and unions of them as spans of the real line: 0<x<7.5 is (0, 7.5), x \ne 2 leaves out a point."""
+r"""Intervals, inequalities and their unions as spans of the real line: 0<x<7.5 is (0, 7.5), x \ne 2 lacks a point."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prime_megatron.verify.forms import Expression, Form, Group, Relation, Several, Words, read_form, split_command
+from prime_megatron.verify.certainty import Leaf, every, pair_off
+from prime_megatron.verify.forms import Expression, Form, Group, Relation, Several, Words, read_form
 from prime_megatron.verify.names import is_name
 from prime_megatron.verify.normalize import normalize
-from prime_megatron.verify.truth_values import Leaf, every, pair_off
+from prime_megatron.verify.splitting import split_command
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,9 @@ class Span:
 
 
 LINE = Span(None, False, None, False)
-_ALL_WORDS = frozenset(("all real numbers", "all reals", "all real x", "real numbers", "every real number", "the real numbers"))
+_ALL_WORDS = frozenset(
+    ("all real numbers", "all reals", "all real x", "real numbers", "every real number", "the real numbers")
+)
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
@@ -35,7 +38,7 @@ def is_region(form: Form) -> bool:
     if isinstance(form, Words):
         return form.text in _ALL_WORDS
     if isinstance(form, Expression):
-        return _is_line(form.text) or "\\mathbb" in form.text and "\\setminus" in form.text
+        return _is_line(form.text) or ("\\mathbb" in form.text and "\\setminus" in form.text)
     if isinstance(form, Group):
         return _builder(form) is not None or (
             form.kind in ("(]", "[)", "()", "[]") and len(form.items) == 2 and any(_infinite(i) for i in form.items)

@@ -20,9 +20,7 @@ def every(values: Iterable[bool | None]) -> bool | None:
     return True if certain else None
 
 
-def pair_off(
-    gold: Sequence[Item], given: Sequence[Item], equal: Callable[[Item, Item], bool | None]
-) -> bool | None:
+def pair_off(gold: Sequence[Item], given: Sequence[Item], equal: Callable[[Item, Item], bool | None]) -> bool | None:
     """Whether each of one side has its own equal on the other, in any order. At most n^2 comparisons."""
     if len(gold) != len(given):
         return False
