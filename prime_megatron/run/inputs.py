@@ -20,6 +20,7 @@ from prime_megatron.parallel.topology import Topology
 from prime_megatron.run.check_models import compare_models
 from prime_megatron.run.context import prompt_limit
 from prime_megatron.run.survey import Survey, survey
+from prime_megatron.run.truths import NUM_NAMED, Proof, problem_of, prove_truths, refusal_of
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Verifiers
 from prime_megatron.verify.code.check import prove_jail
@@ -80,12 +81,20 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers, topology: Topology) -
     refusals = [text for text in gather_all(refusal) if text is not None]
     if refusals:
         raise InputError(refusals[0])
+    proof = prove_truths((*train.rows, *held.rows), verifiers)
+    train = _proven(train, proof, config.data, config.data.train)
+    held = _proven(held, proof, config.data, config.data.eval)
     held_out, skipped = eval_prompts(held.rows, tokenizer, max_prompt_tokens=limit, max_prompts=config.eval.max_prompts)
     prompts = PromptStream(
         train.rows, tokenizer, max_prompt_tokens=limit, seed=config.run.seed, shuffle=config.data.shuffle
     )
     found = survey(prompts, topology)
-    lines = [short, found.line, f"data.eval: {skipped} prompts over {limit} tokens are skipped" if skipped else None]
+    lines = [
+        short,
+        proof.remark,
+        found.line,
+        f"data.eval: {skipped} prompts over {limit} tokens are skipped" if skipped else None,
+    ]
     warnings = (*(line for line in lines if line is not None), *train.warnings, *held.warnings)
     return Inputs(family, tokenizer, prompts, held_out, found, train.num_left_out, warnings)
 
@@ -94,7 +103,7 @@ def _usable_rows(paths: Sequence[str], config: DataConfig, verifiers: Verifiers)
     """Rows that can be scored, and a line for each kind that was left out or of which something is not used."""
     rows: list[PromptRow] = []
     left_out: collections.Counter[str] = collections.Counter()
-    first_bad = ""
+    bad: list[str] = []
     remarks = Remarks()
     for row in read_prompt_rows(paths, config.system_prompt, remarks):
         if row.ability in config.skip_abilities:
@@ -107,13 +116,27 @@ def _usable_rows(paths: Sequence[str], config: DataConfig, verifiers: Verifiers)
         problem = next((problem for problem in problems if problem is not None), None)
         if problem is None:
             rows.append(row)
-        elif config.bad_truth == "refuse":
-            raise InputError(f"{row.origin}: ground truth: {problem} (data.bad_truth=skip leaves such rows out)")
         else:
-            first_bad = first_bad or f"{row.origin}: {problem}"
-            left_out["data.bad_truth: rows without a usable ground truth left out"] += 1
-    if paths and not rows:
-        raise InputError(f"{', '.join(paths)}: no row is left to use ({first_bad or 'data.skip_abilities'})")
+            bad.append(f"{row.origin}: ground truth: {problem}")
     lines = [f"{count} {line}" for line, count in left_out.items()]
-    lines += [f"the first of them: {first_bad}"] if first_bad else []
-    return _Rows(rows, left_out.total(), (*lines, *remarks.lines()))
+    usable = _Rows(rows, left_out.total(), (*lines, *remarks.lines()))
+    return _without_bad(usable, bad, config, paths) if bad or not rows else usable
+
+
+def _without_bad(usable: _Rows, bad: Sequence[str], config: DataConfig, paths: Sequence[str]) -> _Rows:
+    """The rows with what is said of those whose ground truth is bad. Raises InputError where they are refused."""
+    if bad and config.bad_truth == "refuse":
+        raise InputError(refusal_of(bad))
+    if paths and not usable.rows:
+        raise InputError(f"{', '.join(paths)}: no row is left to use ({bad[0] if bad else 'data.skip_abilities'})")
+    said = [f"{len(bad)} data.bad_truth: rows without a usable ground truth left out"] if bad else []
+    said += ["the first of them: " + "; ".join(bad[:NUM_NAMED])] if bad else []
+    return _Rows(usable.rows, usable.num_left_out + len(bad), (*said, *usable.warnings))
+
+
+def _proven(usable: _Rows, proof: Proof, config: DataConfig, paths: Sequence[str]) -> _Rows:
+    """The rows whose ground truths equal themselves. Raises InputError as `_without_bad`."""
+    found = [(row, problem_of(row, proof)) for row in usable.rows]
+    bad = [f"{row.origin}: ground truth: {problem}" for row, problem in found if problem is not None]
+    rows = [row for row, problem in found if problem is None]
+    return _without_bad(_Rows(rows, usable.num_left_out, usable.warnings), bad, config, paths) if bad else usable

@@ -85,6 +85,10 @@ class Verifier(Protocol):
         """Starts to score one answer; cheap ones come back already done. Safe from any thread."""
         ...
 
+    def truth_problem(self, ground_truth: str) -> str | None:
+        """Why no answer can be scored against this ground truth, as far as that is told at once; None: one can."""
+        ...
+
     def close(self) -> None:
         """Ends what the verifier started. May be called twice."""
         ...

@@ -11,7 +11,7 @@ from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
 from prime_megatron.verify.answer import FAILURES, Answer, Verdict, Verifier, best_of
 from prime_megatron.verify.code.check import refusal
-from prime_megatron.verify.code.verifier import CodeVerifier, truth_problem
+from prime_megatron.verify.code.verifier import CodeVerifier
 from prime_megatron.verify.custom import CustomVerifier
 from prime_megatron.verify.exact import RuleVerifier, exact_match
 from prime_megatron.verify.math import MathVerifier
@@ -67,8 +67,15 @@ class Verifiers:
 
     def truth_problem(self, ability: str, ground_truth: str) -> str | None:
         """Why answers cannot be scored against this ground truth; None: they can. Raises InputError as `require`."""
-        self.require(ability)
-        return truth_problem(ground_truth) if self.runs_programs(ability) else None
+        return self.require(ability).truth_problem(ground_truth)
+
+    def prove_truth(self, ability: str, ground_truth: str) -> "Future[str | None] | None":
+        """Starts to compute a ground truth of ability "math" against itself: why it is not equal to itself, or None.
+
+        None instead of a future: `truth_problem` has told all that there is to tell.
+        """
+        verifier = self.require(ability)
+        return verifier.prove_truth(ground_truth) if isinstance(verifier, MathVerifier) else None
 
     def runs_programs(self, ability: str) -> bool:
         """Whether answers of the ability are programs that a jail must hold."""
