@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from prime_megatron.config.strict_json import parse_json
 from prime_megatron.errors import InputError
@@ -12,7 +12,7 @@ MAX_ROW_BYTES = 64 * 2**20
 """Of a line: programs' tests take some megabytes."""
 
 
-def lines_of(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+def lines_of(file: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
     """(line number from 1, line) of every line that is not blank, a byte-order mark before the first left out.
 
     Raises:
@@ -22,7 +22,7 @@ def lines_of(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     while line := file.readline(MAX_ROW_BYTES + 1):
         number += 1
         if len(line) > MAX_ROW_BYTES:
-            raise InputError(f"{name}, row {number}: more than {MAX_ROW_BYTES // 2**20} MiB in one line; is it JSONL?")
+            raise InputError(f"{name}, row {number}: more than {MAX_ROW_BYTES} bytes in one line; is it JSONL?")
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         if line.strip():

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 
 from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
+from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.step.plan import plan_step
 
 
-def check_models(config: TrainConfig | SftConfig, world_size: int, *, starts: bool = False) -> None:
-    """Read every model folder that is there as the run will, and compare with transformers' reading. A run that
-    ``starts`` here needs them all.
+def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
+    """Read every model folder that is there as the run will, and compare with transformers' reading.
 
     Weights and tokenizer are looked at where the folder has them. Imports torch, which takes seconds.
 
@@ -26,8 +26,6 @@ def check_models(config: TrainConfig | SftConfig, world_size: int, *, starts: bo
     for folder, value_head in _folders(config):
         if Path(folder).is_dir():
             _check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
-        elif starts or os.path.lexists(folder):
-            read_config(folder)
     policy = config.model if supervised else policy_folder_of(config)
     if Path(policy).is_dir():
         _check_template(config, policy, trust_remote_code=trust)
@@ -79,15 +77,18 @@ def _check_folder(
 
 def _check_template(config: TrainConfig | SftConfig, folder: str, *, trust_remote_code: bool) -> None:
     """A chat goes through the template, where the folder has a tokenizer."""
-    from prime_megatron.data.rows import Message
-    from prime_megatron.data.tokenizer import VOCABULARY_FILES, load_tokenizer
+    from prime_megatron.data.chat import ChatOptions
+    from prime_megatron.data.messages import Message
+    from prime_megatron.data.tokenizer import VOCABULARY_FILES, OpenThought, load_tokenizer
 
     if not any((Path(folder) / name).is_file() for name in VOCABULARY_FILES):
         return
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    options = ChatOptions(*config.data.template_options())
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, options=options)
     question = Message("user", "1 + 1 = ?")
     if isinstance(config, SftConfig):
-        tokenizer.encode_answer((question, Message("assistant", "2")))
+        with contextlib.suppress(OpenThought):  # rows may have a thought where this one has none
+            tokenizer.encode_answer((question, Message("assistant", "2")))
         return
     system = config.data.system_prompt
     before = () if system is None else (Message("system", system),)
@@ -120,3 +121,20 @@ def _check_engine(config: TrainConfig, folder: str) -> None:
                 f"rollout.engine: sglang has no biases in the feed-forward, and {folder}/config.json has them "
                 "(mlp_bias); set the key to vllm or embedded"
             )
+        _check_windows(config, family, folder)
+
+
+def _check_windows(config: TrainConfig, family: FamilyConfig, folder: str) -> None:
+    """SGLang has no window in these families' layers, vLLM one for all layers; a window that holds every sequence does
+    not matter."""
+    engine, longest = config.rollout.engine, config.data.max_prompt_tokens + config.rollout.sampling.max_response_tokens
+    if family.window is None or family.window >= longest or (engine == "vllm" and not family.full_layers):
+        return
+    has, instead = ("no attention windows", "vllm or embedded")
+    if family.full_layers:
+        has, instead = ("no attention windows in some of the layers", "embedded")
+    raise InputError(
+        f"rollout.engine: {engine} has {has} for {family.architecture}, and {folder}/config.json has them, of "
+        f"{family.window} tokens, which data.max_prompt_tokens and rollout.sampling.max_response_tokens exceed "
+        f"({longest}); set the key to {instead}"
+    )

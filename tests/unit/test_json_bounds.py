@@ -57,7 +57,7 @@ def test_a_line_without_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytes
     with path.open("wb") as file:
         file.write(json.dumps(PROMPT).encode() + b"\n")
         file.truncate(2**36)  # sparse: 64 GiB of zeros
-    with pytest.raises(InputError, match=r"rows\.jsonl, row 2: more than 1 MiB in one line"):
+    with pytest.raises(InputError, match=r"rows\.jsonl, row 2: more than 1048576 bytes in one line"):
         read_prompt_rows([str(path)])
 
 

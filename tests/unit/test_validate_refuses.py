@@ -62,7 +62,7 @@ def test_odd_json_of_a_model_is_one_line(
     [
         ("config.json", {"eos_token_id": 65}, "eos_token_id = 65 is outside the vocabulary of 65"),
         ("config.json", {"eos_token_id": [1, 99]}, "outside the vocabulary of 65"),
-        ("generation_config.json", {"eos_token_id": 99}, "end-of-sequence token 99 is outside"),
+        ("generation_config.json", {"eos_token_id": 99}, "eos_token_id 99 is outside the model's vocabulary"),
         ("config.json", {"hidden_size": 10**200}, "hidden_size = 1000"),
         ("config.json", {"num_hidden_layers": 2**40, "layer_types": None}, "num_hidden_layers = 1099511627776"),
         ("config.json", {"rms_norm_eps": 10**299}, "rms_norm_eps = 1000"),
@@ -95,7 +95,7 @@ def test_a_file_where_a_model_folder_is_wanted(
 ) -> None:
     (tmp_path / "file").write_text("weights")
     gae = ["advantage.estimator=gae"] if "critic" in key else []
-    assert "is a file, and a model is a folder" in refusal(whole, capsys, f"{key}={tmp_path / 'file'}", *gae)
+    assert "is a file; give an HF folder" in refusal(whole, capsys, f"{key}={tmp_path / 'file'}", *gae)
     for missing in (tmp_path / "file" / "below", tmp_path / "nowhere"):
         assert main(["train", str(whole / "run.json"), f"{key}={missing}", *gae]) == 2
         said = capsys.readouterr().err
