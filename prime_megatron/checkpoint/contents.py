@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prime_megatron.config.strict_json import read_json
+from prime_megatron.data.files import data_files
 from prime_megatron.errors import InputError
 
 Contents = dict[str, dict[str, str]]
@@ -42,6 +43,8 @@ def contents_of(config: dict[str, Any]) -> Contents:
         for key in FILES:
             value = _value(config, key)
             paths = value if isinstance(value, list) else [] if value is None else [value]
+            if key == "data.train":
+                paths = data_files(paths)
             if paths:
                 found[key] = {f"file {i + 1}": _whole([Path(path)]) for i, path in enumerate(paths)}
     except OSError as error:

@@ -203,3 +203,20 @@ def test_a_checkpoint_that_sampled_its_weights_goes_on(tmp_path: Path, before: A
     assert refused(saved, older, now) == []
     _weight(tmp_path / "model", tmp_path / "data.jsonl")
     assert refused(saved, older, now) != []
+
+
+def test_data_in_a_folder_or_by_a_pattern_is_known_by_its_files(tmp_path: Path, before: Any) -> None:
+    (tmp_path / "rows").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / "rows" / name).write_text('{"a": 1}\n')
+    for entry in (tmp_path / "rows", tmp_path / "rows" / "*.jsonl"):
+        now = config(tmp_path / "model", entry)
+        saved = now.model_dump(mode="json")
+        held = contents_of(saved)
+        assert refused(saved, held, now) == []
+        (tmp_path / "rows" / "b.jsonl").write_text('{"a": 2}\n')
+        assert refused(saved, held, now) == ["  data.train: the content is not what it was (file 2)"]
+        (tmp_path / "rows" / "b.jsonl").write_text('{"a": 1}\n')
+        (tmp_path / "rows" / "c.jsonl").write_text('{"a": 1}\n')
+        assert refused(saved, held, now) == ["  data.train: the content is not what it was (file 3)"]
+        (tmp_path / "rows" / "c.jsonl").unlink()

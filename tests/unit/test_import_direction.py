@@ -34,7 +34,7 @@ ALLOWED = {
     "rollout": {"weights", "families", "verify", "algo.filtering", "parallel"} | BASE,
     "step": {"algo", "kernels", "mcore", "data", "metrics", "parallel", "rollout.collect"} | BASE,
     "plan": {"families", "parallel", "step.plan", "kernels.head_chunks", "config", "errors"},
-    "checkpoint": {"mcore", "parallel", "metrics"} | BASE,
+    "checkpoint": {"mcore", "parallel", "metrics", "data.files"} | BASE,
     "convert": {"families", "mcore", "parallel"} | BASE,
     "evaluate": {"rollout", "verify", "data", "algo", "parallel"} | BASE,
 }
