@@ -65,6 +65,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
     """
     if config.rollout.engine in ("embedded", "replay"):
         folder = policy_folder_of(config)
+        family = read_config(folder)
         engine = EmbeddedEngine(
             folder,
             end_token_ids=end_token_ids,
@@ -74,9 +75,10 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
             replica=topology.rank,
             num_replicas=topology.sizes.world,
             trust_remote_code=config.models.trust_remote_code,
+            corrections=family.corrections,
         )
         facts = facts_of(engine.model.config) | rotary_facts(engine.model.base_model.rotary_emb)
-        compare_facts(read_config(folder), facts, f"{folder}/config.json", "the embedded engine")
+        compare_facts(family, facts, f"{folder}/config.json", "the embedded engine")
         return engine
     rollout = config.rollout
     settings = driver_settings(config, end_token_ids)

@@ -216,4 +216,4 @@ def test_validate_asks_transformers(
         check_models, "read_config", lambda *args, **options: replace(read(*args, **options), rope_theta=7.0)
     )
     assert main(["validate", config]) == 2
-    assert "inverse frequencies (rotary) is" in capsys.readouterr().err
+    assert "rope_theta is 7.0 for the trainer, 10000.0 for transformers" in capsys.readouterr().err
