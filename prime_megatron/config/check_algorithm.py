@@ -14,17 +14,13 @@ from prime_megatron.config.algorithm import (
     UpdateOrder,
 )
 from prime_megatron.config.dotted import split
+from prime_megatron.config.roles import needs_prm
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.errors import InputError
 
 OBJECTIVES = ("ppo", "dual_clip", "gspo", "cispo")
 """Names of policy.objective, those of ``algo.objectives``."""
 SIBLING_LOSSES = (PrmLossKind.dpo, PrmLossKind.bon_acc, PrmLossKind.bon_rm)
-
-
-def needs_prm(config: TrainConfig) -> bool:
-    """Whether the run has a PRM at all: process rewards count, or the PRM is the value function."""
-    return config.advantage.process_weight > 0 or config.advantage.estimator is Estimator.prime_value
 
 
 def check_algorithm(config: TrainConfig) -> None:
@@ -166,24 +162,3 @@ def _check_importance(policy: PolicyAlgorithm) -> None:
             f"policy.importance_{'floor' if low >= 1 else 'cap'}: [{low}, {high}] takes out tokens on which engine and "
             "trainer agree (ratio 1); keep importance_floor below 1 and importance_cap above it"
         )
-
-
-def warn_unsolved(config: TrainConfig) -> list[str]:
-    """A PRM that meets prompts which no response solves, by the loss that cannot bear them."""
-    learns = needs_prm(config) and config.prm.update is not UpdateOrder.none
-    if config.rollout.filter.lower > 0 or not learns or config.prm.loss is not PrmLossKind.ce:
-        return []
-    return [
-        "rollout.filter.lower 0 keeps prompts that no response solves: where success is rare, prm.loss ce teaches the "
-        "PRM to lower every sampled token; set lower above 0, or prm.loss to ce_intercept"
-    ]
-
-
-def warn_frozen(config: TrainConfig) -> list[str]:
-    """A PRM that can never differ from its reference."""
-    if needs_prm(config) and config.prm.update is UpdateOrder.none and config.models.prm.path is None:
-        return [
-            "prm.update none with models.prm.path unset: a PRM that starts as its own reference and never learns "
-            "rewards nothing"
-        ]
-    return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -13,9 +13,8 @@ import torch
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
-from prime_megatron.config.check_algorithm import warn_unsolved
-from prime_megatron.data.stream import PromptStream
-from prime_megatron.evaluate.held_out import Evaluator
+from prime_megatron.config.warn import warn_unsolved
+from prime_megatron.evaluate.held_out import Evaluation, Evaluator
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.count import num_matmul_parameters
 from prime_megatron.metrics import (
@@ -24,9 +23,11 @@ from prime_megatron.metrics import (
     SamplesLog,
     Summary,
     credits_of,
+    held_out_rows,
     measure_peak_flops,
     model_flops,
     print_summary,
+    rejected_rows,
     sample_rows,
     write_summary,
 )
@@ -36,9 +37,12 @@ from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
+from prime_megatron.run.inputs import Inputs
+from prime_megatron.run.truncation import truncation_alarm
 from prime_megatron.run.verification import Verification, verify_speed
 from prime_megatron.step.metrics import StepRecord, step_figures
 from prime_megatron.step.plan import StepPlan
+from prime_megatron.types import Group
 
 ASIDE = ("eval", "save")
 """Stages that are not part of a step: its speed is counted without them."""
@@ -80,7 +84,7 @@ class Reporter:
     log: MetricsLog
     samples: SamplesLog
     recorder: Recorder
-    prompts: PromptStream
+    inputs: Inputs
     memory: Callable[[], dict[str, float]]
     """Memory at the edges of generation since it was last asked."""
     restarts: Callable[[], int]
@@ -127,19 +131,20 @@ class Reporter:
         figures: dict[str, float] = {}
         if record is not None:
             figures |= step_figures(record, self._reduce, self.config)
-            figures |= {"data/epoch": self.prompts.epoch, "data/skipped_prompts": self.prompts.skipped}
+            figures |= self._data_figures()
             self.progress.num_tokens += int(figures["step/tokens"])
             if "prm/accuracy" in figures:
                 self.progress.prm_accuracies = [*self.progress.prm_accuracies, figures["prm/accuracy"]][-PRM_WINDOW:]
             self._write_samples(index, record)
-            self._alarm(index, figures)
+            self._alarm(index, record, figures)
         if self.evaluator.due(index, self.config.run.steps):
             with self.clock("eval"):
-                evaluated = self.evaluator.evaluate()
+                evaluation = self.evaluator.evaluate()
             if index == 0:
-                self.progress.accuracy_before = evaluated["eval/accuracy"]
-            self.progress.accuracy_after = evaluated["eval/accuracy"]
-            figures |= evaluated
+                self.progress.accuracy_before = evaluation.figures["eval/accuracy"]
+            self.progress.accuracy_after = evaluation.figures["eval/accuracy"]
+            figures |= evaluation.figures
+            self._write_held_out(index, evaluation)
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
         figures["engine/restarts"] = self.progress.num_restarts
         figures |= (memory := self.memory())
@@ -191,8 +196,39 @@ class Reporter:
         chosen = with_texts(chosen)
         if self.topology.rank == 0:
             self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
+        self.write_rejected(index, record.collected.rejected)
 
-    def _alarm(self, index: int, figures: dict[str, float]) -> None:
+    def write_rejected(self, index: int, rejected: Sequence[tuple[Group, str]]) -> None:
+        """Some of the responses to prompts that the filter dropped in this step, which may starve. Collective."""
+        if not self.samples.on:
+            return
+        chosen = self.samples.choose_rejected(rejected)
+        groups = with_texts([group for group, _ in chosen])
+        self.samples.write(index, rejected_rows(list(zip(groups, [said for _, said in chosen], strict=True))))
+
+    def _write_held_out(self, index: int, evaluation: Evaluation) -> None:
+        if not self.samples.on:
+            return
+        for kind, answered in (("held_out", evaluation.greedy), ("held_out_sampled", evaluation.sampled)):
+            self.samples.write(index, held_out_rows(kind, with_texts(self.samples.choose_held_out(answered))))
+
+    def _data_figures(self) -> dict[str, float]:
+        inputs = self.inputs
+        return {
+            "data/epoch": inputs.prompts.epoch,
+            "data/rows": inputs.survey.num_rows - inputs.survey.num_skipped,
+            "data/skipped_prompts": inputs.survey.num_skipped,
+            "data/left_out_rows": inputs.num_left_out,
+        }
+
+    def _alarm(self, index: int, record: StepRecord, figures: dict[str, float]) -> None:
+        cut = truncation_alarm(
+            record.collected.generated,
+            self.inputs.tokenizer,
+            self.config.rollout.sampling.max_response_tokens,
+        )
+        if cut is not None:
+            self.log.warn(f"step {index}: {cut}")
         default = 1e-3 if self.config.models.dtype == "float32" else 5e-2
         threshold = self.config.rollout.logprob_alarm or default
         gap = figures["engine/logprob_gap_mean"]
@@ -202,7 +238,7 @@ class Reporter:
                 "(rollout.logprob_alarm)"
             )
 
-        rare = figures["rollout/outcome"] < RARE_SUCCESS and warn_unsolved(self.config)
+        rare = figures["rollout/outcome"] < RARE_SUCCESS and warn_unsolved(self.config, self.topology.sizes.data)
         if rare and not self._rare_told:
             self._rare_told = True
             self.log.warn(f"step {index}: the mean outcome is {figures['rollout/outcome']:.3f}, and {rare[0]}")

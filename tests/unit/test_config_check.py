@@ -210,8 +210,8 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
         refused(
             "advantage.impl: triton",
             'advantage.impl="triton"',
-            'advantage.estimator="grpo"',
-            reason="does not have advantage.estimator grpo",
+            'advantage.estimator="gae"',
+            reason="does not have advantage.estimator gae",
         ),
         refused("advantage:", "advantage.process_weight=0", "advantage.outcome_weight=0", reason="nothing"),
         refused("policy.kl_coef:", "policy.kl_coef=0.1", reason="kl_place"),

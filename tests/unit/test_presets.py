@@ -94,7 +94,7 @@ def _config(name: str) -> TrainConfig:
 
     given_by_user = {
         "preset": name,
-        "run": {"output_dir": "out", "steps": 1},
+        "run": {"output_dir": "out", "steps": 100},
         "models": {"policy": {"path": "model"}},
         "data": {"train": ["train.jsonl"]},
     }
@@ -112,7 +112,7 @@ def test_the_default_preset_is_the_config_s_own_defaults() -> None:
     assert _section("default", "policy", PolicyAlgorithm) == PolicyAlgorithm()
     config, bare = _config("default"), TrainConfig.model_validate_json(
         json.dumps({
-            "run": {"output_dir": "out", "steps": 1},
+            "run": {"output_dir": "out", "steps": 100},
             "models": {"policy": {"path": "model"}},
             "data": {"train": ["train.jsonl"]},
         })
