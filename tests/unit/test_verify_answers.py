@@ -158,6 +158,7 @@ def test_nan_is_no_answer(grader: MathGrader, answer: str) -> None:
 
 def test_a_base_that_the_truth_leaves_out_is_that_of_the_question(grader: MathGrader) -> None:
     assert score(grader, "143", "143_6", before="In base 6 the sum is ") == 1.0
+    assert score(grader, "143", "143_6", before="the base six digits are ") == 1.0
     assert score(grader, "143", "143_6", before="$35_6 + 104_6$ is ") == 1.0
     assert score(grader, "143", "143_6", before="Therefore ") == 0.0
     assert score(grader, "143", "142_6", before="In base 6 the sum is ") == 0.0
