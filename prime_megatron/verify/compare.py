@@ -91,7 +91,7 @@ def _based_equal(gold: str, given: str) -> bool | None:
         return _value(a) == _value(b)
     if a is not None:
         digits = given.strip("()")
-        if not digits.isascii() or not digits.isalnum() or not digits[:1].isdigit():
+        if re.fullmatch(r"[0-9][0-9A-Fa-f]*", digits) is None:
             return None
         return digits.upper() == a[0]
     number = plain_number(gold)

@@ -80,7 +80,7 @@ _JOINER = re.compile(
 )
 _HEADED = re.compile(r"\\text\{\s*([^{}]*?)\s*\}\s*(?=\S)")
 _NEUTRAL = re.compile(
-    r"(?:so|hence|thus|therefore|let|approximately|approx|about|roughly|around|total|exactly|"
+    r"(?:so|hence|thus|therefore|let|usd|eur|gbp|rs\.?|approximately|approx|about|roughly|around|total|exactly|"
     r"the (?:final )?(?:answer|value|result) is|it is|is|it's|we get|we have)[.,:]?\s*",
     re.IGNORECASE,
 )
