@@ -9,7 +9,10 @@ _WITH_TEXT = re.compile(
     r"(?:\(\s*([A-J])\s*\)|([A-J])\s*(?=[.:)]))\s*[.:)]?(?:\s*(?=[^\s+*/^_=<>-])|\s+(?=-))(.*)", re.DOTALL
 )
 _NAMED = re.compile(r"(?:option|choice|answer|letter)\s+(?=\(?\s*[A-J](?![A-Za-z]))", re.IGNORECASE)
-_ANOTHER = re.compile(r"\(\s*[A-J]\s*\)|^\s*(?:or|and|nor|not|/|,|;)|(?<![A-Za-z])(?:or|and)\s+\(?[A-J](?![A-Za-z])")
+_ANOTHER = re.compile(
+    r"\(\s*[A-J]\s*\)|^\s*(?:or|and|nor|not|/|,|;)|(?<![A-Za-z])(?:or|and)\s+\(?[A-J](?![A-Za-z])"
+    r"|^\s*(?:is|isn't|are)\s+(?:not\s|wrong|incorrect|false)"
+)
 
 
 def match_choices(gold: str, given: str) -> bool | None:

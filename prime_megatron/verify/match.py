@@ -27,6 +27,8 @@ def match(gold: str, given: str, leaf: Leaf) -> bool | None:
 
 
 def _forms(gold: Form, given: Form, leaf: Leaf) -> bool | None:
+    if isinstance(gold, Unclear) and isinstance(given, Unclear) and normalize(gold.text) == normalize(given.text):
+        return True
     if isinstance(gold, Unclear) or isinstance(given, Unclear):
         return None if isinstance(gold, Unclear) else False
     if is_region(gold) or is_region(given):

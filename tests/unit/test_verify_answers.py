@@ -81,7 +81,7 @@ REGIONS = [
 ]  # fmt: skip
 CHOICES = [
     ("B", ["\\text{(B)}", "b", "B.", "B. 17", "\\textbf{(B)}\\ 17", "\\text{B: the second}", "\\mathrm{(B)}"],
-     ["C", "(C) 17", "(B) or (C)", "B, C", "(B)+1", "AB"]),
+     ["C", "(C) 17", "(B) or (C)", "(B) is wrong", "B, C", "(B)+1", "AB"]),
     ("D. 12", ["D", "12", "(D) 12"], ["A", "13", "D. 13"]),
     ("A, D", ["D, A", "AD", "A and D"], ["A, C", "A"]),
 ]  # fmt: skip
