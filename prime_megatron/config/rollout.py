@@ -43,8 +43,9 @@ class DataConfig(ChatSection):
     shuffle: bool = True
     """Shuffle every epoch, seeded by run.seed."""
     bad_truth: Literal["refuse", "skip"] = "refuse"
-    """A row whose ground truth cannot be scored (broken JSON, no tests, unequal counts): end with its file and number,
-    or skip it and count it."""
+    """A row whose ground truth cannot be scored (code: broken JSON, no tests, unequal counts; math: blank, nan, words
+    in place of an answer, a value that is not equal to itself; exact: blank): end, naming the first such rows, or skip
+    them and count them."""
     skip_abilities: tuple[str, ...] = Field(default=())
     """Rows of these abilities are left out and counted: [code] for a run without programs."""
 

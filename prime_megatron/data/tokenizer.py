@@ -50,6 +50,11 @@ class Tokenizer:
         self._prefix = _prefix_of(hf)
 
     @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        return self._template.there
+
+    @property
     def control_token_ids(self) -> set[int]:
         """Ids that no text is encoded to, such as those that begin and end turns."""
         return {*self.hf.all_special_ids, *self.hf.added_tokens_decoder}
@@ -96,7 +101,7 @@ class Tokenizer:
         self._template.check_fields(messages, tools)
         guarded, mark = self._template.guard(messages)
         prompt = self._template.render(guarded[:-1], tools, add_generation_prompt=True)
-        response = self._learned(prompt, guarded, tools) if self._template.there else guarded[-1].content
+        response = self._learned(prompt, guarded, tools) if self.has_template else guarded[-1].content
         prompt_ids = self._prompt_ids(self._template.pieces(prompt, mark))
         ids = self._encode(self._template.pieces(response, mark))
         ends = [index for index, token in enumerate(ids) if token in self.eos_token_ids]
@@ -123,7 +128,7 @@ class Tokenizer:
 
     def _prompt_ids(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
         # A template writes its own begin-of-sequence token.
-        return self._encode(pieces) if self._template.there else [*self._prefix, *self._encode(pieces)]
+        return self._encode(pieces) if self.has_template else [*self._prefix, *self._encode(pieces)]
 
     def _encode(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
         """Ids of rendered text; guarded control tokens as the text that they are."""
