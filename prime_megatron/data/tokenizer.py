@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.data.chat import DEFAULT_OPTIONS, ChatOptions, ChatTemplate
-from prime_megatron.data.ends import find_ends, read_json
+from prime_megatron.data.ends import find_ends
 from prime_megatron.data.messages import Message
 from prime_megatron.data.thoughts import common_beginning, learned_text
 from prime_megatron.errors import InputError
@@ -22,6 +23,9 @@ Tools = Sequence[Mapping[str, Any]]
 
 class OpenThought(InputError):
     """An answer that would be learned inside a thought that the generation prompt opens and the answer never closes."""
+
+
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class Tokenizer:
@@ -189,6 +193,9 @@ def load_tokenizer(
     if not trust_remote_code and not any((path / name).is_file() for name in VOCABULARY_FILES):
         # transformers 5 makes an empty tokenizer of such a folder.
         raise InputError(f"{folder}: no tokenizer files ({', '.join(VOCABULARY_FILES)}); copy them from the model")
+    for name in _SETTINGS:
+        if (path / name).is_file():
+            read_json(path / name)  # so that a damaged one is named
     try:
         if (path / "tokenizer.json").is_file() and not trust_remote_code:
             hf: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -197,6 +204,8 @@ def load_tokenizer(
     except Exception as error:  # transformers and tokenizers raise whatever the damage leads to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: cannot load a tokenizer ({reason}); check its tokenizer files") from None
+    if not isinstance(hf.model_max_length, int | float):
+        raise InputError(f"{folder}/tokenizer_config.json: model_max_length is not a number")
     largest = max(hf.get_vocab().values(), default=-1)
     if largest < 0:
         raise InputError(f"{folder}: the tokenizer has no tokens")
