@@ -30,6 +30,8 @@ def quick_equal(ground_truth: str, answer: str) -> bool | None:
         return True
     gold_number, given_number = _number(gold, ground_truth), _number(given, answer)
     if gold_number is not None and given_number is not None:
+        if gold_number[1] is PLAIN and given_number[1] is PLAIN:
+            return numbers_equal(gold_number[0], given_number[0])
         if "$" in ground_truth and given_number[1] is not PLAIN:
             return None  # a currency sign is a unit too
         return _counts_equal(gold_number, given_number)
@@ -91,17 +93,20 @@ def _based_equal(gold: str, given: str) -> bool | None:
         return _value(a) == _value(b)
     if a is not None:
         digits = given.strip("()")
-        if not digits.isascii() or not digits.isalnum() or not digits[:1].isdigit():
+        if re.fullmatch(r"[0-9][0-9A-Fa-f]*", digits) is None:
             return None
         return digits.upper() == a[0]
     number = plain_number(gold)
     return None if b is None or number is None else number.value == _value(b)
 
 
-def base_left_out(gold: str, given: str) -> int | None:
-    """The base of an answer with the digits of a ground truth that names none; None for anything else."""
+def base_left_out(gold: str, given: str) -> tuple[str, ...]:
+    """The base, as a number and in words, of an answer with the digits of a ground truth that names none; () for
+    anything else."""
     based = _based(normalize(given))
-    return based[1] if based is not None and based[0] == normalize(gold).upper() else None
+    if based is None or based[0] != normalize(gold).upper():
+        return ()
+    return (str(based[1]), *(word for word, base in _BASE_WORDS.items() if base == based[1]))
 
 
 def _based(text: str) -> tuple[str, int] | None:
