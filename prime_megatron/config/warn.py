@@ -9,6 +9,9 @@ from prime_megatron.config.roles import needs_prm
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.config.schedule import warn_schedule
 
+RARE_SUCCESS = 0.1
+"""Mean outcome of a step's responses below which success is rare."""
+
 
 def _warn_sampling(config: TrainConfig, data_size: int) -> list[str]:
     if config.rollout.sampling.top_p == 1:
@@ -31,8 +34,7 @@ def _warn_filter(config: TrainConfig, data_size: int) -> list[str]:
     ]
 
 
-def warn_unsolved(config: TrainConfig, data_size: int) -> list[str]:
-    """A PRM that meets prompts which no response solves, by the loss that cannot bear them."""
+def _warn_unsolved(config: TrainConfig, data_size: int) -> list[str]:
     learns = needs_prm(config) and config.prm.update is not UpdateOrder.none
     if config.rollout.filter.lower > 0 or not learns or config.prm.loss is not PrmLossKind.ce:
         return []
@@ -86,10 +88,17 @@ def _warn_frozen(config: TrainConfig, data_size: int) -> list[str]:
     return []
 
 
+def warn_rare_success(config: TrainConfig, outcome: float) -> str | None:
+    """For a step whose generated responses have this mean outcome: success is rare, and the PRM's loss cannot bear
+    prompts that nothing solves. None: neither."""
+    lines = _warn_unsolved(config, 1)
+    return f"the mean outcome is {outcome:.3f}, and {lines[0]}" if lines and outcome < RARE_SUCCESS else None
+
+
 WARNINGS: tuple[Callable[[TrainConfig, int], list[str]], ...] = (
     _warn_sampling,
     _warn_filter,
-    warn_unsolved,
+    _warn_unsolved,
     _warn_idle_ranks,
     _warn_frozen,
     _warn_delimiter,

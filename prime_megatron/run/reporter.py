@@ -13,7 +13,7 @@ import torch
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
-from prime_megatron.config.warn import warn_unsolved
+from prime_megatron.config.warn import warn_rare_success
 from prime_megatron.evaluate.held_out import Evaluation, Evaluator
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.count import num_matmul_parameters
@@ -50,9 +50,6 @@ ASIDE = ("eval", "save")
 PEAK_SIZE = {"cpu": 512, "cuda": 8192}
 """Matrix size of the peak that utilisation is held against."""
 
-
-RARE_SUCCESS = 0.1
-"""Mean outcome of a step's responses below which success is rare."""
 
 PRM_WINDOW = 10
 """Steps that the summary's PRM accuracy is the mean of: one step's few groups say little."""
@@ -238,10 +235,10 @@ class Reporter:
                 "(rollout.logprob_alarm)"
             )
 
-        rare = figures["rollout/outcome"] < RARE_SUCCESS and warn_unsolved(self.config, self.topology.sizes.data)
-        if rare and not self._rare_told:
+        rare = warn_rare_success(self.config, figures["rollout/outcome"])
+        if rare is not None and not self._rare_told:
             self._rare_told = True
-            self.log.warn(f"step {index}: the mean outcome is {figures['rollout/outcome']:.3f}, and {rare[0]}")
+            self.log.warn(f"step {index}: {rare}")
 
     def _speed(self, record: StepRecord, wall_s: float) -> dict[str, float]:
         lengths = [

@@ -6,6 +6,7 @@ import pytest
 
 from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config, needs_prm
+from prime_megatron.config.warn import warn_rare_success
 from prime_megatron.errors import InputError
 
 
@@ -335,3 +336,12 @@ def test_prompts_that_nothing_solves_are_warned_of():
     assert "rollout.filter.lower 0" in line and "ce_intercept" in line
     for other in ('prm.loss="ce_intercept"', "advantage.process_weight=0.0", "rollout.filter.lower=0.01"):
         assert check_train_config(train_config("rollout.filter.lower=0.0", other)) == ()
+
+
+def test_a_step_of_rare_success_is_warned_of():
+    """With its mean outcome, where the config keeps prompts that nothing solves; nowhere else."""
+    config = train_config("rollout.filter.lower=0.0")
+    line = warn_rare_success(config, 0.04)
+    assert line is not None and line.startswith("the mean outcome is 0.040, and rollout.filter.lower 0")
+    assert warn_rare_success(config, 0.3) is None
+    assert warn_rare_success(train_config(), 0.04) is None
