@@ -182,7 +182,7 @@ def _run_agent(
     try:
         launch_agent(config, command[0], command[1:])
     except ChildFailedError as error:
-        return _verdict(dict(error.failures), stop.seen)
+        return verdict(dict(error.failures), stop.seen)
     except SignalException as error:
         return 128 + int(error.sigval)
     except RendezvousError as error:
@@ -196,7 +196,7 @@ def _run_agent(
     return ExitCode.DONE
 
 
-def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
+def verdict(failures: dict[int, Any], stop_seen: bool) -> int:
     """Print the failure that came first and return its exit code.
 
     Args:
@@ -205,19 +205,18 @@ def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
     """
     rank = first_failure(failures)
     failure = failures[rank]
-    code = int(failure.exitcode)
+    code, report = int(failure.exitcode), _report_of(failure)
+    if report is not None and report.exit_code is not None and code == -signal.SIGTERM:
+        code = report.exit_code  # the agent ended it, as another one had ended, before it could end so
     if code == ExitCode.REQUEUE or (stop_seen and code < 0):
         return ExitCode.REQUEUE
-    if code == ExitCode.GAVE_UP:
-        return code
-    report = _report_of(failure)
     if report is not None:
-        print(as_error(report[1]), file=sys.stderr)
-    if code != ExitCode.BAD_INPUT:
+        print(as_error(report.text), file=sys.stderr)
+    if code not in (ExitCode.BAD_INPUT, ExitCode.GAVE_UP):
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         print(as_error(f"rank {rank} (process {failure.pid}) {end}; the run is over"), file=sys.stderr)
     sys.stderr.flush()
-    return code if code in (ExitCode.BAD_INPUT, ExitCode.FAILED) else ExitCode.FAILED
+    return code if code in (ExitCode.BAD_INPUT, ExitCode.GAVE_UP) else ExitCode.FAILED
 
 
 def first_failure(failures: dict[int, Any]) -> int:
@@ -233,21 +232,32 @@ def first_failure(failures: dict[int, Any]) -> int:
             return (0, 0.0)
         report = _report_of(failure)
         if report is not None:
-            return (1, report[0])
+            return (1, report.time_s)
         return (3 if failure.exitcode == -signal.SIGTERM else 2, float(failure.timestamp))
 
     return min(sorted(failures), key=order)
 
 
-def _report_of(failure: Any) -> tuple[float, str] | None:
-    """(time in seconds, text) that the worker left, if it did."""
+@dataclass(frozen=True)
+class _Report:
+    """What a worker left."""
+
+    time_s: float
+    text: str
+    exit_code: int | None
+    """The one that it was about to end with; None in the agent's own reports."""
+
+
+def _report_of(failure: Any) -> _Report | None:
+    """The worker's report, if it left one."""
     path = Path(failure.error_file)
     if not path.is_file():
         return None
     message = json.loads(path.read_text(encoding="utf-8"))["message"]
-    if "time_s" not in message["extraInfo"]:
-        return float(message["extraInfo"]["timestamp"]), str(message["message"])
-    return float(message["extraInfo"]["time_s"]), str(message["message"])
+    extra, text = message["extraInfo"], str(message["message"])
+    if "time_s" not in extra:
+        return _Report(float(extra["timestamp"]), text, None)
+    return _Report(float(extra["time_s"]), text, int(extra["exit_code"]))
 
 
 def _free_port() -> int:

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-from prime_megatron.errors import ExitCode, InputError, RunError
+from prime_megatron.errors import ExitCode, InputError, RunEnded, RunError
 from prime_megatron.run.parentage import end_with_parent
 
 LAUNCHED = "PRIME_MEGATRON_LAUNCHED"
@@ -58,20 +58,18 @@ def run_worker(body: Callable[[], int]) -> int:
     try:
         return body()
     except InputError as error:
-        _report(str(error), everyone=False)
-        return ExitCode.BAD_INPUT
+        return _report(str(error), ExitCode.BAD_INPUT, everyone=False)
+    except RunEnded as error:
+        return _report(str(error), ExitCode.GAVE_UP, everyone=False)
     except RunError as error:
-        _report(str(error), everyone=False)
-        return ExitCode.FAILED
+        return _report(str(error), ExitCode.FAILED, everyone=False)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _report(_disk_full(error) if full else traceback.format_exc(), everyone=True)
-        return ExitCode.FAILED
+        return _report(_disk_full(error) if full else traceback.format_exc(), ExitCode.FAILED, everyone=True)
     except Exception:
-        _report(traceback.format_exc(), everyone=True)
-        return ExitCode.FAILED
+        return _report(traceback.format_exc(), ExitCode.FAILED, everyone=True)
 
 
 def _disk_full(error: OSError) -> str:
@@ -89,16 +87,18 @@ def _quiet_libraries() -> None:
             warnings.filterwarnings("ignore", category=category, module=module)
 
 
-def _report(text: str, *, everyone: bool) -> None:
+def _report(text: str, code: ExitCode, *, everyone: bool) -> ExitCode:
+    """Tell the launcher, or print; returns the code. Which a rank may not live to end with: the others' end kills it."""
     path = os.environ.get(ERROR_FILE)
     if LAUNCHED in os.environ and path:
         # The agent's own format, in whole seconds; time_s tells apart failures within one second.
         now = time.time()
-        extra = {"timestamp": str(int(now)), "time_s": now}
+        extra = {"timestamp": str(int(now)), "time_s": now, "exit_code": int(code)}
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"message": {"message": text, "extraInfo": extra}}, file)
     elif everyone or os.environ["RANK"] == "0":
         print(as_error(text), file=sys.stderr, flush=True)
+    return code
 
 
 def as_error(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -61,10 +62,10 @@ class NonFinite:
             worst = max(worst, self.in_a_row[role])
         if not skipped:
             return
-        self._dump(step, role, batch)
+        where = self._dump(step, role, batch)
         self.warn(
             f"step {step}: {role}: a loss or gradient was not finite in {len(skipped)} of {len(result.updates)} "
-            f"updates; they are skipped ({self.in_a_row[role]} in a row), the batch is in {self.folder}"
+            f"updates; they are skipped ({self.in_a_row[role]} in a row), the batch is {where}"
         )
         if worst >= self.max_in_a_row:
             raise RunError(
@@ -72,9 +73,16 @@ class NonFinite:
                 f"{self.max_in_a_row}); their batches are in {self.folder}"
             )
 
-    def _dump(self, step: int, role: str, batch: Mapping[str, Any]) -> None:
-        if not self.dumps:
-            return
+    def _dump(self, step: int, role: str, batch: Mapping[str, Any]) -> str:
+        """Where the batch is. A disk that does not take it ends no run."""
+        if self.dumps:
+            try:
+                self._write(step, role, batch)
+            except (OSError, SafetensorError) as error:
+                return f"lost ({error})"
+        return f"in {self.folder}"
+
+    def _write(self, step: int, role: str, batch: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{prefix}.{name}": value.detach().cpu().contiguous().clone()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +15,7 @@ from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
 from prime_megatron.data.stream import PromptStream
+from prime_megatron.errors import RunError
 from prime_megatron.evaluate.held_out import Evaluator
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.count import num_matmul_parameters
@@ -31,7 +33,7 @@ from prime_megatron.metrics import (
 )
 from prime_megatron.metrics.memory import memory_table
 from prime_megatron.metrics.summary import SUMMARY_FILE
-from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to_first
+from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to_first, together
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
@@ -61,6 +63,8 @@ class Progress:
     num_tokens: int = 0
     num_restarts: int = 0
     """Of engines' processes, over all replicas and attempts."""
+    owed: dict[str, float] | None = None
+    """Figures of the last step, where the run ended before they were logged: the next attempt completes them."""
 
 
 @dataclass
@@ -88,6 +92,8 @@ class Reporter:
     _memory_told: bool = False
     _restarts_before: int = 0
     """Of earlier attempts."""
+    _unwritten: str | None = None
+    """Why this rank could not write what it was to write."""
 
     def state(self) -> dict[str, Any]:
         """Progress and clock totals, JSON values."""
@@ -104,10 +110,18 @@ class Reporter:
         self.clock.restore(state["stage_s"], state["wall_s"])
 
     def go_on_after(self, step: int) -> None:
-        """Drop what the logs hold beyond this step (-1: everything), left by an attempt that ended after it."""
-        self.log.restore(step)
+        """Drop what the logs hold beyond this step (0: everything), left by an attempt that ended after it."""
+        step = step or -1
+        self.log.restore(step if self.progress.owed is None else step - 1)
         self.samples.restore(step)
         self.recorder.restore(step)
+
+    def begin(self, step: int) -> None:
+        """Report the state before the first step, or what an earlier attempt owes of its last one. Collective."""
+        if self.progress.owed is not None:
+            self._complete(step, self.progress.owed, None)
+        elif step == 0:
+            self.step(0, None)
 
     def start(self) -> None:
         """Measure what matrix products reach here, the yardstick of the utilisation."""
@@ -118,7 +132,11 @@ class Reporter:
         self.clock.lap()
 
     def step(self, index: int, record: StepRecord | None) -> None:
-        """Evaluate when due, log the step (record None: the state before the first one). Collective."""
+        """Evaluate when due, log the step (record None: the state before the first one). Collective.
+
+        Raises:
+            RunError: on every rank; no engine could be asked, or the first rank could not write (a full disk).
+        """
         figures: dict[str, float] = {}
         if record is not None:
             figures |= step_figures(record, self._reduce, self.config)
@@ -128,6 +146,11 @@ class Reporter:
                 self.progress.prm_accuracies = [*self.progress.prm_accuracies, figures["prm/accuracy"]][-PRM_WINDOW:]
             self._write_samples(index, record)
             self._alarm(index, figures)
+        self._complete(index, figures, record)
+
+    def _complete(self, index: int, figures: dict[str, float], record: StepRecord | None) -> None:
+        """What is known only after the evaluation, and the log."""
+        self.progress.owed = dict(figures)
         if self.evaluator.due(index, self.config.run.steps):
             with self.clock("eval"):
                 evaluated = self.evaluator.evaluate()
@@ -143,7 +166,12 @@ class Reporter:
         if record is not None:
             figures |= verify_speed(verification, times.wall_s)
             figures |= self._speed(record, times.wall_s - _aside(times.stage_s))
-        self.log.log(index, figures | times.metrics())
+        with self._writing():
+            self.log.log(index, figures | times.metrics())
+        with together():
+            if self._unwritten is not None:
+                raise RunError(self._unwritten)
+        self.progress.owed = None
         if record is not None and not self._memory_told:
             self._memory_told = True
             self.log.message(memory_table(memory, self.topology.rank))
@@ -177,7 +205,8 @@ class Reporter:
     def _write_samples(self, index: int, record: StepRecord) -> None:
         groups = record.collected.groups
         if self.config.rollout.record is not None:
-            self.recorder.write(index, with_texts(groups))
+            with self._writing():
+                self.recorder.write(index, with_texts(groups))
         if not self.samples.wants(index):
             return
         chosen = self.samples.choose(groups)
@@ -185,7 +214,16 @@ class Reporter:
         credits = gather_to_first(mine)
         chosen = with_texts(chosen)
         if self.topology.rank == 0:
-            self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
+            with self._writing():
+                self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A file that cannot be written is told at the end of the step, where all ranks hear of it."""
+        try:
+            yield
+        except (RunError, OSError) as error:
+            self._unwritten = str(error)
 
     def _alarm(self, index: int, figures: dict[str, float]) -> None:
         default = 1e-3 if self.config.models.dtype == "float32" else 5e-2
