@@ -17,8 +17,11 @@ import pytest
 
 from prime_megatron.errors import ExitCode, InputError, PeerLost, RunEnded, RunError
 from prime_megatron.run.ending import Ending
-from tests.support.resume_runs import assert_same, at, outcome, toy, train
+from tests.support.ranks import run_ranks
+from tests.support.resume_runs import assert_same, at, no_fault, outcome, toy, train
 from tests.support.runs import read_lines
+from tests.support.sft_runs import outcome as sft_outcome
+from tests.support.sft_runs import sft_config
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +243,77 @@ def test_which_errors_end_a_run_and_how_they_are_told() -> None:
     assert type(ended(PeerLost("gone"), 3)) is PeerLost, "nobody is there to save with"
     assert type(ended(ValueError("bug"), 3)) is ValueError
     Ending().tell(3)
+
+
+def bad_row(draw: int) -> None:
+    """A supervised row that cannot be rendered, in the middle of a step's rows."""
+    from prime_megatron.data import stream
+
+    encode = stream.encode_sft
+
+    def refusing(row: Any, tokenizer: Any, uid: str, number: int, max_tokens: int) -> Any:
+        if number == draw:
+            raise InputError("rows.jsonl, row 10: the template refuses it")
+        return encode(row, tokenizer, uid, number, max_tokens)
+
+    stream.encode_sft = refusing
+
+
+def no_room_in_sft(step: int) -> None:
+    if not on_rank(0):
+        return
+    from prime_megatron.metrics.jsonl import JsonlFile
+
+    write = JsonlFile.write
+
+    def full(file: Any, lines: str) -> None:
+        if f'"step": {step},' in lines:
+            file._file = Path("/dev/full").open("a")  # noqa: SIM115
+        write(file, lines)
+
+    JsonlFile.write = full
+
+
+def sft_rank(text: str, resume: str | None, fault: Callable[[], None]) -> int:
+    from prime_megatron.config import SftConfig
+    from prime_megatron.sft import train_sft
+
+    fault()
+    return int(train_sft(SftConfig.model_validate_json(text), resume=resume, overwrite=False))
+
+
+def train_sft(config: dict[str, Any], world: int, resume: str | None = None, fault: Any = no_fault) -> set[int]:
+    return set(run_ranks(sft_rank, world, json.dumps(config), resume, fault, timeout_s=200))
+
+
+def test_a_supervised_run_saves_first_too(tmp_path: Path) -> None:
+    base = sft_config(tmp_path)
+    base["checkpoint"] = {"every": 0}
+    assert train_sft(base, 2) == {0}
+    config = at(base, tmp_path / "out")
+    with pytest.raises(RuntimeError, match=r"RunEnded: rows.jsonl, row 10: .*; step 2 is saved: go on from it"):
+        train_sft(config, 2, fault=functools.partial(bad_row, 9))
+    with pytest.raises(RuntimeError, match=r"RunEnded: .*metrics.jsonl: cannot be written .*; step 3 is saved"):
+        train_sft(config, 2, "auto", functools.partial(no_room_in_sft, 3))
+    assert train_sft(config, 2, "auto") == {0}
+    expected, got = sft_outcome(tmp_path / "straight"), sft_outcome(tmp_path / "out")
+    assert [row for row in expected[0] if row["step"] != 3] == got[0], "the row that found no room is missing"
+    assert all(tensor.equal(got[1][name]) for name, tensor in expected[1].items())
+
+
+def test_a_run_goes_on_without_its_console(straight: Any, tmp_path: Path) -> None:
+    """As `train | head -1`: every step is taken, and standard error says why nothing more is seen."""
+    base, _ = straight
+    config = at(base, tmp_path / "out", eval={"every": 0}, data={"eval": []}, run={"steps": 2})
+    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "prime_megatron", "train", str(tmp_path / "run.yaml")],
+        stdout=writer, stderr=subprocess.PIPE, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in read_lines(config, "metrics.jsonl")] == [0, 1, 2]
+    assert "warning: standard output: Broken pipe; the run goes on without it" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -292,9 +292,9 @@ class Failure:
     pid: int = 1
 
 
-def reported(tmp_path: Path, name: str, time_s: float) -> Failure:
+def reported(tmp_path: Path, name: str, time_s: float, *, late: bool = False) -> Failure:
     path = tmp_path / name
-    extra = {"timestamp": str(int(time_s)), "time_s": time_s, "exit_code": 86}
+    extra = {"timestamp": str(int(time_s)), "time_s": time_s, "exit_code": 86, "late": late}
     path.write_text(json.dumps({"message": {"message": name, "extraInfo": extra}}))
     return Failure(1, int(time_s), str(path))
 
@@ -306,6 +306,8 @@ def test_cause_comes_before_its_consequences(tmp_path: Path) -> None:
     failures = {0: reported(tmp_path, "lost", 90.0), 1: Failure(-15, 80), 2: Failure(-9, 100)}
     assert first_failure(failures) == 2
     assert first_failure({0: Failure(-15, 1), 1: Failure(2, 100)}) == 1
+    # One that was stopped: the others waited for it, then the agent killed it.
+    assert first_failure({0: reported(tmp_path, "late", 90.0, late=True), 1: Failure(-9, 80)}) == 0
 
 
 def test_a_rank_that_was_ended_as_it_ended_keeps_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
