@@ -15,7 +15,7 @@ from prime_megatron.config.model import (
     ParallelConfig,
     TrainParallelConfig,
 )
-from prime_megatron.config.rollout import DataConfig, EvalConfig, RolloutConfig, VerifyConfig
+from prime_megatron.config.rollout import ChatSection, DataConfig, EvalConfig, RolloutConfig, VerifyConfig
 from prime_megatron.config.sizes import checked_size
 
 
@@ -63,9 +63,14 @@ class TrainLogConfig(LogConfig):
     """Where metrics and samples go; console and metrics.jsonl always."""
 
     samples_every: NonNegativeInt = 1
-    """Steps between writes of samples.jsonl; 0: never."""
+    """Steps between writes of rollouts to samples.jsonl, which has the answers of every evaluation, too; 0: no
+    samples.jsonl."""
     samples_per_step: PositiveInt | None = None
-    """Samples written per such step; none: all."""
+    """Responses of the batch written per such step; none: all."""
+    rejected_per_step: NonNegativeInt = 8
+    """Responses to prompts that the filter dropped, written per such step: one of each prompt."""
+    held_out_per_eval: PositiveInt | None = None
+    """Held-out answers written per evaluation, and as many of the samples for pass@k; none: all."""
 
 
 class CheckpointConfig(Section):
@@ -129,11 +134,11 @@ class TrainConfig(Section):
     """Processes to start."""
 
 
-class SftData(Section):
+class SftData(ChatSection):
     """Supervised rows: JSONL or parquet with `messages` (the last one the assistant's), or `prompt` and `response`."""
 
     train: tuple[str, ...] = Field(min_length=1)
-    """Files with the training rows."""
+    """Files with the training rows, folders of such files, or patterns ("data/*.jsonl.gz")."""
     max_tokens: PositiveInt = 4096
     """Longer rows are skipped and counted."""
 

@@ -150,6 +150,7 @@ def _answer_of(prompt: Prompt, response: str) -> Answer:
         prompt=prompt.text,
         data_source=prompt.data_source,
         extra_info=prompt.extra_info,
+        other_truths=prompt.other_truths,
     )
 
 

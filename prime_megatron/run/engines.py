@@ -38,6 +38,7 @@ from prime_megatron.rollout.process.limits import Limits
 from prime_megatron.rollout.process.process import EngineProcess
 from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.vllm.in_process import InProcessEngine
+from prime_megatron.run.context import SPARE_TOKENS
 from prime_megatron.run.models import DTYPES
 from prime_megatron.run.transport import is_in_process, transport_of
 from prime_megatron.weights.by_bucket import BucketReshard
@@ -54,9 +55,6 @@ from prime_megatron.weights.transports import (
     Transport,
 )
 
-SPARE_TOKENS = {"sglang": 8, "vllm": 0}
-"""Of the model's longest sequence, what an engine keeps for itself."""
-
 
 def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequence[int]) -> Engine:
     """This rank's replica of the configured engine (a replay's evaluations run on an embedded one). Collective.
@@ -67,6 +65,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
     """
     if config.rollout.engine in ("embedded", "replay"):
         folder = policy_folder_of(config)
+        family = read_config(folder)
         engine = EmbeddedEngine(
             folder,
             end_token_ids=end_token_ids,
@@ -76,9 +75,10 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
             replica=topology.rank,
             num_replicas=topology.sizes.world,
             trust_remote_code=config.models.trust_remote_code,
+            corrections=family.corrections,
         )
         facts = facts_of(engine.model.config) | rotary_facts(engine.model.base_model.rotary_emb)
-        compare_facts(read_config(folder), facts, f"{folder}/config.json", "the embedded engine")
+        compare_facts(family, facts, f"{folder}/config.json", "the embedded engine")
         return engine
     rollout = config.rollout
     settings = driver_settings(config, end_token_ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +14,8 @@ import torch
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
-from prime_megatron.data.stream import PromptStream
 from prime_megatron.errors import RunError
-from prime_megatron.evaluate.held_out import Evaluator
+from prime_megatron.evaluate.held_out import Evaluation, Evaluator
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.count import num_matmul_parameters
 from prime_megatron.metrics import (
@@ -25,9 +24,11 @@ from prime_megatron.metrics import (
     SamplesLog,
     Summary,
     credits_of,
+    held_out_rows,
     measure_peak_flops,
     model_flops,
     print_summary,
+    rejected_rows,
     sample_rows,
     write_summary,
 )
@@ -37,34 +38,19 @@ from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
+from prime_megatron.run.inputs import Inputs
+from prime_megatron.run.progress import PRM_WINDOW, Progress
+from prime_megatron.run.truncation import truncation_alarm
 from prime_megatron.run.verification import Verification, verify_speed
 from prime_megatron.step.metrics import StepRecord, step_figures
 from prime_megatron.step.plan import StepPlan
+from prime_megatron.types import Group
 
 ASIDE = ("eval", "save")
 """Stages that are not part of a step: its speed is counted without them."""
 
 PEAK_SIZE = {"cpu": 512, "cuda": 8192}
 """Matrix size of the peak that utilisation is held against."""
-
-
-PRM_WINDOW = 10
-"""Steps that the summary's PRM accuracy is the mean of: one step's few groups say little."""
-
-
-@dataclass
-class Progress:
-    """What the summary needs of the run so far; saved with a checkpoint."""
-
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
-    prm_accuracies: list[float] = field(default_factory=list)
-    """Of the last PRM_WINDOW steps, each before the step's update."""
-    num_tokens: int = 0
-    num_restarts: int = 0
-    """Of engines' processes, over all replicas and attempts."""
-    owed: dict[str, float] | None = None
-    """Figures of the last step, where the run ended before they were logged: the next attempt completes them."""
 
 
 @dataclass
@@ -80,7 +66,7 @@ class Reporter:
     log: MetricsLog
     samples: SamplesLog
     recorder: Recorder
-    prompts: PromptStream
+    inputs: Inputs
     memory: Callable[[], dict[str, float]]
     """Memory at the edges of generation since it was last asked."""
     restarts: Callable[[], int]
@@ -119,7 +105,8 @@ class Reporter:
     def begin(self, step: int) -> None:
         """Report the state before the first step, or what an earlier attempt owes of its last one. Collective."""
         if self.progress.owed is not None:
-            self._complete(step, self.progress.owed, None)
+            owed = self.progress.owed
+            self._complete(step, owed["figures"], None, evaluated=owed["evaluated"])
         elif step == 0:
             self.step(0, None)
 
@@ -140,24 +127,28 @@ class Reporter:
         figures: dict[str, float] = {}
         if record is not None:
             figures |= step_figures(record, self._reduce, self.config)
-            figures |= {"data/epoch": self.prompts.epoch, "data/skipped_prompts": self.prompts.skipped}
+            figures |= self._data_figures()
             self.progress.num_tokens += int(figures["step/tokens"])
             if "prm/accuracy" in figures:
                 self.progress.prm_accuracies = [*self.progress.prm_accuracies, figures["prm/accuracy"]][-PRM_WINDOW:]
             self._write_samples(index, record)
-            self._alarm(index, figures)
+            self._alarm(index, record, figures)
         self._complete(index, figures, record)
 
-    def _complete(self, index: int, figures: dict[str, float], record: StepRecord | None) -> None:
+    def _complete(
+        self, index: int, figures: dict[str, float], record: StepRecord | None, *, evaluated: bool = False
+    ) -> None:
         """What is known only after the evaluation, and the log."""
-        self.progress.owed = dict(figures)
-        if self.evaluator.due(index, self.config.run.steps):
+        self.progress.owed = {"figures": dict(figures), "evaluated": evaluated}
+        if not evaluated and self.evaluator.due(index, self.config.run.steps):
             with self.clock("eval"):
-                evaluated = self.evaluator.evaluate()
+                evaluation = self.evaluator.evaluate()
             if index == 0:
-                self.progress.accuracy_before = evaluated["eval/accuracy"]
-            self.progress.accuracy_after = evaluated["eval/accuracy"]
-            figures |= evaluated
+                self.progress.accuracy_before = evaluation.figures["eval/accuracy"]
+            self.progress.accuracy_after = evaluation.figures["eval/accuracy"]
+            figures |= evaluation.figures
+            self._write_held_out(index, evaluation)
+            self.progress.owed = {"figures": dict(figures), "evaluated": True}
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
         figures["engine/restarts"] = self.progress.num_restarts
         figures |= (memory := self.memory())
@@ -216,6 +207,7 @@ class Reporter:
         if self.topology.rank == 0:
             with self._writing():
                 self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
+        self.write_rejected(index, record.collected.rejected)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -225,7 +217,40 @@ class Reporter:
         except (RunError, OSError) as error:
             self._unwritten = str(error)
 
-    def _alarm(self, index: int, figures: dict[str, float]) -> None:
+    def write_rejected(self, index: int, rejected: Sequence[tuple[Group, str]]) -> None:
+        """Some of the responses to prompts that the filter dropped in this step, which may starve. Collective."""
+        if not self.samples.on:
+            return
+        chosen = self.samples.choose_rejected(rejected)
+        groups = with_texts([group for group, _ in chosen])
+        with self._writing():
+            self.samples.write(index, rejected_rows(list(zip(groups, [said for _, said in chosen], strict=True))))
+
+    def _write_held_out(self, index: int, evaluation: Evaluation) -> None:
+        if not self.samples.on:
+            return
+        for kind, answered in (("held_out", evaluation.greedy), ("held_out_sampled", evaluation.sampled)):
+            rows = held_out_rows(kind, with_texts(self.samples.choose_held_out(answered)))
+            with self._writing():
+                self.samples.write(index, rows)
+
+    def _data_figures(self) -> dict[str, float]:
+        inputs = self.inputs
+        return {
+            "data/epoch": inputs.prompts.epoch,
+            "data/rows": inputs.survey.num_rows - inputs.survey.num_skipped,
+            "data/skipped_prompts": inputs.survey.num_skipped,
+            "data/left_out_rows": inputs.num_left_out,
+        }
+
+    def _alarm(self, index: int, record: StepRecord, figures: dict[str, float]) -> None:
+        cut = truncation_alarm(
+            record.collected.generated,
+            self.inputs.tokenizer,
+            self.config.rollout.sampling.max_response_tokens,
+        )
+        if cut is not None:
+            self.log.warn(f"step {index}: {cut}")
         default = 1e-3 if self.config.models.dtype == "float32" else 5e-2
         threshold = self.config.rollout.logprob_alarm or default
         gap = figures["engine/logprob_gap_mean"]

@@ -1,0 +1,25 @@
+"""What a run has come to so far, as far as its summary and its log need it; saved with a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PRM_WINDOW = 10
+"""Steps that the summary's PRM accuracy is the mean of: one step's few groups say little."""
+
+
+@dataclass
+class Progress:
+    """What the summary needs of the run so far; saved with a checkpoint."""
+
+    accuracy_before: float | None = None
+    accuracy_after: float | None = None
+    prm_accuracies: list[float] = field(default_factory=list)
+    """Of the last PRM_WINDOW steps, each before the step's update."""
+    num_tokens: int = 0
+    num_restarts: int = 0
+    """Of engines' processes, over all replicas and attempts."""
+    owed: dict[str, Any] | None = None
+    """Of the last step, where the run ended before it was logged: its figures, and whether they have the evaluation's.
+    The next attempt completes them."""
