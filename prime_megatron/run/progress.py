@@ -21,5 +21,14 @@ class Progress:
     num_restarts: int = 0
     """Of engines' processes, over all replicas and attempts."""
     owed: dict[str, Any] | None = None
-    """Of the last step, where the run ended before it was logged: its figures, and whether they have the evaluation's.
-    The next attempt completes them."""
+    """See `owe`; None where the last step is logged."""
+
+    def owe(self, figures: dict[str, float], samples_bytes: int, *, evaluated: bool) -> None:
+        """Note what the next attempt completes where this one ends before the step is logged.
+
+        Args:
+            figures: of the step, so far.
+            samples_bytes: size of samples.jsonl with the rows that belong to them.
+            evaluated: they have the evaluation's.
+        """
+        self.owed = {"figures": dict(figures), "evaluated": evaluated, "samples_bytes": samples_bytes}

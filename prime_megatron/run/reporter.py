@@ -100,6 +100,8 @@ class Reporter:
         step = step or -1
         self.log.restore(step if self.progress.owed is None else step - 1)
         self.samples.restore(step)
+        if self.progress.owed is not None:
+            self.samples.cut(self.progress.owed["samples_bytes"])
         self.recorder.restore(step)
 
     def begin(self, step: int) -> None:
@@ -139,7 +141,7 @@ class Reporter:
         self, index: int, figures: dict[str, float], record: StepRecord | None, *, evaluated: bool = False
     ) -> None:
         """What is known only after the evaluation, and the log."""
-        self.progress.owed = {"figures": dict(figures), "evaluated": evaluated}
+        self.progress.owe(figures, self.samples.num_bytes, evaluated=evaluated)
         if not evaluated and self.evaluator.due(index, self.config.run.steps):
             with self.clock("eval"):
                 evaluation = self.evaluator.evaluate()
@@ -148,7 +150,7 @@ class Reporter:
             self.progress.accuracy_after = evaluation.figures["eval/accuracy"]
             figures |= evaluation.figures
             self._write_held_out(index, evaluation)
-            self.progress.owed = {"figures": dict(figures), "evaluated": True}
+            self.progress.owe(figures, self.samples.num_bytes, evaluated=True)
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
         figures["engine/restarts"] = self.progress.num_restarts
         figures |= (memory := self.memory())

@@ -278,7 +278,7 @@ def test_many_nodes_need_an_endpoint_and_a_rank_within_range() -> None:
     with pytest.raises(InputError, match="--rdzv-endpoint"):
         rendezvous_of(Options(), LaunchConfig(nodes=2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--node-rank 2"):
-        rendezvous_of(Options("h:1", 2), LaunchConfig(nodes=2))  # type: ignore[arg-type]
+        rendezvous_of(Options("127.0.0.1:1", 2), LaunchConfig(nodes=2))  # type: ignore[arg-type]
     assert rendezvous_of(Options(), LaunchConfig(nodes=1)).endpoint is None  # type: ignore[arg-type]
 
 
