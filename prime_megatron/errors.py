@@ -34,6 +34,10 @@ class StopRequested(Exception):
     """All ranks agreed, at a point where a step can be dropped, to stop: a signal or the wall-clock limit."""
 
 
+class NotFinite(Exception):
+    """The policy's distribution was no numbers while it generated; known to all ranks. The step is dropped."""
+
+
 class EngineDied(Exception):
     """An engine's process died, hangs or failed; the message says how. Its replica starts it again."""
 
@@ -47,6 +51,10 @@ class RunError(Exception):
 
 class PeerLost(RunError):
     """Another rank does not answer: nothing can be saved together any more."""
+
+
+class Diverged(RunError):
+    """The weights hold no numbers: there is nothing worth saving."""
 
 
 class RunEnded(RunError):

@@ -9,7 +9,7 @@ from torch import Tensor
 from prime_megatron.algo.prm_loss import sibling_terms
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.config import TrainConfig, UpdateOrder
-from prime_megatron.errors import ExitCode, InputError, RunError, StopRequested
+from prime_megatron.errors import ExitCode, InputError, NotFinite, RunError, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
 from prime_megatron.parallel.collectives import agree_on
 from prime_megatron.run.assemble import open_parts
@@ -73,7 +73,7 @@ class PrimeTrainer:
         return ExitCode.DONE
 
     def finish_step(self, index: int) -> None:
-        """Step, report, save; a step that ends in its rollout leaves no trace."""
+        """Step, report, save; a step that ends in its rollout, or generates no numbers, leaves no trace."""
         parts = self.parts
         place = parts.prompts.state()
         try:
@@ -84,6 +84,10 @@ class PrimeTrainer:
         except (RunError, InputError):
             parts.prompts.restore(place)
             raise
+        except NotFinite:
+            parts.prompts.restore(place)
+            parts.nonfinite.generated(index)
+            return
         parts.reporter.step(index, record)
         parts.nonfinite.check(index, record.results, record.tensors)
         every = self.config.checkpoint.every

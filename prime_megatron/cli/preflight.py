@@ -31,6 +31,9 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
         InputError: naming the key, the folder or the file.
     """
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
+    from prime_megatron.rollout.recording import check_record  # brings torch
+
+    check_record(config.rollout.record)
     check_folders(config, all_here=True)
     check_memory(config)
     _check_models(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -9,11 +10,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from prime_megatron.errors import InputError, PeerLost, RunError, StopRequested
+from prime_megatron.errors import InputError, NotFinite, PeerLost, RunError, StopRequested
 from prime_megatron.parallel.collectives import gather_numbers, raise_first
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, WeightsLost
 from prime_megatron.rollout.exchange import Response, count, exchange
-from prime_megatron.rollout.sampling import SampleKey
+from prime_megatron.rollout.sampling import TRAIN, SampleKey
 from prime_megatron.types import Group, Prompt, Sample
 from prime_megatron.verify import Answer, Verdict, Verifiers
 
@@ -77,6 +78,7 @@ class Generator:
         Raises:
             StopRequested: on every rank, when ``stop`` was true on one; what was generated is lost.
             RunError, InputError: on every rank, when an engine or a verifier of one cannot go on.
+            NotFinite: on every rank, in training, when a response of any has a log-prob that is no number.
         """
         mine = [index for index in range(len(prompts)) if index % self.engine.num_replicas == self.engine.replica]
         made: list[Response] | None = None
@@ -92,7 +94,8 @@ class Generator:
                     raise
                 except (RunError, InputError) as error:
                     failure = (InputError if isinstance(error, InputError) else RunError, str(error))
-            everyones = gather_numbers([stop(), failure is not None, made is not None, *count(made or [])])
+            broken = sum(not all(map(math.isfinite, response.sample.logprobs)) for response in made or [])
+            everyones = gather_numbers([stop(), failure is not None, made is not None, broken, *count(made or [])])
             if any(failed for _, failed, *_ in everyones):
                 raise_first(failure)
             if any(stopped for stopped, *_ in everyones):
@@ -101,6 +104,8 @@ class Generator:
                 break
             self.publish_again()
         assert made is not None
+        if draw.purpose == TRAIN and any(broken for _, _, _, broken, *_ in everyones):
+            raise NotFinite
         samples: list[list[Sample]] = [[] for _ in prompts]
         counts = [(responses, tokens) for *_, responses, tokens in everyones]
         for response in exchange(made, counts, self.engine.version):

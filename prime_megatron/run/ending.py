@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prime_megatron.checkpoint.run import Checkpoints
-from prime_megatron.errors import InputError, PeerLost, RunEnded, RunError
+from prime_megatron.errors import Diverged, InputError, PeerLost, RunEnded, RunError
 
 
 class Ending:
@@ -27,11 +27,13 @@ class Ending:
             self.why = error
 
     def save(self, checkpoints: Checkpoints, step: int) -> None:
-        """Be sure that the last finished step is on disk. Collective over the world.
+        """Be sure that the last finished step is on disk, unless its weights are no numbers. Collective over the world.
 
         Raises:
             RunError: it cannot be saved; names what ended the run as well.
         """
+        if isinstance(self.why, Diverged):
+            return
         try:
             checkpoints.save_last(step)
         except RunError as error:
@@ -49,6 +51,10 @@ class Ending:
         """
         if self.why is None:
             return
+        if isinstance(self.why, Diverged):
+            raise RunEnded(
+                f"{self.why}; it is not saved: go on from an earlier checkpoint with --resume FOLDER, if any"
+            )
         if step > 0:
             raise RunEnded(f"{self.why}; step {step} is saved: go on from it with --resume auto")
         if isinstance(self.why, InputError):

@@ -41,7 +41,7 @@ def quick_equal(ground_truth: str, answer: str) -> bool | None:
 
 def is_nan(text: str) -> bool:
     """Whether the text is the word nan: what a missing value looks like, and no answer to anything."""
-    return len(text) < 32 and normalize(text).strip("+-").casefold() == "nan"
+    return len(text) < 32 and "nan" in text.casefold() and normalize(text).strip("+-").casefold() == "nan"
 
 
 def _number(normalized: str, raw: str) -> tuple[PlainNumber, Unit] | None:
@@ -56,6 +56,8 @@ def _number(normalized: str, raw: str) -> tuple[PlainNumber, Unit] | None:
 
 def _counts_equal(gold: tuple[PlainNumber, Unit], given: tuple[PlainNumber, Unit]) -> bool:
     """Numbers with their units; 2 hours are 120 minutes and are not 2 minutes."""
+    if gold[1] is PLAIN and given[1].multiple == 1:
+        return numbers_equal(gold[0], given[0])
     factor = factor_between(gold[1], given[1])
     if factor is None:
         return False

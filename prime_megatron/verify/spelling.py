@@ -33,7 +33,7 @@ _CONSTANT = re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|gamma|lambda|infini
 _CALL = re.compile(r"(?<![A-Za-z\\])(sqrt|exp|abs)\s*\(")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*(\(?)\s*([0-9.]+)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(\)?)")
 _ASCII = (
-    ("**", "^"), ("*", "\\cdot "), ("<=", "\\le "), (">=", "\\ge "), ("!=", "\\ne "), ("+/-", "\\pm "),
+    ("**", "^"), ("*", "\\cdot "), ("<=", "\\le "), (">=", "\\ge "), (" != ", "\\ne "), ("+/-", "\\pm "),
     ("=>", "\\Rightarrow "), ("->", "\\to "),
 )  # fmt: skip
 _PLUS_MINUS = re.compile(r"\+\s*-\s*(?=[0-9.\\a-zA-Z(])")
@@ -42,6 +42,7 @@ _LEAD_IN = re.compile(
     r"\s*(?:is|=|:)\s*:?\s*(?:\}\s*)?(?P<rest>.+)",
     re.IGNORECASE | re.DOTALL,
 )  # fmt: skip
+_LEADING = re.compile(r"^\s*(?:=|\\approx(?![a-zA-Z]))")
 _EMPTY = re.compile(r"\\\{\s*\\\}")
 
 
@@ -67,7 +68,7 @@ def _unwrap(text: str) -> str:
     text = _DELIMITERS.sub(" ", text) if "\\(" in text or "\\[" in text else text
     if text.count("$") - text.count("\\$") > 0 and not re.fullmatch(r"\s*-?\$\s*[0-9][^$]*", text):
         text = re.sub(r"(?<!\\)\$", " ", text)
-    text = text.strip()
+    text = _LEADING.sub("", text).strip()
     return text[:-1].rstrip() if text.endswith(".") and not text.endswith("\\.") else text
 
 

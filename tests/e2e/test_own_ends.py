@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from prime_megatron.errors import ExitCode, InputError, PeerLost, RunEnded, RunError
+from prime_megatron.errors import Diverged, ExitCode, InputError, PeerLost, RunEnded, RunError
 from prime_megatron.run.ending import Ending
 from tests.support.ranks import run_ranks
 from tests.support.resume_runs import assert_same, at, no_fault, outcome, toy, train
@@ -242,6 +242,7 @@ def test_which_errors_end_a_run_and_how_they_are_told() -> None:
     assert type(ended(InputError("row 7"), 0)) is InputError and "nothing to save" in str(ended(RunError("why"), 0))
     assert type(ended(PeerLost("gone"), 3)) is PeerLost, "nobody is there to save with"
     assert type(ended(ValueError("bug"), 3)) is ValueError
+    assert isinstance(ended(Diverged("nan"), 3), RunEnded) and "not saved" in str(ended(Diverged("nan"), 3))
     Ending().tell(3)
 
 
