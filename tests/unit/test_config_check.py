@@ -8,6 +8,7 @@ from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config, needs_prm
 from prime_megatron.config.warn import warn_rare_success
 from prime_megatron.errors import InputError
+from prime_megatron.run.alarms import Alarms
 
 
 def train_config(*settings: str) -> TrainConfig:
@@ -345,3 +346,5 @@ def test_a_step_of_rare_success_is_warned_of():
     assert line is not None and line.startswith("the mean outcome is 0.040, and rollout.filter.lower 0")
     assert warn_rare_success(config, 0.3) is None
     assert warn_rare_success(train_config(), 0.04) is None
+    alarms, figures = Alarms(config), {"engine/logprob_gap_mean": 1.0, "rollout/outcome": 0.04}
+    assert [len(alarms.lines(figures)) for _ in range(3)] == [2, 1, 1]  # rare success is told once
