@@ -49,7 +49,7 @@ def read_questions(paths: Sequence[str], system_prompt: str | None) -> list[Ques
     questions: list[Question] = []
     for path in paths:
         for origin, row in read_table(Path(path)):
-            questions.append(_question(row, origin, len(questions), system_prompt))
+            questions.append(question_of(row, origin, len(questions), system_prompt))
     check_ids(questions)
     return questions
 
@@ -106,7 +106,8 @@ def digest_of(questions: Sequence[Question]) -> str:
     return digest.hexdigest()
 
 
-def _question(row: Row, origin: str, place: int, system_prompt: str | None) -> Question:
+def question_of(row: Row, origin: str, place: int, system_prompt: str | None) -> Question:
+    """A row as a question; ``place``: its id where it has none. Raises InputError as `read_questions`."""
     if row.get("prompt") is None:
         raise InputError(f"{origin}: prompt is missing; the row has {', '.join(row) or 'no keys'}")
     prompt = _prompt(row["prompt"], origin)
