@@ -6,13 +6,17 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
 from prime_megatron.generate.endpoint import Endpoint
+from prime_megatron.generate.gradable import check_gradable
+from prime_megatron.generate.questions import Question
 from prime_megatron.generate.run import Progress
 from prime_megatron.run.offline import OfflineModel
-from prime_megatron.verify import VerifyOptions
+from prime_megatron.verify import Verifiers, VerifyOptions
+from prime_megatron.verify.code.check import prove_jail
 
 _TOLD_EVERY_S = 2.0
 
@@ -94,6 +98,12 @@ def verify_options(args: argparse.Namespace) -> VerifyOptions:
     """The options of grading as a value. Raises InputError: one out of range."""
     code = CodeConfig(jail=args.code_jail)
     return VerifyOptions(num_workers=args.workers, timeout_s=args.grade_timeout_s, code=code)
+
+
+def prepare_grading(questions: Sequence[Question], verifiers: Verifiers, args: argparse.Namespace) -> None:
+    """Raises InputError for a question that cannot be scored, and where this machine does not hold programs."""
+    if check_gradable(questions, verifiers) and args.code_jail != "none":
+        prove_jail(verify_options(args).code)
 
 
 class Teller:

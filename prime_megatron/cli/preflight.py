@@ -34,6 +34,7 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     check_memory(config)
     _check_models(config, policy_folder_of(config), config.models.trust_remote_code)
     _check_data((*config.data.train, *config.data.eval))
+    _check_suite(config)
     check_custom(config.verify.custom)
 
 
@@ -74,6 +75,12 @@ def _check_models(config: TrainConfig | SftConfig, folder: str, trust_remote_cod
 
     load_tokenizer(folder, trust_remote_code=trust_remote_code)
     check_models(config, config.launch.nodes * config.launch.processes_per_node)
+
+
+def _check_suite(config: TrainConfig) -> None:
+    from prime_megatron.run.suite import read_suite
+
+    read_suite(config)
 
 
 def _check_data(paths: tuple[str, ...]) -> None:

@@ -136,7 +136,7 @@ def load_suite(name: str, data: str | None, mode: As, over: dict[str, Any], only
     for key in value:
         if key not in _TOP:
             raise InputError(f"{label}:{document.lines[key,]}: unknown key {key}; the keys are {', '.join(_TOP)}")
-    sets = value["sets"] if "sets" in value else None
+    sets = value.get("sets")
     if not isinstance(sets, dict) or not sets:
         raise InputError(f"{label}: no sets; a suite needs `sets:` with a section for each")
     unknown = [name for name in only if name not in sets]
@@ -148,8 +148,8 @@ def load_suite(name: str, data: str | None, mode: As, over: dict[str, Any], only
     try:
         return Suite(
             name=name if name in known_suites() else Path(name).stem,
-            seed=value["seed"] if "seed" in value else SEED,
-            block=value["block"] if "block" in value else BLOCK,
+            seed=value.get("seed", SEED),
+            block=value.get("block", BLOCK),
             mode=mode,
             folder=str(Path(name).parent) if data is None else data,
             sets=chosen,
@@ -200,7 +200,7 @@ def _set(document: Document, label: str, name: str, mode: As, over: dict[str, An
     problem = _problem(config)
     if problem is not None:
         key, what = problem
-        raise InputError(f"{origin[key,] if (key,) in origin else label}: set {name}: {what}")
+        raise InputError(f"{origin.get((key,), label)}: set {name}: {what}")
     return config
 
 

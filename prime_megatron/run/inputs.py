@@ -12,10 +12,12 @@ from prime_megatron.data.rows import PromptRow, read_prompt_rows
 from prime_megatron.data.stream import PromptStream, eval_prompts
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.errors import InputError
+from prime_megatron.evaluate.ready import ReadySet
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.run.check_models import compare_models
+from prime_megatron.run.suite import ready_sets
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Verifiers
 from prime_megatron.verify.code.check import prove_jail
@@ -31,6 +33,8 @@ class Inputs:
     held_out: list[Prompt]
     num_held_out_skipped: int
     """Held-out prompts over data.max_prompt_tokens."""
+    suite: tuple[ReadySet, ...]
+    """The sets of eval.suite."""
     left_out: tuple[str, ...]
     """What data.skip_abilities and data.bad_truth left out, a line each."""
 
@@ -46,12 +50,14 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
     compare_models(config)
     family = read_config(folder)
     tokenizer = load_tokenizer(folder, family.vocab, trust_remote_code=config.models.trust_remote_code)
-    refusal, rows, eval_rows, left_out = None, [], [], ()
+    refusal, rows, eval_rows, suite, left_out = None, [], [], (), ()
     try:
         rows, left_out = _usable_rows(config.data.train, config.data, verifiers)
         eval_rows, eval_left_out = _usable_rows(config.data.eval, config.data, verifiers)
         left_out += eval_left_out
-        programs = any(verifiers.runs_programs(row.ability) for row in (*rows, *eval_rows))
+        suite = ready_sets(config, tokenizer, verifiers)
+        asked = [question for ready in suite for question in ready.questions]
+        programs = any(verifiers.runs_programs(row.ability) for row in (*rows, *eval_rows, *asked))
         if programs and config.verify.code.jail != "none":
             prove_jail(config.verify.code)
     except InputError as error:
@@ -63,7 +69,7 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
     limit = config.data.max_prompt_tokens
     held_out, skipped = eval_prompts(eval_rows, tokenizer, max_prompt_tokens=limit, max_prompts=config.eval.max_prompts)
     prompts = PromptStream(rows, tokenizer, max_prompt_tokens=limit, seed=config.run.seed, shuffle=config.data.shuffle)
-    return Inputs(family, tokenizer, prompts, held_out, skipped, left_out)
+    return Inputs(family, tokenizer, prompts, held_out, skipped, suite, left_out)
 
 
 def _usable_rows(
