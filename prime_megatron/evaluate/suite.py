@@ -194,9 +194,9 @@ def _set(document: Document, label: str, name: str, mode: As, over: dict[str, An
     try:
         config = SetConfig.model_validate_json(json.dumps(merged))
     except ValidationError as error:
-        raise InputError(
-            f"set {name}, {explain(SetConfig, error.errors(include_url=False)[0], origin, label)}"
-        ) from None
+        # A key that is unknown explains one that is missing.
+        details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+        raise InputError(f"set {name}, {explain(SetConfig, details[0], origin, label)}") from None
     problem = _problem(config)
     if problem is not None:
         key, what = problem
