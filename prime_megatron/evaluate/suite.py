@@ -187,8 +187,6 @@ def _set(document: Document, label: str, name: str, mode: As, over: dict[str, An
                 continue
             merged[key] = value
             origin[key,] = lines[(*path, key)]
-    if "sha256" in merged and isinstance(merged["sha256"], int):
-        merged["sha256"] = str(merged["sha256"])
     merged |= over
     origin |= {(key,): f"--{key.replace('_', '-')}" for key in over}
     try:

@@ -23,7 +23,7 @@ from prime_megatron.data.rows import Message
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.given import GivenAnswerer, given_responses
 from prime_megatron.evaluate.grading import SetGrader
-from prime_megatron.evaluate.item import Item
+from prime_megatron.evaluate.item import Item, fenced
 from prime_megatron.evaluate.sets import read_set
 from prime_megatron.evaluate.suite import SetConfig
 from prime_megatron.generate.sample import GeneratedSample, format_sample
@@ -189,13 +189,13 @@ def test_leetcode_calls_by_name_and_with_linked_lists(tmp_path: Path, verifiers:
     assert json.loads(items[0].question.ground_truth) == {
         "inputs": [[[1, 2], -1]], "outputs": [[2, 4]], "fn_name": "double",
     }  # fmt: skip
-    double = "```python\nclass Solution:\n    def double(self, nums: List[int], k):\n        return [2 * n for n in nums]\n```"
+    double = "class Solution:\n    def double(self, nums: List[int], k):\n        return [n + n for n in nums]\n"
     turn = (
         "```python\nclass Solution:\n    def turn(self, head: Optional[ListNode]):\n        back = None\n"
         "        while head:\n            head.next, back, head = back, head, head.next\n        return back\n```"
     )
     config = SetConfig(file="set.jsonl", form="leetcode")
-    assert grade(config, items, {"double": [double], "reverse": [turn]}, verifiers) == ["correct", "correct"]
+    assert grade(config, items, {"double": [fenced(double)], "reverse": [turn]}, verifiers) == ["correct", "correct"]
     assert (
         grade(config, items, {"double": [turn], "reverse": [turn.replace("return back", "return None")]}, verifiers)[1]
         == "wrong"
