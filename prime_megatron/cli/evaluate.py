@@ -163,7 +163,10 @@ def _contract(
         "suite": suite_contract(suite),
         "model": respondent.identity,
         "grader": grader_contract(verify_options(args)),
-        "sets": {name: set_contract(suite.sets[name], own, ready.get(name)) for name, own in items.items()},
+        "sets": {
+            name: set_contract(suite.sets[name], [item.question for item in own], ready.get(name))
+            for name, own in items.items()
+        },
     }
 
 

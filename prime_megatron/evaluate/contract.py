@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import prime_megatron
 from prime_megatron import verify
-from prime_megatron.evaluate.item import Item
 from prime_megatron.evaluate.ready import ReadySet
 from prime_megatron.evaluate.suite import SetConfig, Suite
 from prime_megatron.generate.identity import text_digest
-from prime_megatron.generate.questions import digest_of
+from prime_megatron.generate.questions import Question, digest_of
 from prime_megatron.verify import VerifyOptions
 
 _GRADER_PACKAGES = ("math-verify", "antlr4-python3-runtime", "latex2sympy2-extended", "sympy")
@@ -30,12 +30,12 @@ def grader_contract(options: VerifyOptions) -> dict[str, Any]:
     }
 
 
-def set_contract(config: SetConfig, items: list[Item], ready: ReadySet | None) -> dict[str, Any]:
+def set_contract(config: SetConfig, questions: Sequence[Question], ready: ReadySet | None) -> dict[str, Any]:
     """What one set asked. ``ready``: None where nothing was generated from tokens (an endpoint, given answers)."""
     found: dict[str, Any] = {
         "file_sha256": config.sha256,
-        "num_questions": len(items),
-        "questions_sha256": digest_of([item.question for item in items]),
+        "num_questions": len(questions),
+        "questions_sha256": digest_of(sorted(questions, key=lambda question: question.id)),
         "wording": {
             key: getattr(config, key) for key in ("prompt", "system", "system_file", "system_newlines", "chat")
         },

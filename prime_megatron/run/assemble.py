@@ -145,7 +145,7 @@ class Assembly:
             self.config,
             self.topology,
             self.inputs.tokenizer.eos_token_ids,
-            longest=max((ready.longest for ready in self.inputs.suite), default=0),
+            longest=0 if self.inputs.suite is None else self.inputs.suite.longest,
         )
         if moved:
             engine.sleep(sleep_level())
@@ -203,10 +203,14 @@ class Assembly:
         )
 
     def held_out(self) -> list[HeldOut]:
-        """What is evaluated: data.eval, and the sets of eval.suite."""
+        """What is evaluated: data.eval, and the sets of eval.suite, whose contract the first rank writes."""
         config, inputs = self.config, self.inputs
         plain = held_out_sets(inputs.held_out, config.eval, config.rollout.sampling, config.run.seed)
-        return plain + suite_sets(inputs.suite, config.eval)
+        if inputs.suite is None:
+            return plain
+        if self.topology.rank == 0:
+            inputs.suite.write_contract(Path(config.run.output_dir), config, self.verify_options())
+        return plain + suite_sets(inputs.suite.ready, config.eval)
 
     def collector(self, generator: Generator, reporter: Reporter) -> Collector | ReplayCollector:
         """Who fills the batches: the engine, or a recording."""

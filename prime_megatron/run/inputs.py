@@ -12,12 +12,11 @@ from prime_megatron.data.rows import PromptRow, read_prompt_rows
 from prime_megatron.data.stream import PromptStream, eval_prompts
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.errors import InputError
-from prime_megatron.evaluate.ready import ReadySet
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.run.check_models import compare_models
-from prime_megatron.run.suite import ready_sets
+from prime_megatron.run.suite import AskedSuite, ask_suite
 from prime_megatron.types import Prompt
 from prime_megatron.verify import Verifiers
 from prime_megatron.verify.code.check import prove_jail
@@ -33,8 +32,8 @@ class Inputs:
     held_out: list[Prompt]
     num_held_out_skipped: int
     """Held-out prompts over data.max_prompt_tokens."""
-    suite: tuple[ReadySet, ...]
-    """The sets of eval.suite."""
+    suite: AskedSuite | None
+    """eval.suite; None: the run has none."""
     left_out: tuple[str, ...]
     """What data.skip_abilities and data.bad_truth left out, a line each."""
 
@@ -50,13 +49,13 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
     compare_models(config)
     family = read_config(folder)
     tokenizer = load_tokenizer(folder, family.vocab, trust_remote_code=config.models.trust_remote_code)
-    refusal, rows, eval_rows, suite, left_out = None, [], [], (), ()
+    refusal, rows, eval_rows, suite, left_out = None, [], [], None, ()
     try:
         rows, left_out = _usable_rows(config.data.train, config.data, verifiers)
         eval_rows, eval_left_out = _usable_rows(config.data.eval, config.data, verifiers)
         left_out += eval_left_out
-        suite = ready_sets(config, tokenizer, verifiers)
-        asked = [question for ready in suite for question in ready.questions]
+        suite = ask_suite(config, tokenizer, verifiers)
+        asked = [] if suite is None else [question for ready in suite.ready for question in ready.questions]
         programs = any(verifiers.runs_programs(row.ability) for row in (*rows, *eval_rows, *asked))
         if programs and config.verify.code.jail != "none":
             prove_jail(config.verify.code)

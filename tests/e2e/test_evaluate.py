@@ -129,13 +129,19 @@ def test_training_finds_the_same_figures_at_step_0(folder: Path, evaluated: Path
     assert run_ranks(train_rank, world_size, json.dumps(config), timeout_s=240.0) == [0] * world_size
     metrics = read_lines(config, "metrics.jsonl")
     assert_figures(metrics[0], evaluated)
+    ours, theirs = (
+        json.loads(path.read_text())
+        for path in (evaluated / "contract.json", folder / f"run{world_size}" / "evaluation-contract.json")
+    )
+    assert (ours["sets"], ours["suite"]) == (theirs["sets"], theirs["suite"])
     held_out = [row for row in read_lines(config, "samples.jsonl") if row["kind"].startswith("held_out")]
     assert {row["step"] for row in held_out} == {0, 1}
 
 
 def test_a_checkpoint_is_evaluated_as_training_saw_it(folder: Path) -> None:
     quick = {"policy": {"optimizer": {"lr": 0.03}}, "prm": {"optimizer": {"lr": 0.03}}}
-    config = settings(folder, "saved", checkpoint={"save_final": True}, models=quick)
+    # A PRM that learns before it scores has something to say in the first step.
+    config = settings(folder, "saved", checkpoint={"save_final": True}, models=quick, prm={"update": "before"})
     assert run_ranks(train_rank, 1, json.dumps(config), timeout_s=240.0) == [0]
     checkpoint = folder / "saved" / "checkpoints" / "step-00000001"
     assert evaluate(folder, "of_checkpoint", model=str(checkpoint)) == 0
