@@ -28,6 +28,7 @@ sets:
     published: {max_tokens: 50}
   two:
     file: two.jsonl
+    top_p: 0.5
     max_tokens: 7
 """
 
@@ -58,15 +59,15 @@ def test_layers_lie_over_each_other(tmp_path: Path) -> None:
         ("seed: 3", "seed: -1", "own.yaml:1: seed: expected a value greater than or equal to 0"),
         ("file: one.jsonl", "fle: one.jsonl", "own.yaml:12: unknown key fle; did you mean file?"),
         ("    file: one.jsonl\n", "", "set one, "),
-        ("max_tokens: 7", "max_tokens: 7.5", "own.yaml:18: max_tokens: expected a whole number"),
-        ("max_tokens: 7", "form: gsm", "own.yaml:18: form: expected one of math"),
+        ("max_tokens: 7", "max_tokens: 7.5", "own.yaml:19: max_tokens: expected a whole number"),
+        ("max_tokens: 7", "form: gsm", "own.yaml:19: form: expected one of math"),
         ("temperature: 0.5", "temperature: 0", "own.yaml:13: set one: 2 samples at temperature 0"),
-        ("max_tokens: 7", "prompt: no", "own.yaml:18: set two: the prompt has no {question}"),
-        ("max_tokens: 7", "answer_pattern: 'A: ('", "own.yaml:18: set two: 'A: (' is no regular expression"),
-        ("max_tokens: 7", "answer_pattern: 'A: .'", "own.yaml:18: set two: 'A: .' has 0 groups; it needs 1"),
-        ("max_tokens: 7", "stop: ['']", "own.yaml:18: set two: an empty text"),
-        ("max_tokens: 7", "sha256: abc", "own.yaml:18: sha256: "),
-        ("max_tokens: 7", "first_date: '2024'", "own.yaml:18: first_date: "),
+        ("max_tokens: 7", "prompt: no", "own.yaml:19: set two: the prompt has no {question}"),
+        ("max_tokens: 7", "answer_pattern: 'A: ('", "own.yaml:19: set two: 'A: (' is no regular expression"),
+        ("max_tokens: 7", "answer_pattern: 'A: .'", "own.yaml:19: set two: 'A: .' has 0 groups; it needs 1"),
+        ("max_tokens: 7", "stop: ['']", "own.yaml:19: set two: an empty text"),
+        ("max_tokens: 7", "sha256: abc", "own.yaml:19: sha256: "),
+        ("max_tokens: 7", "first_date: '2024'", "own.yaml:19: first_date: "),
         ("published:\n  top_p: 0.9", "published: 3", "own.yaml:6: published must be a section"),
         (TEXT[TEXT.index("sets:") :], "", "no sets"),
     ],
