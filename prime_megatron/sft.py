@@ -10,8 +10,9 @@ import torch.distributed as dist
 from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.config import SftConfig
-from prime_megatron.data.rows import read_sft_rows
-from prime_megatron.data.stream import SftStream
+from prime_megatron.data.chat import ChatOptions
+from prime_megatron.data.rows import Remarks, read_sft_rows
+from prime_megatron.data.stream import SftStream, Skip
 from prime_megatron.data.tokenizer import load_tokenizer
 from prime_megatron.errors import ExitCode
 from prime_megatron.families.read import read_config
@@ -25,6 +26,7 @@ from prime_megatron.run.check_models import compare_models
 from prime_megatron.run.models import DTYPES
 from prime_megatron.run.output_dir import check_output_dir, mark_done, own_output_dir
 from prime_megatron.run.stop import Stop
+from prime_megatron.run.survey import survey
 from prime_megatron.step.batch import Batcher, StepBatch
 from prime_megatron.step.losses import nll_loss
 from prime_megatron.types import Group
@@ -57,9 +59,19 @@ class SftTrainer:
         self.topology = topology
         compare_models(config)
         family = read_config(config.model)
-        tokenizer = load_tokenizer(config.model, family.vocab, trust_remote_code=config.trust_remote_code)
-        rows = read_sft_rows(config.data.train)
+        tokenizer = load_tokenizer(
+            config.model,
+            family.vocab,
+            trust_remote_code=config.trust_remote_code,
+            options=ChatOptions(*config.data.template_options()),
+        )
+        remarks = Remarks()
+        rows = read_sft_rows(config.data.train, remarks)
         self.stream = SftStream(rows, tokenizer, max_tokens=config.data.max_tokens, seed=config.run.seed)
+        self.survey = survey(self.stream, topology)
+        skipped = [] if self.survey.line is None else [self.survey.line]
+        self.told = [*tokenizer.told, *(f"warning: {line}" for line in (*skipped, *remarks.lines()))]
+        """What the run says of its data at the start."""
         self.batcher = Batcher(topology, config.packing)
         self.policy = Role(
             "policy",
@@ -88,6 +100,8 @@ class SftTrainer:
             slurm_comment=config.launch.slurm_comment,
         )
         with log:
+            for line in self.told:
+                log.message(line)
             nonfinite = build_nonfinite(config, self.topology, log.warn)
             stateful = {"rows": self.stream, "nonfinite": nonfinite}
             checkpoints = Checkpoints(config, (self.policy,), stateful, log)
@@ -114,7 +128,6 @@ class SftTrainer:
             if step < config.run.steps:
                 log.message(f"stopped after step {step}: {stop.reason}")
                 return ExitCode.REQUEUE
-            log.message(f"{self.stream.skipped} rows over data.max_tokens were skipped")
             if config.checkpoint.export_final:
                 log.message(f"model: {self._export()}")
         agree_on(lambda: mark_done(config))
@@ -135,11 +148,15 @@ class SftTrainer:
     def _figures(self, groups: list[Group], result: TrainResult, wall_s: float) -> dict[str, float]:
         num_tokens = sum(len(group.prompt.token_ids) + len(group.samples[0].token_ids) for group in groups)
         (update,) = result.updates
+        found = self.survey
         return {
             "sft/loss": result.stats["sft_loss_sum"] / result.stats["sft_num_tokens"],
             "sft/grad_norm": update.grad_norm,
             "sft/lr": update.lr,
             "sft/skipped_updates": float(not update.applied),
             "sft/epoch": float(self.stream.epoch),
+            "sft/rows": float(found.num_rows - found.num_skipped),
+            "sft/skipped_rows": float(found.skipped[Skip.too_long] + found.skipped[Skip.no_tokens]),
+            "sft/masked_rows": float(found.skipped[Skip.masked] + found.skipped[Skip.open_thought]),
             "speed/tokens_per_s": num_tokens / wall_s,
         }

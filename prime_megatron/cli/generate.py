@@ -190,6 +190,7 @@ def plain_answer(question: Question, text: str) -> Answer:
         ground_truth=question.ground_truth,
         data_source=question.data_source,
         extra_info=question.extra_info,
+        other_truths=question.other_truths,
     )
 
 

@@ -89,7 +89,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         if name == verb:
             importlib.import_module(f"prime_megatron.cli.{name.replace('-', '_')}").add_parser(subparsers)
         else:
-            subparsers.add_parser(name, help=help_text)
+            subparsers.add_parser(name, help=help_text, allow_abbrev=False)
     args, rest = parser.parse_known_args(arguments)
     # argparse takes one run of positional words; overrides behind an option are left over.
     stray = [word for word in rest if verb not in _WITH_OVERRIDES or word.startswith("-") or "=" not in word]

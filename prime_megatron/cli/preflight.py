@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from prime_megatron.config import SftConfig, TrainConfig
-from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
 from prime_megatron.plan.fit import check_memory
 from prime_megatron.run.check_models import check_models
 from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir, is_done
+from prime_megatron.step.plan import plan_step
 from prime_megatron.verify import check_custom
 
 
@@ -25,15 +25,19 @@ def says_done(config: TrainConfig | SftConfig, resume: str | None) -> bool:
 
 
 def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:
-    """Output folder, model folders, tokenizer, the first row of every data file, custom rewards.
+    """Output folder, model folders, tokenizer, the data as far as `check_data` reads it, custom rewards.
 
     Raises:
         InputError: naming the key, the folder or the file.
     """
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
+    from prime_megatron.rollout.recording import check_record  # brings torch
+
+    check_record(config.rollout.record)
+    check_folders(config, all_here=True)
     check_memory(config)
-    _check_models(config, policy_folder_of(config), config.models.trust_remote_code)
-    _check_data((*config.data.train, *config.data.eval))
+    _check_models(config)
+    _check_replay(config.rollout.replay)
     _check_suite(config)
     check_custom(config.verify.custom)
 
@@ -42,9 +46,9 @@ def check_sft_inputs(config: SftConfig, *, resume: str | None, overwrite: bool) 
     """As `check_train_inputs`, for supervised fine-tuning."""
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, inputs)
+    check_folders(config, all_here=True)
     check_memory(config)
-    _check_models(config, config.model, config.trust_remote_code)
-    _check_data(config.data.train)
+    _check_models(config)
 
 
 def train_inputs(config: TrainConfig) -> dict[str, str]:
@@ -69,12 +73,27 @@ def _check_output(output_dir: str, nodes: int, resume: str | None, overwrite: bo
         check_output_dir(path, resume=resume, overwrite=overwrite)
 
 
-def _check_models(config: TrainConfig | SftConfig, folder: str, trust_remote_code: bool) -> None:
-    # Imported here: transformers takes seconds, and config errors should not wait for it.
-    from prime_megatron.data.tokenizer import load_tokenizer
+def check_folders(config: TrainConfig | SftConfig, *, all_here: bool) -> None:
+    """Model folders that the run reads are folders; without `all_here` they may be absent. Raises InputError."""
+    if isinstance(config, SftConfig):
+        folders = {"model": config.model}
+    else:
+        used = {model.folder for model in plan_step(config).models}
+        folders = {key: path for key, path in train_inputs(config).items() if path in used}
+    for key, name in folders.items():
+        path = Path(name)
+        if path.is_dir() or not (all_here or path.exists()):
+            continue
+        what = "is a file" if path.exists() else "no such model folder"
+        raise InputError(f"{key}: {name}: {what}; give an HF folder with config.json, a tokenizer and weights")
 
-    load_tokenizer(folder, trust_remote_code=trust_remote_code)
+
+def _check_models(config: TrainConfig | SftConfig) -> None:
+    # Imported here: transformers takes seconds, and config errors should not wait for it.
+    from prime_megatron.run.check_data import check_data
+
     check_models(config, config.launch.nodes * config.launch.processes_per_node)
+    check_data(config, all_here=True)
 
 
 def _check_suite(config: TrainConfig) -> None:
@@ -83,9 +102,6 @@ def _check_suite(config: TrainConfig) -> None:
     read_suite(config)
 
 
-def _check_data(paths: tuple[str, ...]) -> None:
-    from prime_megatron.data.rows import iterate
-
-    for path in paths:
-        if next(iterate(path), None) is None:
-            raise InputError(f"{path}: the data file is empty; it needs at least one row")
+def _check_replay(path: str | None) -> None:
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"rollout.replay: {path}: no such file; give a recording made with rollout.record")

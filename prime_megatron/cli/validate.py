@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from itertools import chain
 
 from prime_megatron.cli.options import add_config, new_verb
+from prime_megatron.cli.preflight import check_folders
 from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
 from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config
 from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
 from prime_megatron.config.strict_yaml import parse_file
 from prime_megatron.plan.fit import CONTEXT_BYTES, check_fit, device_of, plan_for, read_families
+from prime_megatron.run.check_data import check_data
 from prime_megatron.run.check_models import check_models
 from prime_megatron.verify import check_custom, describe_custom
 
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         sft = load_sft_config(args.config, args.overrides)
         world_size = _world_size(args.processes, sft)
         warnings = check_sft_config(sft, world_size)
+        check_folders(sft, all_here=False)
         check_models(sft, world_size)
         print(dump_yaml(sft), end="")
         comments = chain([_layout(sft.parallel, world_size)], _memory(sft, world_size, args.device_memory))
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         train = load_train_config(args.config, args.overrides)
         world_size = _world_size(args.processes, train)
         warnings = check_train_config(train, world_size)
+        check_folders(train, all_here=False)
         check_models(train, world_size)
         check_custom(train.verify.custom)
         print(dump_yaml(train), end="")
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         comments = chain(first, _memory(train, world_size, args.device_memory))
     for line in comments:
         print(f"# {line}")
-    for warning in warnings:
+    for warning in (*warnings, *check_data(sft if supervised else train, all_here=False)):
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 

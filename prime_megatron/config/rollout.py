@@ -6,17 +6,36 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from prime_megatron.config.base import Free, Section
+from prime_megatron.config.base import Free, Seconds, Section
 from prime_megatron.config.code import CodeConfig
+from prime_megatron.config.paths import UserPath
+
+TemplateArgument = bool | int | float | str | None
+"""A value that a chat template reads."""
 
 
-class DataConfig(Section):
-    """Prompts in the Eurus-2-RL schema, JSONL or parquet."""
+class ChatSection(Section):
+    """How chats become the text that the model reads."""
 
-    train: tuple[str, ...] = Field(min_length=1)
-    """Files with the training prompts."""
-    eval: Free[tuple[str, ...]] = Field(default=())
-    """Files with the held-out prompts."""
+    template_kwargs: dict[str, TemplateArgument] = Field(default={})
+    """More arguments of the model's chat template, such as {enable_thinking: false}; one that it does not read is an
+    error."""
+    control_tokens: Literal["text", "refuse"] = "text"
+    """A control token (<|im_start|>) in the text of a system, user or tool message. text: encoded as the text it is,
+    never as the token; refuse: end with its file and row."""
+
+    def template_options(self) -> tuple[dict[str, TemplateArgument], Literal["text", "refuse"]]:
+        """What rendering a chat depends on: the arguments, and what control tokens in a text are."""
+        return self.template_kwargs, self.control_tokens
+
+
+class DataConfig(ChatSection):
+    """Prompts in the Eurus-2-RL schema: JSONL or parquet, packed by gzip or not."""
+
+    train: tuple[UserPath, ...] = Field(min_length=1)
+    """Files with the training prompts, folders of such files, or patterns ("data/*.jsonl.gz")."""
+    eval: Free[tuple[UserPath, ...]] = Field(default=())
+    """The same for the held-out prompts."""
     max_prompt_tokens: PositiveInt = 1024
     """Longer prompts are skipped and counted."""
     system_prompt: str | None = None
@@ -24,8 +43,9 @@ class DataConfig(Section):
     shuffle: bool = True
     """Shuffle every epoch, seeded by run.seed."""
     bad_truth: Literal["refuse", "skip"] = "refuse"
-    """A row whose ground truth cannot be scored (broken JSON, no tests, unequal counts): end with its file and number,
-    or skip it and count it."""
+    """A row whose ground truth cannot be scored (code: broken JSON, no tests, unequal counts; math: blank, nan, words
+    in place of an answer, a value that is not equal to itself; exact: blank): end, naming the first such rows, or skip
+    them and count them."""
     skip_abilities: tuple[str, ...] = Field(default=())
     """Rows of these abilities are left out and counted: [code] for a run without programs."""
 
@@ -127,15 +147,15 @@ class RolloutConfig(Section):
     update, and 5e-2 for the warning."""
     max_restarts: Free[NonNegativeInt] = 2
     """Restarts of a dead or hung engine before the run stops."""
-    start_timeout_s: Free[PositiveFloat] = 600.0
+    start_timeout_s: Free[Seconds] = 600.0
     """Longest wait for an engine to load, or to take an update."""
-    alive_timeout_s: Free[PositiveFloat] = 120.0
+    alive_timeout_s: Free[Seconds] = 120.0
     """A generating engine that makes no step for this long hangs and is restarted."""
-    generate_timeout_s: Free[PositiveFloat] = 3600.0
+    generate_timeout_s: Free[Seconds] = 3600.0
     """Longest wait for one round of generation."""
-    record: Free[str | None] = None
+    record: Free[UserPath | None] = None
     """Write the collected groups of every step to this file, for replay."""
-    replay: str | None = None
+    replay: UserPath | None = None
     """A recording to read (engine=replay)."""
     vllm: Free[VllmConfig] = VllmConfig()
     """Settings of the vLLM engine."""
@@ -148,7 +168,7 @@ class VerifyConfig(Section):
 
     workers: Free[PositiveInt] = 2
     """Processes per node that grade answers which need symbolic mathematics, and as many that run programs."""
-    timeout_s: Free[PositiveFloat] = 5.0
+    timeout_s: Free[Seconds] = 5.0
     """Wall limit of one answer; past it the outcome is 0 and counted."""
     code: CodeConfig = CodeConfig()
     """How generated programs are run and scored."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import fields
 from math import prod
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.convert.check import VALUE_HEAD_KEY, check_checkpoint
 from prime_megatron.convert.read import MegatronRows
 from prime_megatron.convert.target import (
@@ -29,12 +29,11 @@ from prime_megatron.convert.tensor_map import TensorMap, tensor_map
 from prime_megatron.convert.verify import compare
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
+from prime_megatron.families.companions import copy_companions, describe_weights
 from prime_megatron.families.folder import SafetensorsStream, TensorSpec, split_files, write_index
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore.weights import (
     MAX_FILE_BYTES,
-    copy_companions,
-    describe_weights,
     file_names,
     natural_order,
 )
@@ -101,7 +100,8 @@ class MegatronToHf:
                 write_index(partial, self.files)
             copy_companions(self.template, partial)
             sizes = {name: prod(shape) for name, shape in self.map.hf_shapes.items()}
-            self.changes = describe_weights(partial, sizes, self.dtypes, cast=self.dtype is not None)
+            narrowed, corrections = self.dtype is not None, self.family.corrections
+            self.changes = describe_weights(partial, sizes, self.dtypes, cast=narrowed, corrections=corrections)
 
     def verify(self, on_bytes: OnBytes) -> str:
         """As ``HfToMegatron.verify``."""
@@ -125,7 +125,7 @@ def _check_template(template: Path, family: FamilyConfig, own: Path) -> None:
     told = read_config(own)
     for item in fields(family):
         ours, theirs = getattr(family, item.name), getattr(told, item.name)
-        if ours != theirs:
+        if item.compare and ours != theirs:
             raise InputError(
                 f"{template / 'config.json'}: {item.name} is {ours!r}, {own / 'config.json'} of the checkpoint says "
                 f"{theirs!r}; is it this model's?"
@@ -138,9 +138,8 @@ def _own_dtypes(source: Path, tensors: TensorMap) -> dict[str, torch.dtype]:
     if not path.exists():
         return {}
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))
-        found = {str(name): FLOATS[dtype] for name, dtype in named.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        found = {name: FLOATS[dtype] for name, dtype in read_json(path).items()}
+    except (InputError, KeyError, TypeError):
         raise InputError(f"{path}: damaged; convert the folder again, or give --dtype") from None
     for name in sorted(found.keys() ^ tensors.hf_shapes.keys()):
         raise InputError(f"{path}: {name} is in this file or in the model, not in both; is it this model's?")

@@ -37,7 +37,8 @@ def set_contract(config: SetConfig, questions: Sequence[Question], ready: ReadyS
         "num_questions": len(questions),
         "questions_sha256": digest_of(sorted(questions, key=lambda question: question.id)),
         "wording": {
-            key: getattr(config, key) for key in ("prompt", "system", "system_file", "system_newlines", "chat")
+            key: getattr(config, key)
+            for key in ("prompt", "system", "system_file", "system_newlines", "chat", "template_kwargs")
         },
         "decoding": {key: getattr(config, key) for key in ("n", "temperature", "top_p", "max_tokens", "stop")},
         "grader": {"name": config.grader if config.form == "math" else config.form, "pattern": config.answer_pattern},

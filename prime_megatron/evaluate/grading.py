@@ -39,6 +39,7 @@ class SetGrader:
             ground_truth=asked.ground_truth,
             data_source=asked.data_source,
             extra_info=asked.extra_info,
+            other_truths=asked.other_truths,
         )
 
     def vote(self, question: str, response: str) -> str | None:

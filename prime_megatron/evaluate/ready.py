@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prime_megatron.data.chat import ChatOptions
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.figures import Mark
@@ -70,6 +71,7 @@ def make_ready(
             f"set {name}: it asks through a chat template and {tokenizer.folder} has none; add chat_template.jinja to "
             "the folder, or set chat: false for a base model"
         )
+    tokenizer = tokenizer.with_options(ChatOptions(config.template_kwargs))
     limit = min(context, config.context or context)
     questions = [item.question for item in items]
     prompts = [encode_question(question, tokenizer, stream_name(name, question)) for question in questions]

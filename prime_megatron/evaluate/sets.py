@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.data.rows import Message
+from prime_megatron.data.messages import Message
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.code_forms import FORMS
 from prime_megatron.evaluate.item import Item, Problem, fenced

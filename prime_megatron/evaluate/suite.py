@@ -23,6 +23,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Valid
 
 from prime_megatron.config.base import Section
 from prime_megatron.config.explain import explain
+from prime_megatron.config.rollout import TemplateArgument
 from prime_megatron.config.strict_yaml import Document, KeyPath, parse_file, parse_text
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.patterns import pattern_problem
@@ -77,6 +78,8 @@ class SetConfig(Section):
     """decoded: the two characters backslash and n of the file are a line break."""
     chat: bool = True
     """Ask through the model's chat template; false: the plain text, for a base model."""
+    template_kwargs: dict[str, TemplateArgument] = Field(default={})
+    """More arguments of the chat template, such as {enable_thinking: false}; data.template_kwargs is not read here."""
     n: PositiveInt = 1
     """Samples to each question."""
     temperature: NonNegativeFloat = 0.0

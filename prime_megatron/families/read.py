@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prime_megatron.config.strict_json import parse_json, read_bytes, read_json
 from prime_megatron.errors import InputError
 from prime_megatron.families import FAMILIES
 from prime_megatron.families.base import Family, FamilyConfig
@@ -13,12 +14,22 @@ from prime_megatron.families.keys import Keys
 
 PLAIN_DTYPES = ("F64", "F32", "BF16", "F16")
 """What safetensors calls the dtypes that weights may have."""
+MAX_CONFIG_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 100 * 10**6
+"""safetensors' own bound."""
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+OUTPUT_LAYER = "lm_head.weight"
 _HEAD = "ForSequenceClassification"
 _QUANTISED = ("quantization_config", "compression_config")
 
 
 def read_config(folder: Path | str, *, value_head: bool = False) -> FamilyConfig:
     """What transformers would make of folder/config.json, for the families known here.
+
+    Where it says that the output layer is tied, and the folder's weights have one that differs from the embedding, the
+    model is untied, as transformers 5 has it. Such a folder's two tensors are read, once in a process; a folder without
+    weights is what config.json says.
 
     value_head: for a critic or a reward model, which a ...ForSequenceClassification folder with one label is, too.
 
@@ -33,24 +44,40 @@ def read_config(folder: Path | str, *, value_head: bool = False) -> FamilyConfig
         for key in _QUANTISED:
             if raw.get(key) is not None:
                 raise InputError(_quantised(Path(folder), key))
-        return family.parse(Keys(raw, family.defaults, family.nullable))
+        config = family.parse(Keys(raw, family.defaults, family.nullable))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    if config.tied and not value_head and _has_output_layer(Path(folder)):
+        from prime_megatron.families.head import head_differs  # torch is needed for this alone
+
+        if head_differs(config, Path(folder)):
+            return replace(config, tied=False, own_head=True)
+    return config
+
+
+def _has_output_layer(folder: Path) -> bool:
+    """By the index or the one file's header, whichever is there."""
+    try:
+        return OUTPUT_LAYER in read_json(folder / INDEX)["weight_map"]
+    except (InputError, KeyError, TypeError):
+        return OUTPUT_LAYER in header_dtypes(folder / SINGLE)
 
 
 def read_raw(folder: Path | str) -> dict[str, Any]:
     """config.json as it stands. Raises InputError: no such file, not a JSON object, the folder holds something else."""
     path = Path(folder) / "config.json"
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        raw: Any = parse_json(read_bytes(path, MAX_CONFIG_BYTES))
     except OSError:
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise InputError(f"{folder}: is a file, and a model is a folder; name the folder that holds it") from None
         if (Path(folder) / ".metadata").exists():
             raise InputError(
                 f"{folder}: a Megatron checkpoint, not a Hugging Face folder; "
                 "convert it: tools/convert_megatron_to_hf.py CHECKPOINT FOLDER"
             ) from None
         raise InputError(f"{path}: no such file; a model folder has a config.json in Hugging Face format") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: not a JSON object")
@@ -97,9 +124,9 @@ def header_dtypes(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
+            if length > min(path.stat().st_size, MAX_HEADER_BYTES):
                 return {}
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         return {name: str(row["dtype"]) for name, row in header.items() if name != "__metadata__"}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}

@@ -19,9 +19,11 @@ def check_gradable(questions: Sequence[Question], verifiers: Verifiers) -> bool:
         if not question.ability or not question.ground_truth:
             raise InputError(f"{question.origin}: no ability and ground truth to grade by")
         try:
-            problem = verifiers.truth_problem(question.ability, question.ground_truth)
+            truths = (question.ground_truth, *question.other_truths)
+            problems = [verifiers.truth_problem(question.ability, truth) for truth in truths]
         except InputError as error:
             raise InputError(f"{question.origin}: {error}") from None
+        problem = next((problem for problem in problems if problem is not None), None)
         if problem is not None:
             raise InputError(f"{question.origin}: ground truth: {problem}")
     return any(verifiers.runs_programs(question.ability) for question in questions)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
+from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.step.plan import plan_step
 
@@ -24,8 +26,13 @@ def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
     for folder, value_head in _folders(config):
         if Path(folder).is_dir():
             _check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
-    if not supervised and Path(policy_folder_of(config)).is_dir():
-        _check_engine(config, policy_folder_of(config))
+    policy = config.model if supervised else policy_folder_of(config)
+    if Path(policy).is_dir():
+        _check_template(config, policy, trust_remote_code=trust)
+    if not supervised:
+        _check_kernels(config)
+        if Path(policy).is_dir():
+            _check_engine(config, policy)
 
 
 def compare_models(config: TrainConfig | SftConfig) -> None:
@@ -68,6 +75,40 @@ def _check_folder(
         load_tokenizer(folder, family.vocab, trust_remote_code=trust_remote_code)
 
 
+def _check_template(config: TrainConfig | SftConfig, folder: str, *, trust_remote_code: bool) -> None:
+    """A chat goes through the template, where the folder has a tokenizer."""
+    from prime_megatron.data.chat import ChatOptions
+    from prime_megatron.data.messages import Message
+    from prime_megatron.data.tokenizer import VOCABULARY_FILES, OpenThought, load_tokenizer
+
+    if not any((Path(folder) / name).is_file() for name in VOCABULARY_FILES):
+        return
+    options = ChatOptions(*config.data.template_options())
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, options=options)
+    question = Message("user", "1 + 1 = ?")
+    if isinstance(config, SftConfig):
+        with contextlib.suppress(OpenThought):  # rows may have a thought where this one has none
+            tokenizer.encode_answer((question, Message("assistant", "2")))
+        return
+    system = config.data.system_prompt
+    before = () if system is None else (Message("system", system),)
+    _, ids = tokenizer.encode_chat((*before, question))
+    if not ids:
+        raise InputError(f"{folder}: the chat template makes nothing of a question; correct chat_template.jinja")
+
+
+def _check_kernels(config: TrainConfig) -> None:
+    """A config for GPUs is checked where there is none, too: launch.device_memory says that it is one."""
+    if config.models.logprob_impl == "triton" and config.launch.device_memory is None:
+        from prime_megatron.device import on_gpu
+
+        if not on_gpu():
+            raise InputError(
+                "models.logprob_impl: triton needs a GPU, and there is none here; set it to auto, or "
+                "launch.device_memory where the run has one"
+            )
+
+
 def _check_engine(config: TrainConfig, folder: str) -> None:
     """An engine of several ranks splits the model in its own way, and may lack a part of it."""
     if config.rollout.engine in ("sglang", "vllm"):
@@ -80,3 +121,20 @@ def _check_engine(config: TrainConfig, folder: str) -> None:
                 f"rollout.engine: sglang has no biases in the feed-forward, and {folder}/config.json has them "
                 "(mlp_bias); set the key to vllm or embedded"
             )
+        _check_windows(config, family, folder)
+
+
+def _check_windows(config: TrainConfig, family: FamilyConfig, folder: str) -> None:
+    """SGLang has no window in these families' layers, vLLM one for all layers; a window that holds every sequence does
+    not matter."""
+    engine, longest = config.rollout.engine, config.data.max_prompt_tokens + config.rollout.sampling.max_response_tokens
+    if family.window is None or family.window >= longest or (engine == "vllm" and not family.full_layers):
+        return
+    has, instead = ("no attention windows", "vllm or embedded")
+    if family.full_layers:
+        has, instead = ("no attention windows in some of the layers", "embedded")
+    raise InputError(
+        f"rollout.engine: {engine} has {has} for {family.architecture}, and {folder}/config.json has them, of "
+        f"{family.window} tokens, which data.max_prompt_tokens and rollout.sampling.max_response_tokens exceed "
+        f"({longest}); set the key to {instead}"
+    )

@@ -156,7 +156,9 @@ def test_long_prompts_are_skipped_and_counted(folder: Path, tmp_path: Path, caps
     config = merge(good(folder, tmp_path), {"data": {"train": [str(data)], "max_prompt_tokens": 20}})
     assert main(["train", write(tmp_path / "run.yaml", merge(config, {"run": {"steps": 2}}))]) == 0
     last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["data/skipped_prompts"] >= 1
+    assert (last["data/skipped_prompts"], last["data/rows"], last["data/left_out_rows"]) == (1, 4, 0)
+    out = capsys.readouterr().out
+    assert f"1 of 5 rows are skipped: 1 over data.max_prompt_tokens 20 (raise it); the first is {data}, row 1" in out
 
 
 def test_sft_rows(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

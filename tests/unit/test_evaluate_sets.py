@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from prime_megatron.config import CodeConfig
-from prime_megatron.data.rows import Message
+from prime_megatron.data.messages import Message
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.given import GivenAnswerer, given_responses
 from prime_megatron.evaluate.grading import SetGrader

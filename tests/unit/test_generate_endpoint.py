@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prime_megatron.data.rows import Message
+from prime_megatron.data.messages import Message
 from prime_megatron.errors import InputError, RunError
 from prime_megatron.generate.endpoint import Asking, Endpoint, EndpointAnswerer
 from prime_megatron.generate.questions import Question

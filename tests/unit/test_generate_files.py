@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prime_megatron.data.rows import Message
+from prime_megatron.data.messages import Message
 from prime_megatron.errors import InputError
 from prime_megatron.generate.blocks import open_blocks
 from prime_megatron.generate.questions import digest_of, read_questions, stream_of
@@ -46,7 +46,7 @@ def test_samples_come_back_as_they_were(tmp_path: Path) -> None:
         ({"outcome": 2}, "row 1: outcome must be a number in [0, 1]"),
         ({"response_ids": [1.5]}, "row 1: response_ids must be a list of whole numbers"),
         ({"logprobs": ["x"]}, "row 1: logprobs must be a list of numbers"),
-        ({"prompt": [{"role": "user"}]}, "row 1: prompt must be text or a list of messages"),
+        ({"prompt": [{"role": "user"}]}, "row 1: prompt[0]"),
     ],
 )
 def test_a_row_that_is_no_sample_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -135,7 +135,7 @@ def test_questions_of_rows_with_a_prompt(tmp_path: Path) -> None:
     [
         ({"text": "x"}, "row 2: prompt is missing"),
         ({"prompt": ""}, "row 2: the prompt is empty"),
-        ({"prompt": [{"role": "bot", "content": "x"}]}, "row 2: prompt[0] needs a role"),
+        ({"prompt": [{"role": "bot", "content": "x"}]}, "row 2: prompt[0] has the unknown role"),
         ({"prompt": [{"role": "assistant", "content": "x"}]}, "row 2: prompt ends with a message of assistant"),
         ({"prompt": "x", "id": "0"}, "row 2: id '0' is that of"),
         ({"prompt": "x", "id": [1]}, "row 2: id must be text or a whole number"),
