@@ -186,7 +186,10 @@ def parse_row(line: bytes, name: str, number: int) -> dict[str, Any]:
     for key in KEYS:
         if key not in row:
             raise InputError(f"{where}: no key {key!r} (a row needs {', '.join(KEYS)})")
-        if not isinstance(row[key], str) and not (key == "ground_truth" and truths_of(row[key])):
+        if key == "ground_truth" and not truths_of(row[key]):
+            found = type(row[key]).__name__
+            raise InputError(f"{where}: {key!r} is a {found}, not a string, a number or a list of these")
+        if key != "ground_truth" and not isinstance(row[key], str):
             raise InputError(f"{where}: {key!r} is a {type(row[key]).__name__}, not a string")
     for key, kind in MORE_KEYS.items():
         if key in row and not isinstance(row[key], kind):

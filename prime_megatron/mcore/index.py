@@ -2,8 +2,8 @@
 
 torch and megatron-core read the file with pickle's own loader, which imports and calls whatever the file names, and a
 manifest says only that a file is as it was written, not who wrote it. Here the names in it are held against the few
-that torch (2.7 to 2.14) and megatron-core (0.16 to 0.19) write, first with stand-ins, so that nothing is called, then
-with the classes themselves. An entry that is no tensor is refused where a run resumes: torch would unpickle its bytes.
+that torch (2.13) and megatron-core (0.16 to 0.19) write, first with stand-ins, so that nothing is called, then with the
+classes themselves. An entry that is no tensor is refused where a run resumes: torch would unpickle its bytes.
 """
 
 from __future__ import annotations

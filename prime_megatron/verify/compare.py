@@ -91,17 +91,20 @@ def _based_equal(gold: str, given: str) -> bool | None:
         return _value(a) == _value(b)
     if a is not None:
         digits = given.strip("()")
-        if not digits.isascii() or not digits.isalnum() or not digits[:1].isdigit():
+        if re.fullmatch(r"[0-9][0-9A-Fa-f]*", digits) is None:
             return None
         return digits.upper() == a[0]
     number = plain_number(gold)
     return None if b is None or number is None else number.value == _value(b)
 
 
-def base_left_out(gold: str, given: str) -> int | None:
-    """The base of an answer with the digits of a ground truth that names none; None for anything else."""
+def base_left_out(gold: str, given: str) -> tuple[str, ...]:
+    """The base, as a number and in words, of an answer with the digits of a ground truth that names none; () for
+    anything else."""
     based = _based(normalize(given))
-    return based[1] if based is not None and based[0] == normalize(gold).upper() else None
+    if based is None or based[0] != normalize(gold).upper():
+        return ()
+    return (str(based[1]), *(word for word, base in _BASE_WORDS.items() if base == based[1]))
 
 
 def _based(text: str) -> tuple[str, int] | None:

@@ -25,7 +25,6 @@ for _dimension, _words in {
     "euros": "euro:1 eur:1", "sterling": "gbp:1",
     "angle": "degree:1 deg:1", "radians": "radian:1 rad:1",
     "temperature": "c:1 celsius:1", "fahrenheit": "f:1 fahrenheit:1", "kelvin": "k:1 kelvin:1",
-    "speed": "mph:1", "speed_metric": "kph:1 kmh:1",
     "energy": "j:1 joule:1 kj:1000 kilojoule:1000", "force": "n:1 newton:1",
     "power": "w:1 watt:1 kw:1000 kilowatt:1000",
     "electric": "v:1 volt:1", "current": "a:1 ampere:1 amp:1", "frequency": "hz:1 hertz:1 khz:1000",
@@ -38,6 +37,7 @@ _SYMBOLS = {
     "$": "dollars", "\\$": "dollars", "\u00a3": "sterling", "\u20ac": "euros", "\u00a5": "yen", "\u20b9": "rupees",
 }  # fmt: skip
 
+_SHORT = {"mph": ("miles", "/", "hour"), "kph": ("km", "/", "hour"), "kmh": ("km", "/", "hour")}
 _MULTIPLES = {
     "dozen": _F(12), "hundred": _F(100), "thousand": _F(1000), "million": _F(10**6),
     "billion": _F(10**9), "trillion": _F(10**12), "half": _F(1, 2), "halves": _F(1, 2), "third": _F(1, 3),
@@ -105,6 +105,7 @@ def read_unit(words: str) -> Unit | None:
     if not re.fullmatch(r"[A-Za-z .,()'/^{}0-9*\\-]*", text) or "\\" in text.replace("\\cdot", ""):
         return None
     tokens = re.findall(r"/|[A-Za-z'-]+(?:\^\{?-?[0-9]\}?)?", text.replace("\\cdot", " "))
+    tokens = [part for token in tokens for part in _SHORT.get(token.lower(), (token,))]
     multiple = _F(1)
     if tokens and tokens[0].lower() in ("of", "a", "an"):
         return None if any(t.lower() in ("it", "them", "that") for t in tokens) else Unit(_F(1), None, _F(1))

@@ -81,7 +81,7 @@ REGIONS = [
 ]  # fmt: skip
 CHOICES = [
     ("B", ["\\text{(B)}", "b", "B.", "B. 17", "\\textbf{(B)}\\ 17", "\\text{B: the second}", "\\mathrm{(B)}"],
-     ["C", "(C) 17", "(B) or (C)", "B, C", "(B)+1", "AB"]),
+     ["C", "(C) 17", "(B) or (C)", "(B) is wrong", "B, C", "(B)+1", "AB"]),
     ("D. 12", ["D", "12", "(D) 12"], ["A", "13", "D. 13"]),
     ("A, D", ["D, A", "AD", "A and D"], ["A, C", "A"]),
 ]  # fmt: skip
@@ -158,6 +158,7 @@ def test_nan_is_no_answer(grader: MathGrader, answer: str) -> None:
 
 def test_a_base_that_the_truth_leaves_out_is_that_of_the_question(grader: MathGrader) -> None:
     assert score(grader, "143", "143_6", before="In base 6 the sum is ") == 1.0
+    assert score(grader, "143", "143_6", before="the base six digits are ") == 1.0
     assert score(grader, "143", "143_6", before="$35_6 + 104_6$ is ") == 1.0
     assert score(grader, "143", "143_6", before="Therefore ") == 0.0
     assert score(grader, "143", "142_6", before="In base 6 the sum is ") == 0.0
