@@ -20,6 +20,9 @@ from prime_megatron.run.signals import STOP_SIGNALS, heard
 VERBS = {
     "train": "train a policy with PRIME",
     "sft": "warm a model up by supervised fine-tuning",
+    "generate": "answer prompts with an engine or an endpoint: a file of samples",
+    "evaluate": "evaluate a model on a suite: figures with intervals, and their contract",
+    "compare": "hold two evaluations against each other",
     "slurm": "write a SLURM job script for a config",
     "validate": "check a config and show what it means; starts nothing",
     "verify": "score answers offline, JSON lines in, JSON lines out",

@@ -38,6 +38,7 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     check_memory(config)
     _check_models(config)
     _check_replay(config.rollout.replay)
+    _check_suite(config)
     check_custom(config.verify.custom)
     check_objective(config)
 
@@ -106,6 +107,12 @@ def _check_models(config: TrainConfig | SftConfig) -> None:
 
     check_models(config, config.launch.nodes * config.launch.processes_per_node)
     check_data(config, all_here=True)
+
+
+def _check_suite(config: TrainConfig) -> None:
+    from prime_megatron.run.suite import read_suite
+
+    read_suite(config)
 
 
 def _check_replay(path: str | None) -> None:

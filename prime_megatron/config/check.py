@@ -63,8 +63,10 @@ def _check_run(config: TrainConfig) -> None:
     policy_folder_of(config)
     for role in ("policy", "prm", "critic"):
         check_optimizer(f"models.{role}.optimizer", getattr(config.models, role).optimizer)
-    if config.eval.every and not config.data.eval:
-        raise InputError("eval.every: there is nothing to evaluate on; set data.eval, or eval.every to 0")
+    if config.eval.every and not config.data.eval and config.eval.suite is None:
+        raise InputError("eval.every: there is nothing to evaluate on; set data.eval or eval.suite, or eval.every to 0")
+    if config.eval.suite is None and config.eval.suite_data is not None:
+        raise InputError("eval.suite_data: is read by eval.suite only; set eval.suite, or leave eval.suite_data out")
 
 
 def _check_rollout(config: TrainConfig, world_size: int) -> None:

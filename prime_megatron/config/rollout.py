@@ -184,8 +184,14 @@ class EvalConfig(Section):
     """Held-out evaluation."""
 
     every: NonNegativeInt = 0
-    """Steps between evaluations; 0: only before the first and after the last step when data.eval is given."""
+    """Steps between evaluations; 0: only before the first and after the last step."""
+    suite: str | None = None
+    """Evaluate on a suite, too: a YAML file, or one of the package's (docs/evaluation.md)."""
+    suite_data: str | None = None
+    """Folder of the suite's files; none: the YAML file's own."""
+    suite_mode: Literal["published", "fixed"] = "fixed"
+    """Which of the suite's wordings and limits."""
     samples_per_prompt: NonNegativeInt = 0
-    """Samples per prompt for pass@k, beside the greedy answer; 0: greedy only."""
+    """Samples per prompt of data.eval for pass@k, beside the greedy answer; 0: greedy only."""
     max_prompts: PositiveInt | None = None
-    """Evaluate on the first n prompts; none: all."""
+    """Evaluate on the first n prompts of data.eval; none: all."""

@@ -226,8 +226,8 @@ def _with_system(messages: tuple[Message, ...], row: dict[str, Any], origin: str
 
 
 def _truths(value: Any, origin: str) -> list[str]:
-    """The ground truths as text, at least one; numbers as JSON writes them. Whether a text can be one (a blank one, say) is
-    for its ability's verifier to tell."""
+    """The ground truths as text, at least one; numbers as JSON writes them. Whether a text can be
+    one (a blank one, say) is for its ability's verifier to tell."""
     texts = []
     for one in value if isinstance(value, list) else [value]:
         if one is None:

@@ -126,6 +126,14 @@ class Tokenizer:
             )
         return text
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a plain prompt, which no template wraps: what the tokenizer begins a text with, and the text."""
+        return [*self._prefix, *self.encode(text)]
+
+    def with_options(self, options: ChatOptions) -> Tokenizer:
+        """The same tokenizer, its chats rendered otherwise. Raises InputError: an argument that no template reads."""
+        return Tokenizer(self.hf, self.folder, self.eos_token_ids, options, self.told)
+
     def _prompt_ids(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
         # A template writes its own begin-of-sequence token.
         return self._encode(pieces) if self.has_template else [*self._prefix, *self._encode(pieces)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -35,6 +34,7 @@ from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.process.driver import DriverSettings
 from prime_megatron.rollout.process.engine import ProcessEngine
 from prime_megatron.rollout.process.limits import Limits
+from prime_megatron.rollout.process.place import engine_environment
 from prime_megatron.rollout.process.process import EngineProcess
 from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.vllm.in_process import InProcessEngine
@@ -56,8 +56,10 @@ from prime_megatron.weights.transports import (
 )
 
 
-def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequence[int]) -> Engine:
+def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequence[int], *, longest: int = 0) -> Engine:
     """This rank's replica of the configured engine (a replay's evaluations run on an embedded one). Collective.
+
+    longest: tokens of the longest prompt and response of eval.suite.
 
     Raises:
         InputError: an engine that is not installed, or that cannot be laid out as asked.
@@ -81,14 +83,14 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
         compare_facts(family, facts, f"{folder}/config.json", "the embedded engine")
         return engine
     rollout = config.rollout
-    settings = driver_settings(config, end_token_ids)
+    settings = driver_settings(config, end_token_ids, longest=longest)
     if settings.in_process:
         member = _member(rollout.tensor, topology, config.parallel.timeout_s)
         return InProcessEngine(member, settings, transport_of(config) == "live", _manifest(config))
     tries = rollout.max_restarts + 1
     member = _member(rollout.tensor, topology, tries * (rollout.start_timeout_s + rollout.generate_timeout_s))
     log_path = Path(config.run.output_dir) / f"engine-{member.replica}.log"
-    env = _environment(rollout.tensor, topology.rank)
+    env = engine_environment(rollout.tensor, topology.rank)
     return ProcessEngine(
         member,
         settings,
@@ -173,13 +175,13 @@ def engine_limits(config: TrainConfig) -> Limits:
     return Limits(rollout.max_restarts, rollout.generate_timeout_s, rollout.alive_timeout_s, rollout.start_timeout_s)
 
 
-def driver_settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettings:
-    """What the engine is started with."""
+def driver_settings(config: TrainConfig, end_token_ids: Sequence[int], *, longest: int = 0) -> DriverSettings:
+    """What the engine is started with; ``longest`` as in `build_engine`."""
     rollout = config.rollout
     own = rollout.sglang if rollout.engine == "sglang" else rollout.vllm
     folder = policy_folder_of(config)
     model = AutoConfig.from_pretrained(folder, trust_remote_code=config.models.trust_remote_code)
-    wanted = config.data.max_prompt_tokens + rollout.sampling.max_response_tokens
+    wanted = max(longest, config.data.max_prompt_tokens + rollout.sampling.max_response_tokens)
     return DriverSettings(
         model_path=folder,
         device=device.current_device().type,
@@ -215,22 +217,6 @@ def _member(tensor: int, topology: Topology, timeout_s: float) -> Member:
             if first <= rank < first + tensor:
                 mine = group
     return Member(rank // tensor, world // tensor, rank % tensor, rank - rank % tensor, mine)
-
-
-def _environment(tensor: int, leader: int) -> dict[str, str]:
-    """Variables of the engine's processes: which devices or cores of this node are the replica's."""
-    if device.on_gpu():
-        first = torch.cuda.current_device()
-        names = os.environ.get("CUDA_VISIBLE_DEVICES")
-        visible = names.split(",") if names else [str(index) for index in range(torch.cuda.device_count())]
-        if first + tensor > len(visible):
-            raise InputError(f"rollout.tensor: {tensor} devices from {first} on are more than this node has")
-        return {"CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + tensor])}
-    cores = sorted(os.sched_getaffinity(0))
-    bound = [str(cores[(leader + rank) % len(cores)]) for rank in range(tensor)]
-    return {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(bound)} | (
-        {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"}
-    )
 
 
 def _transport(config: TrainConfig) -> Transport:

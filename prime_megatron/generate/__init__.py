@@ -1,0 +1,1 @@
+"""Prompts in, samples out: in blocks that are committed whole, from an engine or an OpenAI-compatible endpoint."""
