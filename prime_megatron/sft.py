@@ -14,16 +14,18 @@ from prime_megatron.data.chat import ChatOptions
 from prime_megatron.data.rows import Remarks, read_sft_rows
 from prime_megatron.data.stream import SftStream, Skip
 from prime_megatron.data.tokenizer import load_tokenizer
-from prime_megatron.errors import ExitCode
+from prime_megatron.errors import ExitCode, InputError
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role, TrainResult
-from prime_megatron.metrics import SFT_COLUMNS, Clock, open_metrics_log
-from prime_megatron.parallel.collectives import agree_on, on_first_rank
+from prime_megatron.metrics import SFT_COLUMNS, Clock, MetricsLog, open_metrics_log
+from prime_megatron.parallel.collectives import agree_on, on_first_rank, together
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.run.assemble import build_nonfinite, build_watchdog
 from prime_megatron.run.check_models import compare_models
+from prime_megatron.run.ending import Ending
 from prime_megatron.run.models import DTYPES
+from prime_megatron.run.nonfinite import NonFinite
 from prime_megatron.run.output_dir import check_output_dir, mark_done, own_output_dir
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.survey import survey
@@ -82,14 +84,72 @@ class SftTrainer:
             optimizer=config.optimizer,
             total_updates=config.run.steps,
         )
+        self.finished = 0
+        """Steps that the model has learned from."""
 
     def run(self, resume: str | None, stop: Stop) -> int:
         """The steps that are left, reported and saved, then the export; returns the exit code.
 
         A stop (signal, wall-clock limit) lets the step in flight finish. Collective over the world.
+
+        Raises:
+            RunEnded: the run ended itself; the last finished step is saved.
         """
+        config, ending = self.config, Ending()
+        with self._open_log() as log:
+            for line in self.told:
+                log.message(line)
+            nonfinite = build_nonfinite(config, self.topology, log.warn)
+            stateful = {"rows": self.stream, "nonfinite": nonfinite}
+            checkpoints = Checkpoints(config, (self.policy,), stateful, log)
+            self.finished = checkpoints.resume(resume)
+            log.restore(self.finished)
+            watchdog = build_watchdog(config, self.topology, stop)
+            clock = Clock(device.synchronize, lambda stage: (log.stage(stage), watchdog.beat(stage))[0])
+            with stop.installed(), watchdog.watching():
+                with ending.noted():
+                    while self.finished < config.run.steps and not stop.agreed():
+                        self.finish_step(self.finished + 1, clock, log, nonfinite)
+                        with clock("save"):
+                            checkpoints.after_step(self.finished)
+                watchdog.saving()
+                if self.finished < config.run.steps or ending.why or config.checkpoint.save_final:
+                    ending.save(checkpoints, self.finished)
+                checkpoints.close()
+            ending.tell(self.finished)
+            if self.finished < config.run.steps:
+                log.message(f"stopped after step {self.finished}: {stop.reason}")
+                return ExitCode.REQUEUE
+            if config.checkpoint.export_final:
+                log.message(f"model: {self._export()}")
+        agree_on(lambda: mark_done(config))
+        return ExitCode.DONE
+
+    def finish_step(self, index: int, clock: Clock, log: MetricsLog, nonfinite: NonFinite) -> None:
+        """Learn and report; a step that ends at its rows leaves no trace."""
+        place = self.stream.state()
+        with clock("train"):
+            try:
+                groups = self.stream.take(self.config.batch_size)
+            except InputError:
+                self.stream.restore(place)
+                raise
+            batch = self.batcher(groups)
+            result = self.step(batch)
+        self.finished = index
+        times = clock.lap()
+        figures = self._figures(groups, result, times.wall_s) | times.metrics()
+        with together():
+            log.log(index, figures)
+        nonfinite.check(index, {"policy": result}, {"rollout": batch.rollout})
+
+    def step(self, batch: StepBatch) -> TrainResult:
+        """One optimizer step on these rows. Collective over the world."""
+        return self.policy.train(batch.policy, nll_loss(), batch.num_local_tokens)
+
+    def _open_log(self) -> MetricsLog:
         config = self.config
-        log = open_metrics_log(
+        return open_metrics_log(
             Path(config.run.output_dir),
             config.log,
             rank=self.topology.rank,
@@ -99,43 +159,6 @@ class SftTrainer:
             run_config=config.model_dump(mode="json"),
             slurm_comment=config.launch.slurm_comment,
         )
-        with log:
-            for line in self.told:
-                log.message(line)
-            nonfinite = build_nonfinite(config, self.topology, log.warn)
-            stateful = {"rows": self.stream, "nonfinite": nonfinite}
-            checkpoints = Checkpoints(config, (self.policy,), stateful, log)
-            step = checkpoints.resume(resume)
-            log.restore(step)
-            watchdog = build_watchdog(config, self.topology, stop)
-            clock = Clock(device.synchronize, lambda stage: (log.stage(stage), watchdog.beat(stage))[0])
-            with stop.installed(), watchdog.watching():
-                while step < config.run.steps and not stop.agreed():
-                    step += 1
-                    with clock("train"):
-                        groups = self.stream.take(config.batch_size)
-                        batch = self.batcher(groups)
-                        result = self.step(batch)
-                    times = clock.lap()
-                    log.log(step, self._figures(groups, result, times.wall_s) | times.metrics())
-                    nonfinite.check(step, {"policy": result}, {"rollout": batch.rollout})
-                    with clock("save"):
-                        checkpoints.after_step(step)
-                watchdog.saving()
-                if step < config.run.steps or config.checkpoint.save_final:
-                    checkpoints.save_last(step)
-                checkpoints.close()
-            if step < config.run.steps:
-                log.message(f"stopped after step {step}: {stop.reason}")
-                return ExitCode.REQUEUE
-            if config.checkpoint.export_final:
-                log.message(f"model: {self._export()}")
-        agree_on(lambda: mark_done(config))
-        return ExitCode.DONE
-
-    def step(self, batch: StepBatch) -> TrainResult:
-        """One optimizer step on these rows. Collective over the world."""
-        return self.policy.train(batch.policy, nll_loss(), batch.num_local_tokens)
 
     def _export(self) -> Path:
         folder = Path(self.config.run.output_dir) / MODEL_FOLDER

@@ -9,10 +9,11 @@ from torch import Tensor
 from prime_megatron.algo.prm_loss import sibling_terms
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.config import TrainConfig, UpdateOrder
-from prime_megatron.errors import ExitCode, NotFinite, StopRequested
+from prime_megatron.errors import ExitCode, InputError, NotFinite, RunError, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
 from prime_megatron.parallel.collectives import agree_on
 from prime_megatron.run.assemble import open_parts
+from prime_megatron.run.ending import Ending
 from prime_megatron.run.output_dir import mark_done
 from prime_megatron.run.parts import Parts
 from prime_megatron.step.advantages import step_advantages
@@ -41,23 +42,28 @@ class PrimeTrainer:
     def run(self, *, resume: str | None) -> int:
         """The steps that are left, reported and saved; returns the exit code.
 
-        A stop (signal, wall-clock limit) drops a step that is in its rollout and lets a later one finish.
+        A stop (signal, wall-clock limit) drops a step that is in its rollout and lets a later one finish. So does an
+        end that the run itself decides.
+
+        Raises:
+            RunEnded: the run ended itself; the last finished step is saved.
         """
-        parts, steps = self.parts, self.config.run.steps
+        parts, steps, ending = self.parts, self.config.run.steps, Ending()
         self.version = parts.checkpoints.resume(resume)
-        parts.reporter.go_on_after(self.version or -1)
+        parts.reporter.go_on_after(self.version)
         parts.reporter.start()
         with parts.guarded():
-            self.publish(self.version)
-            if self.version == 0:
-                parts.reporter.step(0, None)
-            while self.version < steps and not parts.stop.agreed():
-                self.finish_step(self.version + 1)
+            with ending.noted():
+                self.publish(self.version)
+                parts.reporter.begin(self.version)
+                while self.version < steps and not parts.stop.agreed():
+                    self.finish_step(self.version + 1)
             parts.watchdog.saving()
             parts.colocation.sleep_engine()
-            if self.version < steps or self.config.checkpoint.save_final:
-                parts.checkpoints.save_last(self.version)
+            if self.version < steps or ending.why or self.config.checkpoint.save_final:
+                ending.save(parts.checkpoints, self.version)
             parts.checkpoints.close()
+        ending.tell(self.version)
         if self.version < steps:
             parts.reporter.log.message(f"stopped after step {self.version}: {parts.stop.reason}")
             return ExitCode.REQUEUE
@@ -67,7 +73,7 @@ class PrimeTrainer:
         return ExitCode.DONE
 
     def finish_step(self, index: int) -> None:
-        """Step, report, save; a step that is stopped in its rollout, or generates no numbers, leaves no trace."""
+        """Step, report, save; a step that ends in its rollout, or generates no numbers, leaves no trace."""
         parts = self.parts
         place = parts.prompts.state()
         try:
@@ -75,6 +81,9 @@ class PrimeTrainer:
         except StopRequested:
             parts.prompts.restore(place)
             return
+        except (RunError, InputError):
+            parts.prompts.restore(place)
+            raise
         except NotFinite:
             parts.prompts.restore(place)
             parts.nonfinite.generated(index)

@@ -161,7 +161,8 @@ class Role:
         assert not self.memory.offloaded, f"{self.name} is in host memory"
         for chunk in self.chunks:
             chunk.eval()
-        kept = run_pipeline(self.chunks, self._localize(micro_batches), consume, train=False)
+        # Megatron's schedules know no empty list; a step of one mini-batch has no later ones to score.
+        kept = run_pipeline(self.chunks, self._localize(micro_batches), consume, train=False) if micro_batches else []
         return self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens, num_rows=num_rows)
 
     def learn(

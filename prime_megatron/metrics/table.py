@@ -33,6 +33,7 @@ METRICS = (
     Metric("rollout/rounds", "rounds", "Generation rounds until the batch was full."),
     Metric("rollout/carried_in", "prompts", "Kept prompts left over from earlier steps."),
     Metric("rollout/expired", "prompts", "Left-over prompts that were too old to use."),
+    Metric("rollout/missing", "prompts", "What a smaller batch lacks (rollout.filter.on_starved); 0 for a full one."),
     Metric("rollout/verifier_errors", "responses", "Responses whose verifier failed, of whatever kind of failure."),
     Metric("rollout/verifier_<failure>", "responses", "The same of one kind; a response that failed scores 0."),
     Metric("data/epoch", "passes", "Passes over the training prompts."),

@@ -142,6 +142,7 @@ def _collected(collected: Collected) -> dict[str, float]:
         "rollout/rounds": collected.rounds,
         "rollout/carried_in": collected.carried_in,
         "rollout/expired": collected.expired,
+        "rollout/missing": collected.missing,
         "rollout/verifier_errors": sum(failures.values()),
     } | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
 

@@ -56,6 +56,12 @@ def test_file_and_overrides(write):
     assert config.packing.max_tokens is None
 
 
+def test_an_override_sets_one_name_of_a_mapping(write):
+    config = load_train_config(write(BASE), ["data.template_kwargs.enable_thinking=false", "verify.custom.mine=a.b:c"])
+    assert config.data.template_kwargs == {"enable_thinking": False}
+    assert config.verify.custom == {"mine": "a.b:c"}
+
+
 def test_later_override_wins(write):
     assert load_train_config(write(BASE), ["run.steps=7", "run.steps=9"]).run.steps == 9
 
