@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.segments import Siblings
-from prime_megatron.config.algorithm import PrmAlgorithm, PrmLossKind
+from prime_megatron.config.algorithm import PrmLossKind, PrmObjective
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SiblingTerms:
     """w_i of the bon losses, 1 for dpo."""
 
 
-def sibling_terms(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, config: PrmAlgorithm) -> SiblingTerms | None:
+def sibling_terms(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, config: PrmObjective) -> SiblingTerms | None:
     """Terms of every sequence of the batch; None for ce, which needs none.
 
     q_N: Q of the whole batch, [N], not scaled by beta. Siblings share a rank, so this needs no communication.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config import PrmConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
 from prime_megatron.plan.fit import check_memory
@@ -13,7 +13,7 @@ from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir
 from prime_megatron.verify import check_custom
 
 
-def says_done(config: TrainConfig | SftConfig, resume: str | None) -> bool:
+def says_done(config: TrainConfig | StageConfig, resume: str | None) -> bool:
     """Whether --resume auto has nothing left to do, said in a line. On many nodes the job script asks, once for all."""
     path = Path(config.run.output_dir)
     if resume != "auto" or config.launch.nodes > 1:
@@ -33,17 +33,22 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
     check_memory(config)
     _check_models(config, policy_folder_of(config), config.models.trust_remote_code)
-    _check_data((*config.data.train, *config.data.eval))
+    _check_data((*config.data.train, *config.data.eval, *config.eval.prm_rows))
     check_custom(config.verify.custom)
 
 
-def check_sft_inputs(config: SftConfig, *, resume: str | None, overwrite: bool) -> None:
-    """As `check_train_inputs`, for supervised fine-tuning."""
+def check_stage_inputs(config: StageConfig, *, resume: str | None, overwrite: bool) -> None:
+    """As `check_train_inputs`, for a run that trains one model on rows."""
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
+    rows = config.data.train
+    if isinstance(config, PrmConfig):
+        inputs |= {f"data.held_out[{i}]": path for i, path in enumerate(config.data.held_out)}
+        inputs |= {} if config.reference is None else {"reference": config.reference}
+        rows += config.data.held_out
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, inputs)
     check_memory(config)
     _check_models(config, config.model, config.trust_remote_code)
-    _check_data(config.data.train)
+    _check_data(rows)
 
 
 def train_inputs(config: TrainConfig) -> dict[str, str]:
@@ -57,6 +62,7 @@ def train_inputs(config: TrainConfig) -> dict[str, str]:
     }
     paths |= {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
     paths |= {f"data.eval[{i}]": path for i, path in enumerate(config.data.eval)}
+    paths |= {f"eval.prm_rows[{i}]": path for i, path in enumerate(config.eval.prm_rows)}
     return {key: path for key, path in paths.items() if path is not None}
 
 
@@ -68,7 +74,7 @@ def _check_output(output_dir: str, nodes: int, resume: str | None, overwrite: bo
         check_output_dir(path, resume=resume, overwrite=overwrite)
 
 
-def _check_models(config: TrainConfig | SftConfig, folder: str, trust_remote_code: bool) -> None:
+def _check_models(config: TrainConfig | StageConfig, folder: str, trust_remote_code: bool) -> None:
     # Imported here: transformers takes seconds, and config errors should not wait for it.
     from prime_megatron.data.tokenizer import load_tokenizer
 

@@ -101,17 +101,22 @@ class KlEstimator(StrEnum):
     k3 = "k3"
 
 
-class PrmAlgorithm(Section):
-    """The implicit PRM: its reward and its loss (section 3 of the paper)."""
+class PrmObjective(Section):
+    """What the implicit PRM learns."""
 
     beta: PositiveFloat = 0.05
     """Reward coefficient: r = beta * log(prm / ref)."""
-    update: UpdateOrder = UpdateOrder.after
-    """When the PRM learns against when it scores."""
     loss: PrmLossKind = PrmLossKind.ce
     """What the PRM learns from the outcome."""
     bon_n: PositiveInt = 4
     """n of the best-of-n losses."""
+
+
+class PrmAlgorithm(PrmObjective):
+    """The implicit PRM: its reward and its loss (section 3 of the paper)."""
+
+    update: UpdateOrder = UpdateOrder.after
+    """When the PRM learns against when it scores."""
     reference: PrmReference = PrmReference.freeze
     """The denominator of the implicit reward."""
     granularity: Granularity = Granularity.token

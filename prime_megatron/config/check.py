@@ -8,10 +8,10 @@ from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLossKind, Upd
 from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
-from prime_megatron.config.run import SftConfig, TrainConfig
+from prime_megatron.config.run import TrainConfig
 from prime_megatron.errors import InputError
 
-__all__ = ["check_parallel", "check_sft_config", "check_train_config", "needs_prm", "policy_folder_of"]
+__all__ = ["check_parallel", "check_train_config", "needs_prm", "policy_folder_of"]
 
 SIBLING_LOSSES = (PrmLossKind.dpo, PrmLossKind.bon_acc, PrmLossKind.bon_rm)
 
@@ -35,6 +35,7 @@ def check_train_config(
     world_size = _world_size(config, world_size)
     data_size = check_parallel(config.parallel, world_size, backend)
     _check_run(config)
+    _check_held_out_prm(config)
     _check_rollout(config, world_size)
     _check_verify(config)
     _check_prm(config)
@@ -43,16 +44,6 @@ def check_train_config(
     _check_policy(config)
     _check_batch(config)
     return tuple(line for warn in _WARNINGS for line in warn(config, data_size))
-
-
-def check_sft_config(
-    config: SftConfig, world_size: int | None = None, backend: Backend | None = None
-) -> tuple[str, ...]:
-    """Check a supervised config as a whole; arguments, return and errors as `check_train_config`."""
-    data_size = check_parallel(config.parallel, _world_size(config, world_size), backend)
-    if config.batch_size < data_size:
-        return (f"batch_size {config.batch_size} is below the {data_size} data-parallel ranks: some stay idle",)
-    return ()
 
 
 def policy_folder_of(config: TrainConfig) -> str:
@@ -67,7 +58,7 @@ def needs_prm(config: TrainConfig) -> bool:
     return config.advantage.process_weight > 0 or config.advantage.estimator is Estimator.prime_value
 
 
-def _world_size(config: TrainConfig | SftConfig, world_size: int | None) -> int:
+def _world_size(config: TrainConfig, world_size: int | None) -> int:
     return config.launch.nodes * config.launch.processes_per_node if world_size is None else world_size
 
 
@@ -81,6 +72,13 @@ def _check_run(config: TrainConfig) -> None:
             )
     if config.eval.every and not config.data.eval:
         raise InputError("eval.every: there is nothing to evaluate on; set data.eval, or eval.every to 0")
+
+
+def _check_held_out_prm(config: TrainConfig) -> None:
+    if config.eval.prm_every and not config.eval.prm_rows:
+        raise InputError("eval.prm_every: there is nothing to measure on; set eval.prm_rows, or eval.prm_every to 0")
+    if config.eval.prm_rows and not needs_prm(config):
+        raise InputError("eval.prm_rows: this run has no PRM (advantage.process_weight 0); leave them out")
 
 
 def _check_rollout(config: TrainConfig, world_size: int) -> None:

@@ -12,7 +12,7 @@ from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.types import Group, Prompt, Sample
 
-Row = TypeVar("Row", PromptRow, SftRow)
+Row = TypeVar("Row")
 Item = TypeVar("Item")
 
 
@@ -24,6 +24,7 @@ class RowStream(Generic[Row, Item]):
         rows: Sequence[Row],
         encode: Callable[[Row, str, int], Item | None],
         *,
+        content: Callable[[Row], object],
         seed: int,
         shuffle: bool,
         why_skipped: str,
@@ -32,6 +33,7 @@ class RowStream(Generic[Row, Item]):
         Args:
             rows: all rows, in file order.
             encode: (row, uid, draw) to an item, or None when the row is too long.
+            content: what tells a row from another, by its repr.
             seed: of the order.
             shuffle: a new order every epoch; false: file order.
             why_skipped: ends the error when every row is skipped.
@@ -39,6 +41,7 @@ class RowStream(Generic[Row, Item]):
         assert rows
         self._rows: Sequence[Row] = rows
         self._encode: Callable[[Row, str, int], Item | None] = encode
+        self._content: Callable[[Row], object] = content
         self._seed = seed
         self._shuffle = shuffle
         self._why_skipped = why_skipped
@@ -130,8 +133,7 @@ class RowStream(Generic[Row, Item]):
         if self._digest is None:
             sha = hashlib.sha256()
             for row in self._rows:
-                truth = row.ground_truth if isinstance(row, PromptRow) else ""
-                sha.update(repr((row.messages, truth)).encode())
+                sha.update(repr(self._content(row)).encode())
             self._digest = sha.hexdigest()
         return self._digest
 
@@ -154,6 +156,7 @@ class PromptStream(RowStream[PromptRow, Prompt]):
         super().__init__(
             rows,
             lambda row, uid, draw: encode_prompt(row, tokenizer, uid, draw, max_prompt_tokens),
+            content=lambda row: (row.messages, row.ground_truth),
             seed=seed,
             shuffle=shuffle,
             why_skipped=f"no prompt has 1 to {max_prompt_tokens} tokens; raise data.max_prompt_tokens",
@@ -169,6 +172,7 @@ class SftStream(RowStream[SftRow, Group]):
         super().__init__(
             rows,
             lambda row, uid, draw: encode_sft(row, tokenizer, uid, draw, max_tokens),
+            content=lambda row: (row.messages, ""),
             seed=seed,
             shuffle=shuffle,
             why_skipped=f"no row has 1 to {max_tokens} tokens; raise data.max_tokens",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
+from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
+from prime_megatron.config.check_stage import stage_folders
 from prime_megatron.errors import InputError
 from prime_megatron.families.read import read_config
 from prime_megatron.step.plan import plan_step
 
 
-def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
+def check_models(config: TrainConfig | StageConfig, world_size: int) -> None:
     """Read every model folder that is there as the run will, and compare with transformers' reading.
 
     Weights and tokenizer are looked at where the folder has them. Imports torch, which takes seconds.
@@ -19,7 +20,7 @@ def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
     Raises:
         InputError: one line with the folder, the key or the tensor.
     """
-    supervised = isinstance(config, SftConfig)
+    supervised = isinstance(config, StageConfig)
     trust = config.trust_remote_code if supervised else config.models.trust_remote_code
     for folder, value_head in _folders(config):
         if Path(folder).is_dir():
@@ -28,11 +29,11 @@ def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
         _check_engine(config, policy_folder_of(config))
 
 
-def compare_models(config: TrainConfig | SftConfig) -> None:
+def compare_models(config: TrainConfig | StageConfig) -> None:
     """The comparison and the engine alone, at a run's start. Raises InputError as ``check_models``."""
     from prime_megatron.families.check import check_against_transformers
 
-    trust = config.trust_remote_code if isinstance(config, SftConfig) else config.models.trust_remote_code
+    trust = config.trust_remote_code if isinstance(config, StageConfig) else config.models.trust_remote_code
     for folder, value_head in _folders(config):
         family = read_config(folder, value_head=value_head)
         check_against_transformers(family, folder, trust_remote_code=trust)
@@ -40,10 +41,10 @@ def compare_models(config: TrainConfig | SftConfig) -> None:
         _check_engine(config, policy_folder_of(config))
 
 
-def _folders(config: TrainConfig | SftConfig) -> list[tuple[str, bool]]:
+def _folders(config: TrainConfig | StageConfig) -> list[tuple[str, bool]]:
     """(folder, whether it becomes a critic) of every model that the run has, each once."""
-    if isinstance(config, SftConfig):
-        return [(config.model, False)]
+    if isinstance(config, StageConfig):
+        return [(folder, False) for folder in stage_folders(config)]
     return list(dict.fromkeys((model.folder, model.role == "critic") for model in plan_step(config).models))
 
 

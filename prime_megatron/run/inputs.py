@@ -12,11 +12,12 @@ from prime_megatron.data.rows import PromptRow, read_prompt_rows
 from prime_megatron.data.stream import PromptStream, eval_prompts
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.errors import InputError
+from prime_megatron.evaluate.responses import Encoder, read_held_out
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.run.check_models import compare_models
-from prime_megatron.types import Prompt
+from prime_megatron.types import Group, Prompt
 from prime_megatron.verify import Verifiers
 from prime_megatron.verify.code.check import prove_jail
 
@@ -31,6 +32,8 @@ class Inputs:
     held_out: list[Prompt]
     num_held_out_skipped: int
     """Held-out prompts over data.max_prompt_tokens."""
+    labelled: list[Group]
+    """Of eval.prm_rows."""
     left_out: tuple[str, ...]
     """What data.skip_abilities and data.bad_truth left out, a line each."""
 
@@ -63,7 +66,9 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers) -> Inputs:
     limit = config.data.max_prompt_tokens
     held_out, skipped = eval_prompts(eval_rows, tokenizer, max_prompt_tokens=limit, max_prompts=config.eval.max_prompts)
     prompts = PromptStream(rows, tokenizer, max_prompt_tokens=limit, seed=config.run.seed, shuffle=config.data.shuffle)
-    return Inputs(family, tokenizer, prompts, held_out, skipped, left_out)
+    longest = limit + config.rollout.sampling.max_response_tokens
+    labelled = read_held_out(config.eval.prm_rows, Encoder(tokenizer, family.vocab, longest, step_end_table_V=None))
+    return Inputs(family, tokenizer, prompts, held_out, skipped, labelled, left_out)
 
 
 def _usable_rows(

@@ -56,6 +56,8 @@ class Progress:
 
     accuracy_before: float | None = None
     accuracy_after: float | None = None
+    evaluated: dict[str, float] = field(default_factory=dict)
+    """The last evaluation, by metric, for the models' cards."""
     prm_accuracies: list[float] = field(default_factory=list)
     """Of the last PRM_WINDOW steps, each before the step's update."""
     num_tokens: int = 0
@@ -135,6 +137,7 @@ class Reporter:
                 self.progress.accuracy_before = evaluated["eval/accuracy"]
             self.progress.accuracy_after = evaluated["eval/accuracy"]
             figures |= evaluated
+        self.progress.evaluated |= {name: value for name, value in figures.items() if name.startswith("eval/")}
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
         figures["engine/restarts"] = self.progress.num_restarts
         figures |= (memory := self.memory())

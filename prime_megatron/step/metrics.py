@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ class StepRecord:
     prm: TrainResult | None
     policy: TrainResult
     critic: Learning | None = None
+    prm_held_out: Mapping[str, float] = field(default_factory=dict)
+    """The PRM on labelled responses that no one learns from, when it was due."""
 
     @property
     def results(self) -> dict[str, TrainResult | Learning]:
@@ -86,6 +89,7 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     figures = _engine_figures(reduced) | finish(reduced.merged(_learned(record))) | prm_figures(reduced)
     figures |= _collected(record.collected) | _update("policy", record.policy)
     figures |= rollout_figures(record.collected, config.rollout.filter)
+    figures |= record.prm_held_out
     figures["step/tokens"] = _num_tokens(record.collected)
     if record.prm is not None:
         figures |= _update("prm", record.prm)
