@@ -24,7 +24,7 @@ def check_models(config: TrainConfig | StageConfig, world_size: int) -> None:
     trust = config.trust_remote_code if supervised else config.models.trust_remote_code
     for folder, value_head in _folders(config):
         if Path(folder).is_dir():
-            _check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
+            check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
     if not supervised and Path(policy_folder_of(config)).is_dir():
         _check_engine(config, policy_folder_of(config))
 
@@ -48,9 +48,10 @@ def _folders(config: TrainConfig | StageConfig) -> list[tuple[str, bool]]:
     return list(dict.fromkeys((model.folder, model.role == "critic") for model in plan_step(config).models))
 
 
-def _check_folder(
+def check_folder(
     folder: str, parallel: ParallelConfig, world_size: int, *, value_head: bool, trust_remote_code: bool
 ) -> None:
+    """One model folder, without its weights' values. Raises InputError as `check_models`."""
     family = read_config(folder, value_head=value_head)
 
     from prime_megatron.data.tokenizer import VOCABULARY_FILES, load_tokenizer

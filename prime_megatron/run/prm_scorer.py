@@ -13,7 +13,6 @@ from prime_megatron.algo.reduction import LOCAL
 from prime_megatron.config import Granularity, PrmAlgorithm, RewardNorm, ScoreConfig
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.responses import Encoded, Encoder, Response, as_sample
-from prime_megatron.families.read import read_config
 from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.collectives import gather_to_first
 from prime_megatron.parallel.topology import Topology
