@@ -18,6 +18,7 @@ from prime_megatron.run.signals import STOP_SIGNALS, heard
 VERBS = {
     "train": "train a policy with PRIME",
     "sft": "warm a model up by supervised fine-tuning",
+    "generate": "answer prompts with an engine or an endpoint: a file of samples",
     "prm": "train the implicit PRM alone on labelled responses",
     "score": "give a PRM's rewards for given responses",
     "best-of-n": "choose among samples by PRM, majority and chance, and compare",

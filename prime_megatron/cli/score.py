@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 
 from prime_megatron.cli.options import new_verb
 from prime_megatron.cli.scoring import check_output, start_scoring
-from prime_megatron.cli.verify import whole_file
 from prime_megatron.cli.worker import is_worker, run_worker, world_size
 from prime_megatron.config import ScoreConfig
 from prime_megatron.config.load import load_score_config
@@ -90,6 +89,7 @@ def _score(args: argparse.Namespace, config: ScoreConfig) -> int:
     from prime_megatron.data.tokenizer import load_tokenizer
     from prime_megatron.evaluate.responses import Encoder, read_responses
     from prime_megatron.families.read import read_config
+    from prime_megatron.generate.blocks import whole_file
     from prime_megatron.run.prm_scorer import PrmScorer, Scored, encode_all
     from prime_megatron.run.scoring import check_scoring, resolve_prm, scoring_groups
 

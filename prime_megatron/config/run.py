@@ -63,9 +63,14 @@ class TrainLogConfig(LogConfig):
     """Where metrics and samples go; console and metrics.jsonl always."""
 
     samples_every: NonNegativeInt = 1
-    """Steps between writes of samples.jsonl; 0: never."""
+    """Steps between writes of rollouts to samples.jsonl, which has the answers of every evaluation, too; 0: no
+    samples.jsonl."""
     samples_per_step: PositiveInt | None = None
-    """Samples written per such step; none: all."""
+    """Responses of the batch written per such step; none: all."""
+    rejected_per_step: NonNegativeInt = 8
+    """Responses to prompts that the filter dropped, written per such step: one of each prompt."""
+    held_out_per_eval: PositiveInt | None = None
+    """Held-out answers written per evaluation, and as many of the samples for pass@k; none: all."""
 
 
 class CheckpointConfig(Section):

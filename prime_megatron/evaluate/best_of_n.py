@@ -15,13 +15,15 @@ samples (Chen et al. 2021, arXiv 2107.03374, for pass@k; the others the same way
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
+
+from prime_megatron.evaluate.statistics import Interval, mean_interval
 
 Floats = NDArray[np.float64]
 METHODS = ("random", "majority", "weighted", "best", "any")
@@ -41,11 +43,6 @@ class Candidates:
     """Of a vote, above 0: the PRM's probability."""
     answer: NDArray[np.int64]
     """Number of the answer, equal for equal answers; -1 for a sample that gives none."""
-
-
-def powers(most: int) -> list[int]:
-    """1, 2, 4, ... up to ``most``."""
-    return [2**e for e in range(most.bit_length()) if 2**e <= most]
 
 
 def accuracies(prompts: Sequence[Candidates], n: int, seed: int) -> dict[str, Floats]:
@@ -104,15 +101,6 @@ def vote(prompt: Candidates, weight: Floats, subsets: NDArray[np.int64]) -> floa
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean over prompts, with the middle ``share`` of its bootstrap distribution."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Row:
     """The methods at one N, and how far the PRM's choice is above each other."""
 
@@ -122,10 +110,8 @@ class Row:
     """best - method, paired by prompt."""
 
 
-def table(
-    prompts: Sequence[Candidates], ns: Sequence[int], seed: int, interval: Callable[[Floats, int], Interval]
-) -> list[Row]:
-    """All methods at every N. interval: (values by prompt, seed) -> mean and bounds."""
+def table(prompts: Sequence[Candidates], ns: Sequence[int], seed: int) -> list[Row]:
+    """All methods at every N; seed: of the subsets that are drawn."""
     rows = []
     for n in ns:
         by_method = accuracies(prompts, n, seed)
@@ -133,8 +119,8 @@ def table(
         rows.append(
             Row(
                 n,
-                {method: interval(values, seed) for method, values in by_method.items()},
-                {name: interval(best - by_method[name], seed) for name in ("random", "majority", "weighted")},
+                {method: mean_interval(values.tolist()) for method, values in by_method.items()},
+                {name: mean_interval((best - by_method[name]).tolist()) for name in ("random", "majority", "weighted")},
             )
         )
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import comb
 
 from prime_megatron.algo.labels import mean_by_label
@@ -12,6 +13,19 @@ from prime_megatron.rollout.generate import Draw, Generator
 from prime_megatron.rollout.sampling import EVAL
 from prime_megatron.types import Group, Prompt
 from prime_megatron.verify.answer import CORRECT
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation found; the same on every rank, but for the texts of the answers, which stay where they were
+    decoded."""
+
+    figures: dict[str, float]
+    """Metrics by name."""
+    greedy: list[Group]
+    """Every held-out prompt with its greedy answer."""
+    sampled: list[Group]
+    """The same with the samples for pass@k; empty without them."""
 
 
 class Evaluator:
@@ -45,10 +59,10 @@ class Evaluator:
             return False
         return step in (0, last_step) or (self.config.every > 0 and step % self.config.every == 0)
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics of one evaluation. Collective over the world.
+    def evaluate(self) -> Evaluation:
+        """Answer all held-out prompts. Collective over the world.
 
-        Accuracy (by ability and data source, too), mean score, response length, truncation, pass@k.
+        The figures: accuracy (by ability and data source, too), mean score, response length, truncation, pass@k.
         """
         greedy = self._groups(num_samples=1, greedy=True)
         metrics = {
@@ -59,12 +73,12 @@ class Evaluator:
         }
         metrics |= mean_by_label("eval/accuracy", [(group.prompt, _full(group)) for group in greedy])
         count = self.config.samples_per_prompt
-        if count:
-            sampled = self._groups(num_samples=count, greedy=False)
+        sampled = self._groups(num_samples=count, greedy=False) if count else []
+        if sampled:
             right = [round(_full(group) * count) for group in sampled]
             metrics["eval/sampled_accuracy"] = _mean([_full(group) for group in sampled])
             metrics |= {f"eval/pass@{k}": _mean([pass_at(count, c, k) for c in right]) for k in _powers(count)}
-        return metrics
+        return Evaluation(metrics, greedy, sampled)
 
     def _groups(self, num_samples: int, greedy: bool) -> list[Group]:
         sampling = Sampling(

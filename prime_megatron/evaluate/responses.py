@@ -1,6 +1,6 @@
 """Given responses: what the PRM scores and learns from, read from JSON lines and turned into tokens.
 
-A row is a sample of `generate`, or any object with `prompt` (chat messages, or text as one user message), `response`,
+A row is a sample of `generate`, or any object with `prompt` (chat messages, or the text that the model reads), `response`
 and for training `outcome` or `score` (0 to 1). Where the row has `prompt_ids` and `response_ids` they stand; elsewhere
 the tokenizer and its chat template make them. `steps`, a list of texts, may stand in place of `response`: it says where
 the steps end, which the step delimiter says otherwise.
@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from prime_megatron.data.rows import Message, iterate
+from prime_megatron.data.rows import Message
 from prime_megatron.data.stream import RowStream
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.generate.sample import GeneratedSample, parse_sample
+from prime_megatron.generate.tables import read_table
 from prime_megatron.types import Group, Prompt, Sample
 
 STEP_JOINT = "\n\n"
@@ -36,12 +38,6 @@ class Response:
     """As it was read."""
     origin: str
     """ "file, row n"."""
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """The prompt as chat messages."""
-        prompt = self.sample.prompt
-        return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
 @dataclass(frozen=True)
@@ -62,10 +58,7 @@ def read_responses(path: str, *, labelled: bool) -> list[Response]:
         InputError: a file that is missing or empty, a row that is no response, or has no outcome where ``labelled``; by
             file and row.
     """
-    responses = [_parse(row, f"{path}, row {number}", labelled) for number, row in iterate(path)]
-    if not responses:
-        raise InputError(f"{path}: the file is empty; it needs at least one response")
-    return responses
+    return [_parse(row, origin, labelled) for origin, row in read_table(Path(path))]
 
 
 def _parse(row: dict[str, Any], origin: str, labelled: bool) -> Response:
@@ -118,22 +111,26 @@ class Encoder:
         return encoded if whole else None
 
     def _encode(self, response: Response) -> Encoded:
-        sample = response.sample
+        sample, tokenizer = response.sample, self._tokenizer
         if response.steps is not None:
-            _, prompt_ids = self._tokenizer.encode_chat(response.messages)
-            return Encoded(tuple(prompt_ids), *self._encode_steps(response.steps))
+            return Encoded(self._prompt_ids(sample), *self._encode_steps(response.steps))
         if sample.prompt_ids is not None and sample.response_ids is not None:
-            ids = sample.prompt_ids, sample.response_ids
-            if any(not 0 <= token < self._vocab for part in ids for token in part):
+            prompt_ids, response_ids = sample.prompt_ids, sample.response_ids
+            if any(not 0 <= token < self._vocab for token in (*prompt_ids, *response_ids)):
                 raise InputError(f"a token id is not in the model's vocabulary of {self._vocab}; leave the ids out")
-        elif sample.truncated:
-            _, prompt_ids = self._tokenizer.encode_chat(response.messages)
-            ids = tuple(prompt_ids), tuple(self._tokenizer.encode(sample.response))
+        elif sample.truncated or isinstance(sample.prompt, str):
+            end = () if sample.truncated else (tokenizer.eos_token_ids[0],)
+            prompt_ids, response_ids = self._prompt_ids(sample), (*tokenizer.encode(sample.response), *end)
         else:
-            answered = (*response.messages, Message("assistant", sample.response))
-            prompt_ids, response_ids = self._tokenizer.encode_answer(answered)
-            ids = tuple(prompt_ids), tuple(response_ids)
-        return Encoded(*ids, self._step_ends(ids[1]))
+            answered = (*sample.prompt, Message("assistant", sample.response))
+            prompt_ids, response_ids = (tuple(ids) for ids in tokenizer.encode_answer(answered))
+        return Encoded(prompt_ids, response_ids, self._step_ends(response_ids))
+
+    def _prompt_ids(self, sample: GeneratedSample) -> tuple[int, ...]:
+        """Of a chat by the template, of a text as it stands."""
+        if isinstance(sample.prompt, str):
+            return tuple(self._tokenizer.encode(sample.prompt, add_special_tokens=True))
+        return tuple(self._tokenizer.encode_chat(sample.prompt)[1])
 
     def _step_ends(self, response_ids: Sequence[int]) -> tuple[int, ...]:
         """Where the delimiter closes a step; the last token always closes one."""

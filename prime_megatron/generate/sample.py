@@ -139,7 +139,7 @@ def _typed(row: Mapping[str, Any], key: str, kind: type, origin: str) -> Any:
 
 
 def _optional(row: Mapping[str, Any], key: str, origin: str) -> str | None:
-    return None if row.get(key, None) is None else _typed(row, key, str, origin)
+    return None if row.get(key) is None else _typed(row, key, str, origin)
 
 
 def _whole(row: Mapping[str, Any], origin: str) -> int:
@@ -150,7 +150,7 @@ def _whole(row: Mapping[str, Any], origin: str) -> int:
 
 
 def _outcome(row: Mapping[str, Any], origin: str) -> float | None:
-    value = row.get("outcome", None)
+    value = row.get("outcome")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -159,7 +159,7 @@ def _outcome(row: Mapping[str, Any], origin: str) -> float | None:
 
 
 def _list(row: Mapping[str, Any], key: str, kind: type, origin: str) -> tuple[Any, ...] | None:
-    value = row.get(key, None)
+    value = row.get(key)
     if value is None:
         return None
     numbers = (int, float) if kind is float else (int,)
@@ -176,7 +176,7 @@ def _prompt(value: Any, origin: str) -> ChatOrText:
         return value
     messages = []
     for item in value if isinstance(value, list) else [None]:
-        if not isinstance(item, dict) or not all(isinstance(item.get(key, None), str) for key in ("role", "content")):
+        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("role", "content")):
             raise InputError(f"{origin}: prompt must be text or a list of messages with role and content")
         messages.append(Message(item["role"], item["content"]))
     return tuple(messages)

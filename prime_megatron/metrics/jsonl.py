@@ -120,7 +120,19 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 # Columns that hold text, in which "NaN" is a word like any other.
 _TEXT = frozenset(
-    {"uid", "prompt", "response", "verdict", "reason", "finish", "data_source", "ability", "ground_truth"}
+    {
+        "uid",
+        "kind",
+        "filter",
+        "prompt",
+        "response",
+        "verdict",
+        "reason",
+        "finish",
+        "data_source",
+        "ability",
+        "ground_truth",
+    }
 )
 
 

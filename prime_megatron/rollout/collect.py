@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from prime_megatron.algo.filtering import FilterTally, keep_group, prompts_to_request
+from prime_megatron.algo.filtering import FilterReason, FilterTally, keep_group, prompts_to_request
 from prime_megatron.config import RolloutConfig
 from prime_megatron.errors import RunError
 from prime_megatron.rollout.engine import Sampling
@@ -15,6 +15,7 @@ from prime_megatron.rollout.exchange import on_first, with_texts
 from prime_megatron.rollout.generate import Draw, Generator
 from prime_megatron.rollout.recording import group_from_dict, read_recording
 from prime_megatron.rollout.sampling import TRAIN
+from prime_megatron.rollout.starved import starved_message
 from prime_megatron.types import Group, Prompt
 from prime_megatron.verify import FAILURES, VERDICTS
 
@@ -32,6 +33,8 @@ class Collected:
     groups: list[Group]
     generated: list[Group]
     """Every group generated in this step, kept or not."""
+    rejected: list[tuple[Group, FilterReason]]
+    """Those of them that the filter dropped, and why."""
     rounds: int
     tally: FilterTally
     """Groups generated in this step by the filter's verdict."""
@@ -62,6 +65,7 @@ class Collector:
         config: batch size, sampling, filter.
         seed: the run's seed; with (step, prompt, sample) it names every random stream.
         stop: whether this rank wants to stop; a stop of one rank ends `collect` on all.
+        on_starved: told, before the error, of a step that starves and of the groups that the filter dropped in it.
     """
 
     def __init__(
@@ -71,12 +75,14 @@ class Collector:
         config: RolloutConfig,
         seed: int,
         stop: Callable[[], bool] = lambda: False,
+        on_starved: Callable[[int, list[tuple[Group, FilterReason]]], None] = lambda step, rejected: None,
     ) -> None:
         self.prompts = prompts
         self.generator = generator
         self.config = config
         self.seed = seed
         self.stop = stop
+        self.on_starved = on_starved
         self.waiting: list[tuple[int, Group]] = []
         """Surplus groups that passed the filter, with the step that made them."""
 
@@ -91,10 +97,12 @@ class Collector:
         fresh = [(made, group) for made, group in self.waiting if step - made <= config.filter.max_age]
         expired = len(self.waiting) - len(fresh)
         kept, generated, tally = list(fresh), [], FilterTally()
+        rejected: list[tuple[Group, FilterReason]] = []
         rounds = 0
         while len(kept) < config.prompts_per_step:
             if rounds == config.filter.max_rounds:
-                raise RunError(_starved(step, len(kept), rounds, tally, config))
+                self.on_starved(step, rejected)
+                raise RunError(starved_message(step, len(kept), rounds, tally, generated, config))
             missing, most = config.prompts_per_step - len(kept), 4 * config.prompts_per_step
             wanted = prompts_to_request(missing, tally, config.oversample, most)
             groups = self.generator.groups(self.prompts.take(wanted), self._draw(step), self.stop)
@@ -104,12 +112,15 @@ class Collector:
                 tally = tally.add(verdict)
                 if verdict.kept:
                     kept.append((step, group))
+                else:
+                    rejected.append((group, verdict.reason))
             generated += groups
         self.waiting = kept[config.prompts_per_step :]
         batch = kept[: config.prompts_per_step]
         return Collected(
             groups=[group for _, group in batch],
             generated=generated,
+            rejected=rejected,
             rounds=rounds,
             tally=tally,
             carried_in=sum(1 for made, _ in batch if made != step),
@@ -153,7 +164,7 @@ class ReplayCollector:
         if step not in self.steps:
             raise RunError(f"{self.path}: the recording has no step {step}; it holds {sorted(self.steps)}")
         groups = [on_first(group) for group in self.steps[step]]
-        return Collected(groups, groups, 0, FilterTally(kept=len(groups)), 0, 0)
+        return Collected(groups, groups, [], 0, FilterTally(kept=len(groups)), 0, 0)
 
     def state(self) -> dict[str, Any]:
         """A recording has no state of its own."""
@@ -161,11 +172,3 @@ class ReplayCollector:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
-
-
-def _starved(step: int, kept: int, rounds: int, tally: FilterTally, config: RolloutConfig) -> str:
-    return (
-        f"step {step}: {kept} of {config.prompts_per_step} prompts after {rounds} rounds; pass rate "
-        f"{100.0 * tally.pass_rate:.1f} % ({tally.too_easy} too easy, {tally.too_hard} too hard, {tally.truncated} "
-        "truncated); widen rollout.filter, raise rollout.filter.max_rounds, or use other prompts"
-    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,8 +17,29 @@ from prime_megatron.parallel.collectives import gather_numbers
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, WeightsLost
 from prime_megatron.rollout.exchange import Response, count, exchange
 from prime_megatron.rollout.sampling import SampleKey
+from prime_megatron.rollout.stops import cut
 from prime_megatron.types import Group, Prompt, Sample
-from prime_megatron.verify import Answer, Verdict, Verifiers
+from prime_megatron.verify import Answer, Verdict
+
+
+class Scorer(Protocol):
+    """Starts to score an answer (``verify.Verifiers``)."""
+
+    def submit(self, answer: Answer) -> Future[Verdict]:
+        """The verdict, as soon as it is there."""
+        ...
+
+
+def answer_of(prompt: Prompt, response: str) -> Answer:
+    """What the verifier is asked about a response."""
+    return Answer(
+        ability=prompt.ability,
+        response=response,
+        ground_truth=prompt.ground_truth,
+        prompt=prompt.text,
+        data_source=prompt.data_source,
+        extra_info=prompt.extra_info,
+    )
 
 
 @dataclass(frozen=True)
@@ -28,14 +51,33 @@ class Draw:
     purpose: int
     sampling: Sampling
     num_samples: int
+    block: int | None = None
+    """Prompts that one replica is asked for in one call, so that the batch a response is made in does not depend on the
+    number of replicas; None: all of a replica's at once."""
+    stop_texts: tuple[str, ...] = ()
+    """A response ends before the first of these."""
+    context: int | None = None
+    """Longest prompt and response: a response's limit is cut to fit it."""
+    answer: Callable[[Prompt, str], Answer] = answer_of
+    """What the verifier is asked about a response."""
 
 
 @dataclass(frozen=True)
 class _Decoded:
     """A response as text, and the verdict on it that is on its way."""
 
+    completion: Completion
     text: str
     verdict: Future[Verdict]
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What a replica has made so far, so that an attempt that ended early goes on where it was."""
+
+    decoded: dict[SampleKey, _Decoded] = field(default_factory=dict)
+    completions: dict[SampleKey, Completion] = field(default_factory=dict)
+    """Of calls that are over."""
 
 
 class Generator:
@@ -53,7 +95,7 @@ class Generator:
         self,
         engine: Engine,
         leads: bool,
-        verifiers: Verifiers,
+        verifiers: Scorer,
         tokenizer: PreTrainedTokenizerBase,
         publish_again: Callable[[], None],
     ) -> None:
@@ -72,19 +114,21 @@ class Generator:
     def groups(self, prompts: Sequence[Prompt], draw: Draw, stop: Callable[[], bool] = lambda: False) -> list[Group]:
         """``draw.num_samples`` verified responses to each prompt, in order. Collective over the world.
 
-        A prompt's samples are made by one replica, so that they can share its prefill. ``stop`` is asked whenever a
-        response is finished and at the end.
+        A prompt's samples are made by one replica, so that they can share its prefill; the replicas take blocks of
+        ``draw.block`` prompts by turns, or single prompts. ``stop`` is asked whenever a response is finished and at the
+        end.
 
         Raises:
             StopRequested: on every rank, when ``stop`` was true on one; what was generated is lost.
         """
-        mine = [index for index in range(len(prompts)) if index % self.engine.num_replicas == self.engine.replica]
+        turn, replicas = draw.block or 1, self.engine.num_replicas
+        mine = [index for index in range(len(prompts)) if index // turn % replicas == self.engine.replica]
         made: list[Response] | None = None
-        decoded: dict[SampleKey, _Decoded] = {}
+        so_far = _Round()
         while True:
             if made is None:
                 with contextlib.suppress(StopRequested, WeightsLost):
-                    made = self._answer([(index, prompts[index]) for index in mine], draw, decoded, stop)
+                    made = self._answer([(index, prompts[index]) for index in mine], draw, so_far, stop)
             everyones = gather_numbers([stop(), made is not None, *count(made or [])])
             if any(stopped for stopped, *_ in everyones):
                 raise StopRequested
@@ -99,54 +143,62 @@ class Generator:
         return [Group(prompt, tuple(own)) for prompt, own in zip(prompts, samples, strict=True)]
 
     def _answer(
-        self,
-        prompts: Sequence[tuple[int, Prompt]],
-        draw: Draw,
-        decoded: dict[SampleKey, _Decoded],
-        stop: Callable[[], bool],
+        self, prompts: Sequence[tuple[int, Prompt]], draw: Draw, so_far: _Round, stop: Callable[[], bool]
     ) -> list[Response]:
-        """This replica's share; ``decoded`` holds those of an attempt that ended early. Raises WeightsLost."""
-        requests, owners = [], []
-        for index, prompt in prompts:
-            for sample in range(draw.num_samples):
-                key = SampleKey(draw.seed, draw.step, prompt.draw, sample, draw.purpose)
-                requests.append(Request(prompt.token_ids, key, draw.sampling))
-                owners.append((index, prompt))
-        prompt_of = {request.key: prompt for request, (_, prompt) in zip(requests, owners, strict=True)}
+        """This replica's share. Raises WeightsLost."""
+        asked = [(index, prompt, _requests(prompt, draw)) for index, prompt in prompts]
+        prompt_of = {request.key: prompt for _, prompt, requests in asked for request in requests}
 
         def verify(completion: Completion) -> None:
             if stop():
                 raise StopRequested
-            key = completion.request.key
-            text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-            decoded[key] = _Decoded(text, self.verifiers.submit(_answer_of(prompt_of[key], text)))
+            completion, text = cut(completion, draw.stop_texts, self._decode)
+            answer = draw.answer(prompt_of[completion.request.key], text)
+            so_far.decoded[completion.request.key] = _Decoded(completion, text, self.verifiers.submit(answer))
 
-        completions = self.engine.generate(requests, verify if self.leads else None)
+        for requests in _calls([requests for _, _, requests in asked], draw.block):
+            if any(request.key not in so_far.completions for request in requests):
+                completions = self.engine.generate(requests, verify if self.leads else None)
+                so_far.completions.update({completion.request.key: completion for completion in completions})
         if not self.leads:
             return []
         start_s = time.perf_counter()
         responses = [
-            Response(index, _sample(completion, decoded[completion.request.key], self.engine.version))
-            for (index, _), completion in zip(owners, completions, strict=True)
+            Response(index, _sample(so_far.decoded[request.key], self.engine.version))
+            for index, _, requests in asked
+            for request in requests
         ]
         self._waited_s += time.perf_counter() - start_s
         return responses
 
-
-def _answer_of(prompt: Prompt, response: str) -> Answer:
-    return Answer(
-        ability=prompt.ability,
-        response=response,
-        ground_truth=prompt.ground_truth,
-        prompt=prompt.text,
-        data_source=prompt.data_source,
-        extra_info=prompt.extra_info,
-    )
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
 
-def _sample(completion: Completion, decoded: _Decoded, version: int) -> Sample:
+def _requests(prompt: Prompt, draw: Draw) -> list[Request]:
+    """One for each response to the prompt."""
+    sampling = draw.sampling
+    if draw.context is not None:
+        room = draw.context - len(prompt.token_ids)
+        assert room > 0, f"{prompt.uid} leaves no room for a response"
+        sampling = dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, room))
+    return [
+        Request(prompt.token_ids, SampleKey(draw.seed, draw.step, prompt.draw, sample, draw.purpose), sampling)
+        for sample in range(draw.num_samples)
+    ]
+
+
+def _calls(by_prompt: Sequence[list[Request]], block: int | None) -> Iterator[list[Request]]:
+    """The requests of each call of the engine."""
+    size = block or max(1, len(by_prompt))
+    for first in range(0, len(by_prompt), size):
+        yield [request for requests in by_prompt[first : first + size] for request in requests]
+
+
+def _sample(decoded: _Decoded, version: int) -> Sample:
     """Waits for the verdict."""
     verdict = decoded.verdict.result()
+    completion = decoded.completion
     return Sample(
         token_ids=completion.token_ids,
         logprobs=completion.logprobs,

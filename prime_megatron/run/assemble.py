@@ -109,7 +109,7 @@ class Assembly:
         reporter = self.reporter(generator, colocation, engine)
         for line in self.description():
             reporter.log.message(line)
-        collector = self.collector(generator)
+        collector = self.collector(generator, reporter)
         nonfinite = build_nonfinite(config, self.topology, reporter.log.warn)
         stateful = {
             "prompts": inputs.prompts, "collector": collector, "reporter": reporter, "sync": sync,
@@ -205,13 +205,20 @@ class Assembly:
             verification=lambda: Verification(self.verifiers.take_usage(), generator.take_waited_s()),
         )
 
-    def collector(self, generator: Generator) -> Collector | ReplayCollector:
+    def collector(self, generator: Generator, reporter: Reporter) -> Collector | ReplayCollector:
         """Who fills the batches: the engine, or a recording."""
         config = self.config
         if config.rollout.engine == "replay":
             assert config.rollout.replay is not None
             return ReplayCollector(config.rollout.replay)
-        return Collector(self.inputs.prompts, generator, config.rollout, config.run.seed, self.stop.requested)
+        return Collector(
+            self.inputs.prompts,
+            generator,
+            config.rollout,
+            config.run.seed,
+            self.stop.requested,
+            reporter.write_rejected,
+        )
 
     def step_ends(self) -> torch.Tensor | None:
         """Which tokens end a step, bool [vocabulary]; None where the PRM's rewards are not by step."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -35,6 +34,7 @@ from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.process.driver import DriverSettings
 from prime_megatron.rollout.process.engine import ProcessEngine
 from prime_megatron.rollout.process.limits import Limits
+from prime_megatron.rollout.process.place import SPARE_TOKENS, engine_environment
 from prime_megatron.rollout.process.process import EngineProcess
 from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.vllm.in_process import InProcessEngine
@@ -53,9 +53,6 @@ from prime_megatron.weights.transports import (
     LiveTransport,
     Transport,
 )
-
-SPARE_TOKENS = {"sglang": 8, "vllm": 0}
-"""Of the model's longest sequence, what an engine keeps for itself."""
 
 
 def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequence[int]) -> Engine:
@@ -88,7 +85,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
     tries = rollout.max_restarts + 1
     member = _member(rollout.tensor, topology, tries * (rollout.start_timeout_s + rollout.generate_timeout_s))
     log_path = Path(config.run.output_dir) / f"engine-{member.replica}.log"
-    env = _environment(rollout.tensor, topology.rank)
+    env = engine_environment(rollout.tensor, topology.rank)
     return ProcessEngine(
         member,
         settings,
@@ -215,22 +212,6 @@ def _member(tensor: int, topology: Topology, timeout_s: float) -> Member:
             if first <= rank < first + tensor:
                 mine = group
     return Member(rank // tensor, world // tensor, rank % tensor, rank - rank % tensor, mine)
-
-
-def _environment(tensor: int, leader: int) -> dict[str, str]:
-    """Variables of the engine's processes: which devices or cores of this node are the replica's."""
-    if device.on_gpu():
-        first = torch.cuda.current_device()
-        names = os.environ.get("CUDA_VISIBLE_DEVICES")
-        visible = names.split(",") if names else [str(index) for index in range(torch.cuda.device_count())]
-        if first + tensor > len(visible):
-            raise InputError(f"rollout.tensor: {tensor} devices from {first} on are more than this node has")
-        return {"CUDA_VISIBLE_DEVICES": ",".join(visible[first : first + tensor])}
-    cores = sorted(os.sched_getaffinity(0))
-    bound = [str(cores[(leader + rank) % len(cores)]) for rank in range(tensor)]
-    return {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(bound)} | (
-        {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": "1"}
-    )
 
 
 def _transport(config: TrainConfig) -> Transport:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -14,7 +14,7 @@ from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
 from prime_megatron.data.stream import PromptStream
-from prime_megatron.evaluate.held_out import Evaluator
+from prime_megatron.evaluate.held_out import Evaluation, Evaluator
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.count import num_matmul_parameters
 from prime_megatron.metrics import (
@@ -23,9 +23,11 @@ from prime_megatron.metrics import (
     SamplesLog,
     Summary,
     credits_of,
+    held_out_rows,
     measure_peak_flops,
     model_flops,
     print_summary,
+    rejected_rows,
     sample_rows,
     write_summary,
 )
@@ -38,6 +40,7 @@ from prime_megatron.rollout.recording import Recorder
 from prime_megatron.run.verification import Verification, verify_speed
 from prime_megatron.step.metrics import StepRecord, step_figures
 from prime_megatron.step.plan import StepPlan
+from prime_megatron.types import Group
 
 ASIDE = ("eval", "save")
 """Stages that are not part of a step: its speed is counted without them."""
@@ -132,11 +135,12 @@ class Reporter:
             self._alarm(index, figures)
         if self.evaluator.due(index, self.config.run.steps):
             with self.clock("eval"):
-                evaluated = self.evaluator.evaluate()
+                evaluation = self.evaluator.evaluate()
             if index == 0:
-                self.progress.accuracy_before = evaluated["eval/accuracy"]
-            self.progress.accuracy_after = evaluated["eval/accuracy"]
-            figures |= evaluated
+                self.progress.accuracy_before = evaluation.figures["eval/accuracy"]
+            self.progress.accuracy_after = evaluation.figures["eval/accuracy"]
+            figures |= evaluation.figures
+            self._write_held_out(index, evaluation)
         self.progress.evaluated |= {name: value for name, value in figures.items() if name.startswith("eval/")}
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
         figures["engine/restarts"] = self.progress.num_restarts
@@ -189,6 +193,21 @@ class Reporter:
         chosen = with_texts(chosen)
         if self.topology.rank == 0:
             self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
+        self.write_rejected(index, record.collected.rejected)
+
+    def write_rejected(self, index: int, rejected: Sequence[tuple[Group, str]]) -> None:
+        """Some of the responses to prompts that the filter dropped in this step, which may starve. Collective."""
+        if not self.samples.on:
+            return
+        chosen = self.samples.choose_rejected(rejected)
+        groups = with_texts([group for group, _ in chosen])
+        self.samples.write(index, rejected_rows(list(zip(groups, [said for _, said in chosen], strict=True))))
+
+    def _write_held_out(self, index: int, evaluation: Evaluation) -> None:
+        if not self.samples.on:
+            return
+        for kind, answered in (("held_out", evaluation.greedy), ("held_out_sampled", evaluation.sampled)):
+            self.samples.write(index, held_out_rows(kind, with_texts(self.samples.choose_held_out(answered))))
 
     def _alarm(self, index: int, figures: dict[str, float]) -> None:
         default = 1e-3 if self.config.models.dtype == "float32" else 5e-2

@@ -259,3 +259,33 @@ class DiskTransport(BucketTransport):
 
     def _complete(self, process: EngineProcess) -> None:
         process.call("load_folder", timeout_s=self._timeout_s, path=str(self._folder.folder))
+
+
+class FolderTransport:
+    """Weights that nobody trains: the engine loads a model folder as it is, at the first update and after a restart."""
+
+    def __init__(self, folder: str, timeout_s: float) -> None:
+        self._folder, self._timeout_s = folder, timeout_s
+
+    paths: Sequence[str] = ()
+
+    def begin(self) -> None:
+        """Nothing to prepare."""
+
+    def send(self, process: EngineProcess, bucket: Bucket) -> None:
+        """Never asked: all weights are in the folder."""
+        raise RunError("weight sync: the engine's weights come from a folder, not from a trainer")
+
+    def finish(self, process: EngineProcess, version: int) -> None:
+        """See `Transport.finish`."""
+        process.call("load_folder", timeout_s=self._timeout_s, path=self._folder)
+        process.call("commit", timeout_s=self._timeout_s, version=version)
+
+    def restore(self, process: EngineProcess, version: int) -> bool:
+        """See `Transport.restore`."""
+        if version >= 0:
+            self.finish(process, version)
+        return version >= 0
+
+    def close(self) -> None:
+        """Nothing is held."""

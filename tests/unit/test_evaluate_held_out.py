@@ -43,7 +43,8 @@ class Answers:
 def test_a_program_that_passes_some_tests_is_not_right() -> None:
     config = EvalConfig(samples_per_prompt=2)
     evaluator = Evaluator(PROMPTS, Answers(), config, SamplingConfig(), seed=0)  # type: ignore[arg-type]
-    figures = evaluator.evaluate()
+    evaluation = evaluator.evaluate()
+    figures = evaluation.figures
     assert figures["eval/accuracy"] == pytest.approx(2 / 3)
     assert figures["eval/score"] == pytest.approx(2.75 / 3)
     assert figures["eval/accuracy/ability/code"] == 0.5
@@ -52,3 +53,7 @@ def test_a_program_that_passes_some_tests_is_not_right() -> None:
     assert figures["eval/sampled_accuracy"] == pytest.approx(1 / 6)
     assert figures["eval/pass@1"] == pytest.approx(1 / 6)
     assert figures["eval/pass@2"] == pytest.approx(1 / 3)
+    assert [len(group.samples) for group in evaluation.greedy] == [1, 1, 1]
+    assert [[sample.verdict for sample in group.samples] for group in evaluation.sampled] == [
+        [verdict for _, verdict in SAMPLED[prompt.uid]] for prompt in PROMPTS
+    ]

@@ -36,7 +36,8 @@ ALLOWED = {
     "plan": {"families", "parallel", "step.plan", "kernels.head_chunks", "config", "errors"},
     "checkpoint": {"mcore", "parallel", "metrics"} | BASE,
     "convert": {"families", "mcore", "parallel"} | BASE,
-    "evaluate": {"rollout", "verify", "data", "algo", "parallel"} | BASE,
+    "generate": {"rollout", "verify", "data"} | BASE,
+    "evaluate": {"generate", "rollout", "verify", "data", "algo", "parallel"} | BASE,
 }
 ALLOWED["run"] = {part for part in ALLOWED if part != "convert"}
 ALLOWED["trainer"] = ALLOWED["sft"] = {"run"} | ALLOWED["run"]

@@ -44,7 +44,9 @@ GROUPS = [
 
 
 def collected() -> Collected:
-    return Collected(groups=GROUPS, generated=GROUPS, rounds=1, tally=FilterTally(), carried_in=0, expired=0)
+    return Collected(
+        groups=GROUPS, generated=GROUPS, rejected=[], rounds=1, tally=FilterTally(), carried_in=0, expired=0
+    )
 
 
 def test_outcome_filter_and_verdicts() -> None:
