@@ -1,9 +1,9 @@
 """Given responses: what the PRM scores and learns from, read from JSON lines and turned into tokens.
 
-A row is a sample of `generate`, or any object with `prompt` (chat messages, or the text that the model reads), `response`
-and for training `outcome` or `score` (0 to 1). Where the row has `prompt_ids` and `response_ids` they stand; elsewhere
-the tokenizer and its chat template make them. `steps`, a list of texts, may stand in place of `response`: it says where
-the steps end, which the step delimiter says otherwise.
+A row is a sample of `generate`, or any object with `prompt` (chat messages, or the text that the model reads),
+`response` and for training `outcome` or `score` (0 to 1). Where the row has `prompt_ids` and `response_ids` they stand;
+elsewhere the tokenizer and its chat template make them. `steps`, a list of texts, may stand in place of `response`: it
+says where the steps end, which the step delimiter says otherwise.
 """
 
 from __future__ import annotations
