@@ -109,9 +109,9 @@ def _check_rows(args: argparse.Namespace, files: Sequence[str]) -> None:
         rows = read_solutions(path)
         tuned += [row for row in rows if is_tuning(row, args.tune_share)]
         if missing := kinds_missing([row for row in rows if _counts(args, row)]):
-            raise InputError(f"{path}: of the rows that count there is none with {missing}; F1 needs both kinds")
+            raise InputError(f"{path}: of the rows that count {missing}; F1 needs both kinds")
     if _tunes(args) and (missing := kinds_missing(tuned)):
-        raise InputError(f"--tune-share {args.tune_share}: the part to tune on has no row with {missing}; give more")
+        raise InputError(f"--tune-share {args.tune_share}: of the rows to tune on {missing}; give a larger share")
 
 
 def _tunes(args: argparse.Namespace) -> bool:

@@ -90,7 +90,7 @@ def _score(args: argparse.Namespace, config: ScoreConfig) -> int:
     from prime_megatron.evaluate.responses import Encoder, read_responses
     from prime_megatron.families.read import read_config
     from prime_megatron.generate.blocks import whole_file
-    from prime_megatron.run.prm_scorer import PrmScorer, Scored, encode_all
+    from prime_megatron.run.prm_scorer import PrmScorer, Scored, encode_all, outcome_figures
     from prime_megatron.run.scoring import check_scoring, resolve_prm, scoring_groups
 
     folders = resolve_prm(args.prm, config)
@@ -116,6 +116,9 @@ def _score(args: argparse.Namespace, config: ScoreConfig) -> int:
     seconds = time.monotonic() - start_s
     num_tokens = sum(len(one.response_ids) for one in encoded)
     print(f"{len(scored)} responses, {num_tokens:,} response tokens in {seconds:.1f} s -> {args.output}")
+    if all(response.sample.outcome is not None for response in responses):
+        figures = outcome_figures(responses, scored, folders.beta)
+        print(", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     if args.check:
         _check(args, config, folders, encoded[: args.check], scored[: args.check])
     return ExitCode.DONE

@@ -67,8 +67,8 @@ def kinds_missing(solutions: Sequence[Solution]) -> str | None:
     """What F1 would lack among these rows; None: nothing."""
     labels = {solution.label == NO_ERROR for solution in solutions}
     if False not in labels:
-        return "a wrong step"
-    return None if True in labels else "no wrong step"
+        return "none has a wrong step"
+    return None if True in labels else "every one has a wrong step"
 
 
 @dataclass(frozen=True)

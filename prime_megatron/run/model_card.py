@@ -21,14 +21,14 @@ SOURCE_CARD = "SOURCE_README.md"
 USAGE = """\
 import json, sys
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 {functions}
 folder, question, answer = sys.argv[1:]
 note = json.load(open(folder + "/prm.json"))
 load = AutoModelForCausalLM.from_pretrained
 prm, reference = load(folder, dtype=torch.float32), load(note["reference"], dtype=torch.float32)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 chat = [{{"role": "user", "content": question}}]
 chatty = tokenizer.chat_template is not None
 prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) if chatty else question

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.process_reward import process_rewards
 from prime_megatron.algo.reduction import LOCAL
+from prime_megatron.algo.statistics import prm_statistics
 from prime_megatron.config import Granularity, PrmAlgorithm, RewardNorm, ScoreConfig
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.responses import Encoded, Encoder, Response, as_sample
@@ -18,7 +20,7 @@ from prime_megatron.parallel.collectives import gather_to_first
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.run.models import DTYPES
 from prime_megatron.step.batch import Batcher
-from prime_megatron.step.prm import role_logprobs
+from prime_megatron.step.prm import HELD_OUT, role_logprobs
 from prime_megatron.types import Group, Prompt, RolloutBatch
 
 
@@ -118,3 +120,13 @@ def _read_out(
         by_step = tuple(step[start + end] if end != last else 0.0 for last, end in zip(before, one.step_ends))
         found.append(Scored(index, tuple(token[start:stop]), by_step))
     return found
+
+
+def outcome_figures(responses: Sequence[Response], scored: Sequence[Scored], beta: float) -> dict[str, float]:
+    """How well the scores tell the outcomes of graded responses: HELD_OUT's metrics, as training names them."""
+    prompts: dict[object, int] = {}
+    group = [prompts.setdefault(one.sample.prompt or one.sample.prompt_ids, len(prompts)) for one in responses]
+    q_N = torch.tensor([one.total for one in scored], dtype=torch.float64) / beta
+    outcome_N = torch.tensor([one.sample.outcome for one in responses], dtype=torch.float64)
+    figures = finish(prm_statistics(q_N, outcome_N, torch.tensor(group), beta))
+    return {name: figures[name] for name in HELD_OUT}
