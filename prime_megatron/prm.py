@@ -11,7 +11,6 @@ from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.statistics import Statistics, prm_statistics
 from prime_megatron.checkpoint.run import Stateful
 from prime_megatron.config import PrmConfig, PrmLossKind
-from prime_megatron.config.check_stage import stage_folders
 from prime_megatron.config.load import dump_yaml
 from prime_megatron.data.tokenizer import load_tokenizer
 from prime_megatron.errors import InputError
@@ -66,9 +65,8 @@ class PrmStage:
             reduce=self.reduce,
             at_once=config.batch_size,
         )
-        folders = stage_folders(config)
-        self.learner = self._role("prm", folders[0], topology, learns=True)
-        self.reference = self._role("reference", folders[-1], topology, learns=False)
+        self.learner = self._role("prm", config.model, topology, learns=True)
+        self.reference = self._role("reference", config.reference or config.model, topology, learns=False)
 
     def _role(self, name: str, folder: str, topology: Topology, *, learns: bool) -> Role:
         config = self.config

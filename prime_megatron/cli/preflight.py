@@ -33,22 +33,24 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
     check_memory(config)
     _check_models(config, policy_folder_of(config), config.models.trust_remote_code)
-    _check_data((*config.data.train, *config.data.eval, *config.eval.prm_rows))
+    _check_data((*config.data.train, *config.data.eval))
+    _check_labelled(config.eval.prm_rows)
     check_custom(config.verify.custom)
 
 
 def check_stage_inputs(config: StageConfig, *, resume: str | None, overwrite: bool) -> None:
     """As `check_train_inputs`, for a run that trains one model on rows."""
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
-    rows = config.data.train
     if isinstance(config, PrmConfig):
         inputs |= {f"data.held_out[{i}]": path for i, path in enumerate(config.data.held_out)}
         inputs |= {} if config.reference is None else {"reference": config.reference}
-        rows += config.data.held_out
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, inputs)
     check_memory(config)
     _check_models(config, config.model, config.trust_remote_code)
-    _check_data(rows)
+    if isinstance(config, PrmConfig):
+        _check_labelled((*config.data.train, *config.data.held_out))
+    else:
+        _check_data(config.data.train)
 
 
 def train_inputs(config: TrainConfig) -> dict[str, str]:
@@ -88,3 +90,10 @@ def _check_data(paths: tuple[str, ...]) -> None:
     for path in paths:
         if next(iterate(path), None) is None:
             raise InputError(f"{path}: the data file is empty; it needs at least one row")
+
+
+def _check_labelled(paths: tuple[str, ...]) -> None:
+    from prime_megatron.evaluate.responses import read_responses
+
+    for path in paths:
+        read_responses(path, labelled=True)

@@ -155,7 +155,7 @@ def _check(args: argparse.Namespace, config: ScoreConfig, folders: Any, encoded:
     prm, reference = (
         AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=config.trust_remote_code
-        ).eval()
+        )
         for folder in (folders.prm, folders.reference)
     )
     largest = 0.0

@@ -27,7 +27,7 @@ def check_stage_config(
 
 def check_score_config(config: ScoreConfig, world_size: int | None = None, backend: Backend | None = None) -> None:
     """Whether the layout of a scoring verb fits its processes; arguments and errors as `check_train_config`."""
-    check_parallel(config.parallel, config.processes if world_size is None else world_size, backend)
+    check_parallel(config.roles_parallel(), config.processes if world_size is None else world_size, backend)
 
 
 def stage_folders(config: StageConfig) -> tuple[str, ...]:

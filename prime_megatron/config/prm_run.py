@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from prime_megatron.config.algorithm import PrmObjective
 from prime_megatron.config.base import Free, Section
-from prime_megatron.config.model import OptimizerConfig, PackingConfig, ParallelConfig
+from prime_megatron.config.model import LayoutConfig, OptimizerConfig, PackingConfig, ParallelConfig
 from prime_megatron.config.run import SftData, StageConfig
 
 
@@ -58,9 +58,24 @@ class ScoreConfig(Section):
     """A longer row, prompt and response together, is refused."""
     batch_size: PositiveInt = 256
     """Responses that are scored at once over all ranks."""
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: LayoutConfig = LayoutConfig()
     """Layout."""
     packing: PackingConfig = PackingConfig(max_tokens=16384)
     """Micro-batches."""
     processes: PositiveInt = 1
     """Processes to start on this machine; under torchrun they are there already."""
+
+    def roles_parallel(self) -> ParallelConfig:
+        """The layout as roles take it; nothing of training matters to them here."""
+        layout = self.parallel
+        return ParallelConfig(
+            tensor=layout.tensor,
+            pipeline=layout.pipeline,
+            virtual_pipeline=layout.virtual_pipeline,
+            pipeline_layers=layout.pipeline_layers,
+            context=layout.context,
+            expert=layout.expert,
+            expert_tensor=layout.expert_tensor,
+            sequence=layout.sequence,
+            timeout_s=layout.timeout_s,
+        )

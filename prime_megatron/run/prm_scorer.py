@@ -43,7 +43,7 @@ class Scored:
 
 def frozen_role(name: str, folder: str, config: ScoreConfig, topology: Topology) -> Role:
     """A model that only scores."""
-    return Role(name, folder, topology, config.parallel, dtype=DTYPES[config.dtype], optimizer=None)
+    return Role(name, folder, topology, config.roles_parallel(), dtype=DTYPES[config.dtype], optimizer=None)
 
 
 def encode_all(encoder: Encoder, responses: Sequence[Response], max_tokens: int) -> list[Encoded]:

@@ -58,14 +58,16 @@ def check_scoring(folders: tuple[str, ...], config: ScoreConfig, world_size: int
     """Whether the models can be laid out so; needs no weights. Raises InputError."""
     check_score_config(config, world_size)
     for folder in dict.fromkeys(folders):
-        check_folder(folder, config.parallel, world_size, value_head=False, trust_remote_code=config.trust_remote_code)
+        check_folder(
+            folder, config.roles_parallel(), world_size, value_head=False, trust_remote_code=config.trust_remote_code
+        )
 
 
 @contextmanager
 def scoring_groups(config: ScoreConfig) -> Iterator[Topology]:
     """The process groups within the block."""
     topology = start_megatron(
-        config.parallel, seed=0, backend=device.backend_name(), timeout_s=config.parallel.timeout_s
+        config.roles_parallel(), seed=0, backend=device.backend_name(), timeout_s=config.parallel.timeout_s
     )
     try:
         yield topology

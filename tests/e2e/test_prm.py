@@ -342,7 +342,7 @@ def test_bad_input_is_one_line(trained: tuple[Path, dict[str, Any]], tmp_path: P
         "unknown key beeta": ["score", model, rows, "--output", out, "beeta=1"],
         "does not divide the 1 processes": ["score", model, rows, "--output", out, "parallel.tensor=2"],
         "outcome is missing": ["prm", str(yaml_path), f"data.train=[{unlabelled}]"],
-        "every outcome is 1.0": ["prm", str(yaml_path), f"data.train=[{one_kind}]"],
+        "all outcomes are 1.0": ["prm", str(yaml_path), f"data.train=[{one_kind}]"],
         "compares siblings": ["prm", str(yaml_path), "prm.loss=dpo", "data.group_size=1"],
         "nothing to measure on": ["prm", str(yaml_path), "data.held_out=[]", "eval_every=1"],
         "F1 needs both kinds": ["process-bench", write_solution(tmp_path), "--prm", model, *keys],
