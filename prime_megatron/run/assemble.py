@@ -29,6 +29,7 @@ from prime_megatron.run.models import DTYPES, Roles, build_roles
 from prime_megatron.run.nonfinite import NONFINITE_FOLDER, NonFinite
 from prime_megatron.run.output_dir import check_output_dir, own_output_dir
 from prime_megatron.run.parts import Parts
+from prime_megatron.run.prm_note import reference_warning
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.transport import describe_engine
@@ -189,6 +190,8 @@ class Assembly:
             log.warn(f"data.eval: {inputs.num_held_out_skipped} prompts over data.max_prompt_tokens are skipped")
         for line in inputs.left_out:
             log.warn(line)
+        if (other := reference_warning(config)) is not None:
+            log.warn(other)
         return Reporter(
             config=config,
             topology=topology,

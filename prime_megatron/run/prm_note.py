@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prime_megatron.checkpoint.contents import changed_parts, folder_contents
+from prime_megatron.config import PrmReference, TrainConfig
+from prime_megatron.config.check import needs_prm
 from prime_megatron.errors import InputError
 
 NOTE_FILE = "prm.json"
@@ -67,3 +69,20 @@ def check_reference(folder: str, note: PrmNote) -> None:
             f"{folder}/{NOTE_FILE}: its reference {note.reference} is not what it was ({', '.join(changed)}); give "
             "reference=FOLDER of the one that the PRM learned against"
         )
+
+
+def reference_warning(config: TrainConfig) -> str | None:
+    """What a run should be told whose PRM names a reference: that it scores against another. None: nothing."""
+    prm, reference = config.models.prm.path, config.models.reference
+    note = None if prm is None or not needs_prm(config) else read_note(prm)
+    if note is None or config.prm.reference is PrmReference.policy:
+        return None
+    if reference is None:
+        return (
+            f"models.prm.path: {prm} was trained against {note.reference}, and models.reference is not set: what it "
+            "learned is not in its rewards, which start at 0; set models.reference to that folder"
+        )
+    changed = changed_parts(note.reference_contents, folder_contents(Path(reference)))
+    if changed:
+        return f"models.reference: {reference} is not what {prm} was trained against ({', '.join(changed)})"
+    return None
