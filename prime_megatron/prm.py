@@ -12,6 +12,7 @@ from prime_megatron.algo.statistics import Statistics, prm_statistics
 from prime_megatron.checkpoint.run import Stateful
 from prime_megatron.config import PrmConfig, PrmLossKind
 from prime_megatron.config.load import dump_yaml
+from prime_megatron.data.chat import ChatOptions
 from prime_megatron.data.tokenizer import load_tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.responses import Encoder, ResponseStream, read_held_out, read_responses, sibling_groups
@@ -25,6 +26,7 @@ from prime_megatron.run.model_card import Card
 from prime_megatron.run.models import DTYPES
 from prime_megatron.run.prm_note import note_of
 from prime_megatron.run.stage import StageStep, run_stage
+from prime_megatron.run.survey import survey
 from prime_megatron.step.batch import Batcher, StepBatch
 from prime_megatron.step.prm import HeldOut, log_ratios, role_logprobs, train_prm
 from prime_megatron.types import Group
@@ -47,7 +49,12 @@ class PrmStage:
         self.config = config
         compare_models(config)
         family = read_config(config.model)
-        tokenizer = load_tokenizer(config.model, family.vocab, trust_remote_code=config.trust_remote_code)
+        tokenizer = load_tokenizer(
+            config.model,
+            family.vocab,
+            trust_remote_code=config.trust_remote_code,
+            options=ChatOptions(*config.data.template_options()),
+        )
         encoder = Encoder(tokenizer, family.vocab, config.data.max_tokens, step_end_table_V=None)
         rows = [row for path in config.data.train for row in read_responses(path, labelled=True)]
         if len({row.sample.outcome for row in rows}) < 2:
@@ -56,6 +63,9 @@ class PrmStage:
             )
         groups = sibling_groups(rows, config.data.group_size)
         self.stream = ResponseStream(groups, encoder, seed=config.run.seed)
+        skipped = survey(self.stream, topology).line
+        self.told = [*tokenizer.told, *([] if skipped is None else [f"warning: {skipped}"])]
+        """What the run says of its data at the start."""
         self.reduce = OverRanks(topology.data)
         self.batcher = Batcher(topology, config.packing)
         self.held_out = HeldOut(
@@ -84,11 +94,6 @@ class PrmStage:
     def stateful(self) -> Mapping[str, Stateful]:
         """What is saved beside the model."""
         return {"rows": self.stream}
-
-    @property
-    def skipped(self) -> int:
-        """Groups without a response of at most data.max_tokens so far."""
-        return self.stream.skipped
 
     def next_step(self) -> StageStep:
         """The next groups, and an optimizer step on them."""

@@ -41,6 +41,8 @@ class Prompt:
     """The prompt as the model reads it, for samples.jsonl and custom rewards."""
     extra_info: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """The row's extra_info, JSON values, for custom rewards."""
+    other_truths: tuple[str, ...] = ()
+    """Further ground truths: an answer that equals any of them is right."""
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from prime_megatron.config import PrmConfig, StageConfig, TrainConfig
-from prime_megatron.config.check import policy_folder_of
 from prime_megatron.errors import InputError
 from prime_megatron.plan.fit import check_memory
 from prime_megatron.run.check_models import check_models
 from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir, is_done
+from prime_megatron.step.plan import plan_step
 from prime_megatron.verify import check_custom
 
 
@@ -25,16 +25,17 @@ def says_done(config: TrainConfig | StageConfig, resume: str | None) -> bool:
 
 
 def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:
-    """Output folder, model folders, tokenizer, the first row of every data file, custom rewards.
+    """Output folder, model folders, tokenizer, the data as far as `check_data` reads it, custom rewards.
 
     Raises:
         InputError: naming the key, the folder or the file.
     """
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
+    check_folders(config, all_here=True)
     check_memory(config)
-    _check_models(config, policy_folder_of(config), config.models.trust_remote_code)
-    _check_data((*config.data.train, *config.data.eval))
+    _check_models(config)
     _check_labelled(config.eval.prm_rows)
+    _check_replay(config.rollout.replay)
     check_custom(config.verify.custom)
 
 
@@ -45,12 +46,9 @@ def check_stage_inputs(config: StageConfig, *, resume: str | None, overwrite: bo
         inputs |= {f"data.held_out[{i}]": path for i, path in enumerate(config.data.held_out)}
         inputs |= {} if config.reference is None else {"reference": config.reference}
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, inputs)
+    check_folders(config, all_here=True)
     check_memory(config)
-    _check_models(config, config.model, config.trust_remote_code)
-    if isinstance(config, PrmConfig):
-        _check_labelled((*config.data.train, *config.data.held_out))
-    else:
-        _check_data(config.data.train)
+    _check_models(config)
 
 
 def train_inputs(config: TrainConfig) -> dict[str, str]:
@@ -76,24 +74,39 @@ def _check_output(output_dir: str, nodes: int, resume: str | None, overwrite: bo
         check_output_dir(path, resume=resume, overwrite=overwrite)
 
 
-def _check_models(config: TrainConfig | StageConfig, folder: str, trust_remote_code: bool) -> None:
+def check_folders(config: TrainConfig | StageConfig, *, all_here: bool) -> None:
+    """Model folders that the run reads are folders; without `all_here` they may be absent. Raises InputError."""
+    if isinstance(config, StageConfig):
+        folders = {"model": config.model}
+        if isinstance(config, PrmConfig) and config.reference is not None:
+            folders["reference"] = config.reference
+    else:
+        used = {model.folder for model in plan_step(config).models}
+        folders = {key: path for key, path in train_inputs(config).items() if path in used}
+    for key, name in folders.items():
+        path = Path(name)
+        if path.is_dir() or not (all_here or path.exists()):
+            continue
+        what = "is a file" if path.exists() else "no such model folder"
+        raise InputError(f"{key}: {name}: {what}; give an HF folder with config.json, a tokenizer and weights")
+
+
+def _check_models(config: TrainConfig | StageConfig) -> None:
     # Imported here: transformers takes seconds, and config errors should not wait for it.
-    from prime_megatron.data.tokenizer import load_tokenizer
+    from prime_megatron.run.check_data import check_data
 
-    load_tokenizer(folder, trust_remote_code=trust_remote_code)
     check_models(config, config.launch.nodes * config.launch.processes_per_node)
-
-
-def _check_data(paths: tuple[str, ...]) -> None:
-    from prime_megatron.data.rows import iterate
-
-    for path in paths:
-        if next(iterate(path), None) is None:
-            raise InputError(f"{path}: the data file is empty; it needs at least one row")
+    check_data(config, all_here=True)
 
 
 def _check_labelled(paths: tuple[str, ...]) -> None:
-    from prime_megatron.evaluate.responses import read_responses
+    if paths:
+        from prime_megatron.evaluate.responses import read_responses
 
-    for path in paths:
-        read_responses(path, labelled=True)
+        for path in paths:
+            read_responses(path, labelled=True)
+
+
+def _check_replay(path: str | None) -> None:
+    if path is not None and not Path(path).is_file():
+        raise InputError(f"rollout.replay: {path}: no such file; give a recording made with rollout.record")

@@ -86,19 +86,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace, config: ScoreConfig) -> int:
-    from prime_megatron.data.tokenizer import load_tokenizer
     from prime_megatron.evaluate.responses import Encoder, read_responses
     from prime_megatron.families.read import read_config
     from prime_megatron.generate.blocks import whole_file
     from prime_megatron.run.prm_scorer import PrmScorer, Scored, encode_all, outcome_figures
-    from prime_megatron.run.scoring import check_scoring, resolve_prm, scoring_groups
+    from prime_megatron.run.scoring import check_scoring, resolve_prm, scoring_groups, scoring_tokenizer
 
     folders = resolve_prm(args.prm, config)
     check_scoring((folders.prm, folders.reference), config, world_size())
     start_s = time.monotonic()
     responses = read_responses(str(args.input), labelled=False)
     vocab = read_config(folders.prm).vocab
-    tokenizer = load_tokenizer(folders.prm, vocab, trust_remote_code=config.trust_remote_code)
+    tokenizer = scoring_tokenizer(folders.prm, vocab, config)
     table_V = tokenizer.step_end_table(config.step_delimiter, vocab)
     encoded = encode_all(Encoder(tokenizer, vocab, config.max_tokens, table_V), responses, config.max_tokens)
     with scoring_groups(config) as topology:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from itertools import chain
 
 from prime_megatron.cli.options import add_config, new_verb
+from prime_megatron.cli.preflight import check_folders
 from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import check_parallel, check_train_config
 from prime_megatron.config.check_stage import check_stage_config
 from prime_megatron.config.load import dump_yaml, load_stage_config, load_train_config
 from prime_megatron.plan.fit import CONTEXT_BYTES, check_fit, device_of, plan_for, read_families
+from prime_megatron.run.check_data import check_data
 from prime_megatron.run.check_models import check_models
 from prime_megatron.verify import check_custom, describe_custom
 
@@ -60,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if stage is not None:
         world_size = _world_size(args.processes, stage)
         warnings = check_stage_config(stage, world_size)
+        check_folders(stage, all_here=False)
         check_models(stage, world_size)
         print(dump_yaml(stage), end="")
         comments = chain([_layout(stage.parallel, world_size)], _memory(stage, world_size, args.device_memory))
@@ -67,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         train = load_train_config(args.config, args.overrides)
         world_size = _world_size(args.processes, train)
         warnings = check_train_config(train, world_size)
+        check_folders(train, all_here=False)
         check_models(train, world_size)
         check_custom(train.verify.custom)
         print(dump_yaml(train), end="")
@@ -74,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         comments = chain(first, _memory(train, world_size, args.device_memory))
     for line in comments:
         print(f"# {line}")
-    for warning in warnings:
+    for warning in (*warnings, *check_data(train if stage is None else stage, all_here=False)):
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 

@@ -39,8 +39,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "verify",
         help="score answers in a JSONL file",
-        description='Scores rows {"ability", "response", "ground_truth"} and writes each row with "score" (0 to 1),'
-        ' "verdict" and "reason" added, in the same order.',
+        description='Scores rows {"ability", "response", "ground_truth"} (a list of ground truths: any of them)'
+        ' and writes each row with "score" (0 to 1), "verdict" and "reason" added, in the same order.',
     )
     parser.add_argument("input", type=Path, metavar="IN.jsonl", help="the rows to score")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT.jsonl", help="where the scored rows go")
@@ -158,10 +158,11 @@ def scored_rows(
     flying: collections.deque[tuple[dict[str, Any], Future[Verdict]]] = collections.deque()
     for number, line in lines:
         row = parse_row(line, name, number)
-        answer = Answer(row["ability"], row["response"], row["ground_truth"])
+        truths = truths_of(row["ground_truth"])
+        answer = Answer(row["ability"], row["response"], truths[0], other_truths=tuple(truths[1:]))
         try:
             problem = verifiers.truth_problem(answer.ability, answer.ground_truth)
-            if problem is not None:
+            if problem is not None and verifiers.runs_programs(answer.ability):
                 raise InputError(f"ground_truth: {problem}")
             future = verifiers.submit(answer)
         except InputError as error:
@@ -175,7 +176,7 @@ def scored_rows(
 
 
 def parse_row(line: bytes, name: str, number: int) -> dict[str, Any]:
-    """One JSON object with the three string keys, and perhaps more. Raises InputError naming file, row and key."""
+    """One JSON object with the three keys, perhaps more. Raises InputError naming file, row and key."""
     where = f"{name}, row {number}"
     try:
         row = json.loads(line, parse_constant=_refuse_constant)
@@ -188,12 +189,19 @@ def parse_row(line: bytes, name: str, number: int) -> dict[str, Any]:
     for key in KEYS:
         if key not in row:
             raise InputError(f"{where}: no key {key!r} (a row needs {', '.join(KEYS)})")
-        if not isinstance(row[key], str):
+        if not isinstance(row[key], str) and not (key == "ground_truth" and truths_of(row[key])):
             raise InputError(f"{where}: {key!r} is a {type(row[key]).__name__}, not a string")
     for key, kind in MORE_KEYS.items():
         if key in row and not isinstance(row[key], kind):
             raise InputError(f"{where}: {key!r} is a {type(row[key]).__name__}, not a {kind.__name__}")
     return row
+
+
+def truths_of(value: Any) -> list[str]:
+    """The ground truths of a row as text: text, a number, or a list of these; [] for anything else."""
+    values = value if isinstance(value, list) else [value]
+    plain = all(isinstance(one, (str, int, float)) and not isinstance(one, bool) for one in values)
+    return [str(one) for one in values] if plain else []
 
 
 def _refuse_constant(constant: str) -> float:

@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from prime_megatron.config.algorithm import PrmObjective
-from prime_megatron.config.base import Free, Section
+from prime_megatron.config.base import Free
 from prime_megatron.config.model import LayoutConfig, OptimizerConfig, PackingConfig, ParallelConfig
+from prime_megatron.config.rollout import ChatSection
 from prime_megatron.config.run import SftData, StageConfig
 
 
@@ -41,7 +42,7 @@ class PrmConfig(StageConfig):
     """Steps between measurements on data.held_out; 0: before the first step and after the last one only."""
 
 
-class ScoreConfig(Section):
+class ScoreConfig(ChatSection):
     """How `prime-megatron score` and `process-bench` run a model: keys on their command line."""
 
     reference: str | None = None

@@ -9,14 +9,32 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from prime_megatron.config.base import Free, Section
 from prime_megatron.config.code import CodeConfig
 
+TemplateArgument = bool | int | float | str | None
+"""A value that a chat template reads."""
 
-class DataConfig(Section):
-    """Prompts in the Eurus-2-RL schema, JSONL or parquet."""
+
+class ChatSection(Section):
+    """How chats become the text that the model reads."""
+
+    template_kwargs: dict[str, TemplateArgument] = Field(default={})
+    """More arguments of the model's chat template, such as {enable_thinking: false}; one that it does not read is an
+    error."""
+    control_tokens: Literal["text", "refuse"] = "text"
+    """A control token (<|im_start|>) in the text of a system, user or tool message. text: encoded as the text it is,
+    never as the token; refuse: end with its file and row."""
+
+    def template_options(self) -> tuple[dict[str, TemplateArgument], Literal["text", "refuse"]]:
+        """What rendering a chat depends on: the arguments, and what control tokens in a text are."""
+        return self.template_kwargs, self.control_tokens
+
+
+class DataConfig(ChatSection):
+    """Prompts in the Eurus-2-RL schema: JSONL or parquet, packed by gzip or not."""
 
     train: tuple[str, ...] = Field(min_length=1)
-    """Files with the training prompts."""
+    """Files with the training prompts, folders of such files, or patterns ("data/*.jsonl.gz")."""
     eval: Free[tuple[str, ...]] = Field(default=())
-    """Files with the held-out prompts."""
+    """The same for the held-out prompts."""
     max_prompt_tokens: PositiveInt = 1024
     """Longer prompts are skipped and counted."""
     system_prompt: str | None = None

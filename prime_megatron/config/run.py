@@ -15,7 +15,7 @@ from prime_megatron.config.model import (
     ParallelConfig,
     TrainParallelConfig,
 )
-from prime_megatron.config.rollout import DataConfig, EvalConfig, RolloutConfig, VerifyConfig
+from prime_megatron.config.rollout import ChatSection, DataConfig, EvalConfig, RolloutConfig, VerifyConfig
 from prime_megatron.config.sizes import checked_size
 
 
@@ -134,11 +134,11 @@ class TrainConfig(Section):
     """Processes to start."""
 
 
-class SftData(Section):
+class SftData(ChatSection):
     """Supervised rows: JSONL or parquet with `messages` (the last one the assistant's), or `prompt` and `response`."""
 
     train: tuple[str, ...] = Field(min_length=1)
-    """Files with the training rows."""
+    """Files with the training rows, folders of such files, or patterns ("data/*.jsonl.gz")."""
     max_tokens: PositiveInt = 4096
     """Longer rows are skipped and counted."""
 

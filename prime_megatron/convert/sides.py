@@ -20,6 +20,8 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 _LAYER = re.compile(r"^decoder\.layers\.(?:(\d+)\.)?(.+)$")
 _EXPERT = re.compile(r"^mlp\.experts\.experts\.(?:(\d+)\.)?(.+)$")
+EMBEDDING = "model.embed_tokens.weight"
+OUTPUT_LAYER = "lm_head.weight"
 _BESIDE = ("optimizer.", "rng_state", "rerun_state_machine_state")
 
 
@@ -31,6 +33,9 @@ class HfSide:
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._open: dict[Path, Any] = {}
         self._files = _files(folder, mixtral=self.config["model_type"] == "mixtral")
+        self.tied = self.config.get("tie_word_embeddings") is True
+        if self.tied and EMBEDDING not in self._files and OUTPUT_LAYER in self._files:
+            self._files[EMBEDDING] = self._files.pop(OUTPUT_LAYER)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files

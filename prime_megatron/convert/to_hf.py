@@ -29,12 +29,11 @@ from prime_megatron.convert.tensor_map import TensorMap, tensor_map
 from prime_megatron.convert.verify import compare
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
+from prime_megatron.families.companions import copy_companions, describe_weights
 from prime_megatron.families.folder import SafetensorsStream, TensorSpec, split_files, write_index
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore.weights import (
     MAX_FILE_BYTES,
-    copy_companions,
-    describe_weights,
     file_names,
     natural_order,
 )
@@ -101,7 +100,8 @@ class MegatronToHf:
                 write_index(partial, self.files)
             copy_companions(self.template, partial)
             sizes = {name: prod(shape) for name, shape in self.map.hf_shapes.items()}
-            self.changes = describe_weights(partial, sizes, self.dtypes, cast=self.dtype is not None)
+            narrowed, corrections = self.dtype is not None, self.family.corrections
+            self.changes = describe_weights(partial, sizes, self.dtypes, cast=narrowed, corrections=corrections)
 
     def verify(self, on_bytes: OnBytes) -> str:
         """As ``HfToMegatron.verify``."""
@@ -125,7 +125,7 @@ def _check_template(template: Path, family: FamilyConfig, own: Path) -> None:
     told = read_config(own)
     for item in fields(family):
         ours, theirs = getattr(family, item.name), getattr(told, item.name)
-        if ours != theirs:
+        if item.compare and ours != theirs:
             raise InputError(
                 f"{template / 'config.json'}: {item.name} is {ours!r}, {own / 'config.json'} of the checkpoint says "
                 f"{theirs!r}; is it this model's?"

@@ -44,9 +44,9 @@ from prime_megatron.convert.target import (
 from prime_megatron.convert.tensor_map import Entry, TensorMap, tensor_map
 from prime_megatron.convert.verify import compare
 from prime_megatron.errors import InputError
+from prime_megatron.families.companions import copy_companions, describe_weights, dtype_name
 from prime_megatron.families.folder import OUTPUT_LAYER, VALUE_HEAD_TENSOR, HfFolder
 from prime_megatron.families.read import read_config
-from prime_megatron.mcore.weights import copy_companions, describe_weights, dtype_name
 
 
 class HfToMegatron:
@@ -107,8 +107,8 @@ class HfToMegatron:
             (partial / COMPANIONS).mkdir()
             copy_companions(self.source, partial / COMPANIONS)
             written = self.hf_dtypes if self.dtype is None else dict.fromkeys(self.map.hf_shapes, self.dtype)
-            cast = self.dtype is not None
-            self.changes = describe_weights(partial / COMPANIONS, self._sizes(), written, cast=cast)
+            how = {"cast": self.dtype is not None, "corrections": self.family.corrections}
+            self.changes = describe_weights(partial / COMPANIONS, self._sizes(), written, **how)
             names = {name: dtype_name(dtype) for name, dtype in written.items()}
             (partial / DTYPES_FILE).write_text(json.dumps(names, indent=1), encoding="utf-8")
 

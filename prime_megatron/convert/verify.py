@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prime_megatron.convert.sides import HfSide, MegatronSide, Place
+from prime_megatron.convert.sides import EMBEDDING, OUTPUT_LAYER, HfSide, MegatronSide, Place
 from prime_megatron.errors import InputError
 
 Part = tuple[int, int, str, int]
@@ -34,14 +34,14 @@ _INNER = {
     "mlp.linear_fc2.bias": "mlp.down_proj.bias",
 }
 _OUTER = {
-    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "output_layer.weight": "lm_head.weight",
+    "embedding.word_embeddings.weight": EMBEDDING,
+    "output_layer.weight": OUTPUT_LAYER,
     "decoder.final_layernorm.weight": "model.norm.weight",
     "value_head.weight": "score.weight",
 }
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
-_COPY = re.compile(r"rotary_emb\.inv_freq$|^lm_head\.weight$")
-"""Tensors of a source that need not be in the checkpoint; the converter has compared them with what they copy."""
+_FREQUENCIES = re.compile(r"rotary_emb\.inv_freq$")
+_ROWS = 4096
 
 
 def compare(
@@ -72,9 +72,20 @@ class _Judge:
             on_bytes(matrix.nbytes)
         for name in self.hf.names():
             missing = prod(self.hf.view(name).get_shape()) - self.covered[name]
-            if missing and not (self.covered[name] == 0 and _COPY.search(name)):
+            if missing and not (self.covered[name] == 0 and self._says_nothing(name)):
                 raise InputError(f"{self.written}: {name}: {missing} values are on one side only")
         return f"largest change of a value: {self.largest:.3g}" if self.largest else "every value is the same"
+
+    def _says_nothing(self, name: str) -> bool:
+        """Whether this need not be in the checkpoint: rotary frequencies, which the converter has compared with those
+        of config.json, and a tied model's copy of the embedding."""
+        if _FREQUENCIES.search(name):
+            return True
+        if name != OUTPUT_LAYER or not self.hf.tied:
+            return False
+        head, embedding = self.hf.view(name), self.hf.view(EMBEDDING)
+        blocks = (slice(start, start + _ROWS) for start in range(0, head.get_shape()[0], _ROWS))
+        return all(torch.equal(head[rows].double(), embedding[rows].double()) for rows in blocks)
 
     def _matrix(self, name: str, place: Place, found: Tensor) -> None:
         """One layer's (and expert's) rows of a chunk, from row place.row and column place.column on."""

@@ -1,32 +1,29 @@
-"""Rows of JSONL and parquet files, checked.
+"""Rows of data files, checked.
 
-Training prompts follow the schema of Eurus-2-RL-Data: data_source, prompt (chat messages), ability,
+Training prompts follow the schema of Eurus-2-RL-Data: data_source, prompt (text or chat messages), ability,
 reward_model {style, ground_truth}, extra_info. Supervised rows have `messages` (the last one the assistant's) or
-`prompt` (text or messages) and `response`.
+`prompt` (text or messages) and `response`. Both may have `system` (text before the chat) and `tools`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
+from prime_megatron.data.files import data_files, iterate, unused_columns
+from prime_megatron.data.messages import Message, kind_of, read_messages, read_tools
 from prime_megatron.errors import InputError
 
-ROLES = ("system", "user", "assistant")
-PARQUET_ROWS_AT_ONCE = 1024
+IDS = ("id", "uid")
+PROMPT_COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info", "system", "tools", *IDS)
+SFT_COLUMNS = ("messages", "prompt", "response", "system", "tools", *IDS)
 
 Parsed = TypeVar("Parsed")
-
-
-@dataclass(frozen=True)
-class Message:
-    """A turn of a chat."""
-
-    role: str
-    content: str
+Parse = Callable[[dict[str, Any], str, Callable[[str], None]], Iterable[Parsed]]
+"""(row, "file, row n", told of fields that nothing reads) to what the row holds."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,15 @@ class PromptRow:
     """ "file, row n", counted from 1 (the line of a JSONL file)."""
     extra_info: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """JSON values; what parquet holds beside them (dates, bytes) is text."""
+    other_truths: tuple[str, ...] = ()
+    """Further ground truths: an answer that equals any of them is right."""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """For the chat template."""
+
+    @property
+    def truths(self) -> tuple[str, ...]:
+        """All ground truths."""
+        return (self.ground_truth, *self.other_truths)
 
 
 @dataclass(frozen=True)
@@ -49,143 +55,193 @@ class SftRow:
 
     messages: tuple[Message, ...]
     origin: str
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    learned: bool = True
+    """False: every answer of the row has weight 0."""
 
 
-def read_prompt_rows(paths: Sequence[str], system_prompt: str | None = None) -> list[PromptRow]:
-    """Training or held-out prompts, file after file.
+class Remarks:
+    """What reading found and no error is: each kind once a file, with its number of rows and the first of them."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], tuple[int, int]] = {}
+        self._ids: dict[str, str] = {}
+
+    def add(self, path: str, number: int, text: str) -> None:
+        """One more row (or, with number 0, the file itself) of which `text` is true."""
+        count, first = self._found.get((path, text), (0, number))
+        self._found[path, text] = (count + 1, first)
+
+    def see_id(self, path: str, number: int, row: Mapping[str, Any]) -> None:
+        """Note a row's id, and that it is not the first with it."""
+        value = next((row[name] for name in IDS if row.get(name) is not None), None)
+        if value is None:
+            return
+        first = self._ids.setdefault(str(value), f"{path}, row {number}")
+        if first != f"{path}, row {number}":
+            self.add(path, number, "an id that an earlier row has, too")
+
+    def lines(self) -> list[str]:
+        """A line for each kind."""
+        return [
+            f"{path}: {text}" + (f" ({count} rows, the first is row {first})" if first else "")
+            for (path, text), (count, first) in self._found.items()
+        ]
+
+
+def read_prompt_rows(
+    paths: Sequence[str], system_prompt: str | None = None, remarks: Remarks | None = None
+) -> list[PromptRow]:
+    """All of `prompt_rows`."""
+    return list(prompt_rows(paths, system_prompt, remarks))
+
+
+def prompt_rows(
+    paths: Sequence[str], system_prompt: str | None = None, remarks: Remarks | None = None
+) -> Iterator[PromptRow]:
+    """Training or held-out prompts, file after file, read as they are asked for.
 
     Args:
-        paths: .jsonl or .parquet files.
+        paths: data files, folders of them, patterns.
         system_prompt: put before rows that have no system message of their own.
+        remarks: told of fields that nothing reads, and of ids that stand twice.
 
     Raises:
         InputError: a file that is missing, empty or of an unknown kind; a row that breaks the schema, by file and
             row.
     """
 
-    def parse(row: dict[str, Any], origin: str) -> PromptRow:
-        messages = _messages(_need(row, "prompt", origin), "prompt", origin)
-        if messages[-1].role != "user":
+    def parse(row: dict[str, Any], origin: str, unused: Callable[[str], None]) -> Iterable[PromptRow]:
+        messages = _with_system(_chat(_need(row, "prompt", origin), "prompt", origin, unused), row, origin)
+        if messages[-1].role not in ("user", "tool"):
             raise InputError(f"{origin}: prompt ends with a message of {messages[-1].role}; the last must be user's")
         if system_prompt is not None and messages[0].role != "system":
             messages = (Message("system", system_prompt), *messages)
         reward = _need(row, "reward_model", origin)
         if not isinstance(reward, dict):
             raise InputError(f"{origin}: reward_model must be an object with ground_truth")
-        truth = reward.get("ground_truth")
-        if truth is None or truth == "":
-            raise InputError(f"{origin}: no ground truth; set reward_model.ground_truth")
-        if not isinstance(truth, str):
-            raise InputError(f"{origin}: reward_model.ground_truth must be text, got {_kind(truth)}; quote it")
+        for name in reward.keys() - {"style", "ground_truth"}:
+            unused(f"reward_model.{name}")
+        truth, *others = _truths(reward.get("ground_truth"), origin)
         source = row.get("data_source")
         if source is not None and not isinstance(source, str):
-            raise InputError(f"{origin}: data_source must be text, got {_kind(source)}")
+            raise InputError(f"{origin}: data_source must be text, got {kind_of(source)}")
         extra = row.get("extra_info")
         if extra is not None and not isinstance(extra, dict):
-            raise InputError(f"{origin}: extra_info must be an object, got {_kind(extra)}")
-        return PromptRow(
-            messages, _text(row, "ability", origin), truth, source or "", origin, _json_values(extra or {})
-        )
+            raise InputError(f"{origin}: extra_info must be an object, got {kind_of(extra)}")
+        ability = _text(row, "ability", origin)
+        tools = read_tools(row["tools"], origin) if row.get("tools") else ()
+        yield PromptRow(messages, ability, truth, source or "", origin, _json_values(extra or {}), tuple(others), tools)
 
-    return _read_all(paths, parse)
+    return _each(paths, parse, PROMPT_COLUMNS, remarks or Remarks())
 
 
-def read_sft_rows(paths: Sequence[str]) -> list[SftRow]:
-    """Supervised rows, file after file. Raises InputError as `read_prompt_rows`."""
+def read_sft_rows(paths: Sequence[str], remarks: Remarks | None = None) -> list[SftRow]:
+    """All of `sft_rows`."""
+    return list(sft_rows(paths, remarks))
 
-    def parse(row: dict[str, Any], origin: str) -> SftRow:
+
+def sft_rows(paths: Sequence[str], remarks: Remarks | None = None) -> Iterator[SftRow]:
+    """Supervised rows, file after file; what is learned is the last answer. Where the messages have a `weight`, every
+    answer of weight 1 (that of a message without one) is learned: each is a row, with the chat before it.
+
+    Raises:
+        InputError: as `read_prompt_rows`.
+    """
+
+    def parse(row: dict[str, Any], origin: str, unused: Callable[[str], None]) -> Iterable[SftRow]:
         if row.get("messages") is not None:
-            messages = _messages(row["messages"], "messages", origin)
+            messages = read_messages(row["messages"], "messages", origin, unused)
         elif row.get("prompt") is not None:
-            prompt = row["prompt"]
-            before = (Message("user", prompt),) if isinstance(prompt, str) else _messages(prompt, "prompt", origin)
+            before = _chat(row["prompt"], "prompt", origin, unused)
             messages = (*before, Message("assistant", _text(row, "response", origin)))
         else:
             raise InputError(f"{origin}: neither messages nor prompt and response; a supervised row needs one of them")
+        messages = _with_system(messages, row, origin)
         if messages[-1].role != "assistant" or len(messages) < 2:
             raise InputError(f"{origin}: the last message must be the assistant's, after at least one other")
-        return SftRow(messages, origin)
+        tools = read_tools(row["tools"], origin) if row.get("tools") else ()
+        whole = SftRow(messages, origin, tools)
+        if all(message.learned is None for message in messages):
+            yield whole
+            return
+        answers = [
+            i
+            for i, message in enumerate(messages)
+            if i and message.role == "assistant" and message.learned is not False
+        ]
+        for index in answers:
+            yield dataclasses.replace(whole, messages=messages[: index + 1])
+        if not answers:
+            yield dataclasses.replace(whole, learned=False)
 
-    return _read_all(paths, parse)
+    return _each(paths, parse, SFT_COLUMNS, remarks or Remarks())
 
 
-def iterate(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number from 1, row) of a .jsonl or .parquet file, without holding the whole file.
+def _each(paths: Sequence[str], parse: Parse[Parsed], columns: Sequence[str], remarks: Remarks) -> Iterator[Parsed]:
+    for path in data_files(paths):
+        empty = True
+        for name in unused_columns(path, columns):
+            remarks.add(path, 0, f"nothing reads the column {name!r}, which is left out")
+        for number, row in iterate(path, columns):
+            origin = f"{path}, row {number}"
 
-    Raises:
-        InputError: missing file, unknown kind, a line that is not a JSON object, a damaged parquet file.
-    """
-    kind = Path(path).suffix
-    if kind not in (".jsonl", ".parquet"):
-        raise InputError(f"{path}: unknown kind of data file; use .jsonl or .parquet")
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such data file; check data.train and data.eval")
-    yield from (_iterate_jsonl if kind == ".jsonl" else _iterate_parquet)(path)
+            def unused(name: str, path: str = path, number: int = number) -> None:
+                remarks.add(path, number, f"nothing reads {name!r}, which is left out")
 
-
-def _iterate_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
+            for name in sorted(row.keys() - set(columns)):
+                unused(name)
+            remarks.see_id(path, number, row)
             try:
-                row = json.loads(line)
-            except UnicodeDecodeError:
-                raise InputError(f"{path}, row {number}: not UTF-8 text") from None
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, row {number}: not JSON ({error.msg}, column {error.colno})") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, row {number}: a row must be a JSON object, got {_kind(row)}")
-            yield number, row
-
-
-def _iterate_parquet(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa  # only parquet pays for its import
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            wanted = {"data_source", "prompt", "ability", "reward_model", "messages", "response", "extra_info"}
-            columns = [name for name in file.schema_arrow.names if name in wanted]
-            number = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS_AT_ONCE, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
-
-
-def _read_all(paths: Sequence[str], parse: Callable[[dict[str, Any], str], Parsed]) -> list[Parsed]:
-    rows: list[Parsed] = []
-    for path in paths:
-        before = len(rows)
-        for number, row in iterate(path):
-            rows.append(parse(row, f"{path}, row {number}"))
-        if len(rows) == before:
+                parsed = list(parse(row, origin, unused))
+            except RecursionError:
+                raise InputError(f"{origin}: nested too deep") from None
+            yield from parsed
+            empty = False
+        if empty:
             raise InputError(f"{path}: the data file is empty; it needs at least one row")
-    return rows
 
 
-def _messages(value: Any, key: str, origin: str) -> tuple[Message, ...]:
-    if not isinstance(value, list):
-        raise InputError(f"{origin}: {key} must be a list of chat messages, got {_kind(value)}")
-    if not value:
-        raise InputError(f"{origin}: {key} has no messages")
-    messages = []
-    for index, item in enumerate(value):
-        where = f"{origin}: {key}[{index}]"
-        if not isinstance(item, dict):
-            raise InputError(f"{where} must be an object with role and content, got {_kind(item)}")
-        role, content = item.get("role"), item.get("content")
-        if role not in ROLES:
-            raise InputError(f"{where} has the unknown role {role!r}; use {', '.join(ROLES)}")
-        if not isinstance(content, str):
-            raise InputError(f"{where}: content must be text, got {_kind(content)}")
-        if role == "system" and index:
-            raise InputError(f"{where}: a system message must come first")
-        messages.append(Message(role, content))
-    return tuple(messages)
+def _chat(value: Any, key: str, origin: str, unused: Callable[[str], None]) -> tuple[Message, ...]:
+    """A chat, or text as its one user message."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise InputError(f"{origin}: {key} is empty")
+        return (Message("user", value),)
+    return read_messages(value, key, origin, unused)
+
+
+def _with_system(messages: tuple[Message, ...], row: dict[str, Any], origin: str) -> tuple[Message, ...]:
+    """The chat with the text of the row's `system` before it."""
+    system = row.get("system")
+    if system is None or system == "":
+        return messages
+    if not isinstance(system, str):
+        raise InputError(f"{origin}: system must be text, got {kind_of(system)}")
+    if messages[0].role != "system":
+        return (Message("system", system), *messages)
+    if messages[0].content != system:
+        raise InputError(f"{origin}: system and the chat's own system message differ; keep one of them")
+    return messages
+
+
+def _truths(value: Any, origin: str) -> list[str]:
+    """The ground truths as text, at least one; numbers as JSON writes them."""
+    texts = []
+    for one in value if isinstance(value, list) else [value]:
+        if one is None or (isinstance(one, str) and not one.strip()):
+            raise InputError(f"{origin}: no ground truth; set reward_model.ground_truth")
+        if isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one):
+            one = str(one)
+        if not isinstance(one, str):
+            raise InputError(
+                f"{origin}: reward_model.ground_truth must be text, a number or a list of them, got {kind_of(one)}; "
+                "quote it"
+            )
+        texts.append(one)
+    if not texts:
+        raise InputError(f"{origin}: no ground truth; set reward_model.ground_truth")
+    return list(dict.fromkeys(texts))
 
 
 def _need(row: dict[str, Any], key: str, origin: str) -> Any:
@@ -197,7 +253,7 @@ def _need(row: dict[str, Any], key: str, origin: str) -> Any:
 def _text(row: dict[str, Any], key: str, origin: str) -> str:
     value = _need(row, key, origin)
     if not isinstance(value, str) or not value:
-        raise InputError(f"{origin}: {key} must be text that is not empty, got {_kind(value)}")
+        raise InputError(f"{origin}: {key} must be text that is not empty, got {kind_of(value)}")
     return value
 
 
@@ -208,12 +264,3 @@ def _json_values(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_json_values(item) for item in value]
     return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "a boolean", int: "a number", float: "a number"}
-    if value is None:
-        return "nothing"
-    if isinstance(value, str):
-        return "text" if value else "empty text"
-    return names.get(type(value), type(value).__name__)

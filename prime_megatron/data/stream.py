@@ -4,51 +4,73 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Generic, Protocol, TypeVar
 
 from prime_megatron.data.rows import PromptRow, SftRow
-from prime_megatron.data.tokenizer import Tokenizer
+from prime_megatron.data.tokenizer import OpenThought, Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.types import Group, Prompt, Sample
 
-Row = TypeVar("Row")
+
+class Row(Protocol):
+    """What a stream is made from."""
+
+    @property
+    def origin(self) -> str:
+        """File and row."""
+        ...
+
+
+RowType = TypeVar("RowType", bound=Row)
 Item = TypeVar("Item")
 
 
-class RowStream(Generic[Row, Item]):
-    """Endless stream of items made from rows; rows that `encode` refuses are skipped and counted."""
+class Skip(StrEnum):
+    """Why a row of the data is no item of the stream."""
+
+    too_long = "too_long"
+    no_tokens = "no_tokens"
+    masked = "masked"
+    """Every answer of a supervised row has weight 0."""
+    open_thought = "open_thought"
+    """The answer would be learned inside a thought that the prompt opens and the answer does not close."""
+
+
+class RowStream(Generic[RowType, Item]):
+    """Endless stream of items made from rows; rows that `encode` gives a Skip for are left out."""
 
     def __init__(
         self,
-        rows: Sequence[Row],
-        encode: Callable[[Row, str, int], Item | None],
+        rows: Sequence[RowType],
+        encode: Callable[[RowType, str, int], Item | Skip],
         *,
-        content: Callable[[Row], object],
+        content: Callable[[RowType], object],
         seed: int,
         shuffle: bool,
-        why_skipped: str,
+        limit: str,
     ) -> None:
         """
         Args:
             rows: all rows, in file order.
-            encode: (row, uid, draw) to an item, or None when the row is too long.
+            encode: (row, uid, draw) to an item, or why it is none.
             content: what tells a row from another, by its repr.
             seed: of the order.
             shuffle: a new order every epoch; false: file order.
-            why_skipped: ends the error when every row is skipped.
+            limit: the key of the longest row, with its value, as "data.max_tokens 60".
         """
         assert rows
-        self._rows: Sequence[Row] = rows
-        self._encode: Callable[[Row, str, int], Item | None] = encode
-        self._content: Callable[[Row], object] = content
+        self._rows: Sequence[RowType] = rows
+        self._encode: Callable[[RowType, str, int], Item | Skip] = encode
+        self._content: Callable[[RowType], object] = content
         self._seed = seed
         self._shuffle = shuffle
-        self._why_skipped = why_skipped
+        self._limit = limit
         self._epoch = 0
         self._position = 0
         self._draw = 0
-        self._skipped = 0
         self._order = self._permutation(0)
         self._digest: str | None = None
 
@@ -58,9 +80,26 @@ class RowStream(Generic[Row, Item]):
         return self._epoch
 
     @property
-    def skipped(self) -> int:
-        """Rows skipped since the start of the run (once for every epoch that met them)."""
-        return self._skipped
+    def num_rows(self) -> int:
+        """Rows of the data, those that are skipped included."""
+        return len(self._rows)
+
+    def origin(self, index: int) -> str:
+        """File and row of a row of the data."""
+        return self._rows[index].origin
+
+    def skip_of(self, index: int) -> Skip | None:
+        """Why this row of the data is skipped; None: it is not. Raises InputError, naming file and row."""
+        item = self._encode(self._rows[index], "", 0)
+        return item if isinstance(item, Skip) else None
+
+    def why(self, counts: Mapping[Skip, int]) -> str:
+        """In words why rows are skipped, each kind with its number."""
+        return why_skipped(counts, self._limit)
+
+    def check_usable(self) -> None:
+        """Raise InputError where every row is skipped."""
+        check_usable(self._rows, lambda row: self._encode(row, "", 0), self._limit)
 
     def take(self, num_items: int) -> list[Item]:
         """The next items; goes on into the next epoch where one ends.
@@ -79,14 +118,13 @@ class RowStream(Generic[Row, Item]):
             item = self._encode(self._rows[index], f"{self._epoch}-{index}", self._draw)
             self._position += 1
             self._draw += 1
-            if item is not None:
+            if not isinstance(item, Skip):
                 items.append(item)
                 skipped_in_a_row = 0
                 continue
-            self._skipped += 1
             skipped_in_a_row += 1
             if skipped_in_a_row >= 2 * len(self._rows):
-                raise InputError(f"every one of the {len(self._rows)} rows is skipped: {self._why_skipped}")
+                self.check_usable()
         return items
 
     def state(self) -> dict[str, int | bool | str]:
@@ -95,7 +133,6 @@ class RowStream(Generic[Row, Item]):
             "epoch": self._epoch,
             "position": self._position,
             "draw": self._draw,
-            "skipped": self._skipped,
             "num_rows": len(self._rows),
             "seed": self._seed,
             "shuffle": self._shuffle,
@@ -109,7 +146,7 @@ class RowStream(Generic[Row, Item]):
             InputError: the data, the seed or the shuffling is not that of the state.
         """
         for key, mine in self.state().items():
-            if key in ("epoch", "position", "draw", "skipped"):
+            if key in ("epoch", "position", "draw"):
                 continue
             if state[key] != mine:
                 raise InputError(
@@ -119,7 +156,6 @@ class RowStream(Generic[Row, Item]):
         self._epoch = int(state["epoch"])
         self._position = int(state["position"])
         self._draw = int(state["draw"])
-        self._skipped = int(state["skipped"])
         self._order = self._permutation(self._epoch)
 
     def _permutation(self, epoch: int) -> Sequence[int]:
@@ -138,8 +174,30 @@ class RowStream(Generic[Row, Item]):
         return self._digest
 
 
+def why_skipped(counts: Mapping[Skip, int], limit: str) -> str:
+    """In words why rows are skipped, each kind with its number; limit: the key of the longest row, with its value."""
+    said = {
+        Skip.too_long: f"over {limit} (raise it)",
+        Skip.no_tokens: "without a token",
+        Skip.masked: "of weight 0 alone",
+        Skip.open_thought: "with an answer that does not close the thought that the chat template opens",
+    }
+    return ", ".join(f"{counts[skip]} {said[skip]}" for skip in Skip if counts.get(skip))
+
+
+def check_usable(rows: Iterable[RowType], encode: Callable[[RowType], Item | Skip], limit: str) -> None:
+    """Read rows up to the first that is not skipped. Raises InputError where there is none."""
+    counts: Counter[Skip] = Counter()
+    for row in rows:
+        item = encode(row)
+        if not isinstance(item, Skip):
+            return
+        counts[item] += 1
+    raise InputError(f"every one of the {counts.total()} rows is skipped: {why_skipped(counts, limit)}")
+
+
 class PromptStream(RowStream[PromptRow, Prompt]):
-    """Tokenized training prompts; those over `max_prompt_tokens` are skipped and counted.
+    """Tokenized training prompts; those over `max_prompt_tokens` are skipped.
 
     uid is "epoch-row"; draw is the position in the stream since the start of the run, skipped rows counted.
     """
@@ -156,10 +214,10 @@ class PromptStream(RowStream[PromptRow, Prompt]):
         super().__init__(
             rows,
             lambda row, uid, draw: encode_prompt(row, tokenizer, uid, draw, max_prompt_tokens),
-            content=lambda row: (row.messages, row.ground_truth),
+            content=lambda row: (row.messages, row.tools, row.truths),
             seed=seed,
             shuffle=shuffle,
-            why_skipped=f"no prompt has 1 to {max_prompt_tokens} tokens; raise data.max_prompt_tokens",
+            limit=f"data.max_prompt_tokens {max_prompt_tokens}",
         )
 
 
@@ -172,36 +230,50 @@ class SftStream(RowStream[SftRow, Group]):
         super().__init__(
             rows,
             lambda row, uid, draw: encode_sft(row, tokenizer, uid, draw, max_tokens),
-            content=lambda row: (row.messages, ""),
+            content=lambda row: (row.messages, row.tools, ()),
             seed=seed,
             shuffle=shuffle,
-            why_skipped=f"no row has 1 to {max_tokens} tokens; raise data.max_tokens",
+            limit=f"data.max_tokens {max_tokens}",
         )
 
 
-def encode_prompt(row: PromptRow, tokenizer: Tokenizer, uid: str, draw: int, max_prompt_tokens: int) -> Prompt | None:
-    """A row as the model reads it; None when it is longer than `max_prompt_tokens` or has no tokens.
+def encode_prompt(row: PromptRow, tokenizer: Tokenizer, uid: str, draw: int, max_prompt_tokens: int) -> Prompt | Skip:
+    """A row as the model reads it, or why it is none.
 
     Raises:
         InputError: the row's chat cannot be rendered, by file and row.
     """
     try:
-        text, token_ids = tokenizer.encode_chat(row.messages)
+        text, token_ids = tokenizer.encode_chat(row.messages, row.tools)
     except InputError as error:
         raise InputError(f"{row.origin}: {error}") from None
-    if not 0 < len(token_ids) <= max_prompt_tokens:
-        return None
-    return Prompt(uid, draw, tuple(token_ids), row.ability, row.ground_truth, row.data_source, text, row.extra_info)
+    if not token_ids or len(token_ids) > max_prompt_tokens:
+        return Skip.too_long if token_ids else Skip.no_tokens
+    return Prompt(
+        uid,
+        draw,
+        tuple(token_ids),
+        row.ability,
+        row.ground_truth,
+        row.data_source,
+        text,
+        row.extra_info,
+        row.other_truths,
+    )
 
 
-def encode_sft(row: SftRow, tokenizer: Tokenizer, uid: str, draw: int, max_tokens: int) -> Group | None:
-    """A supervised row as a group of one; None when it is longer than `max_tokens`. Raises as `encode_prompt`."""
+def encode_sft(row: SftRow, tokenizer: Tokenizer, uid: str, draw: int, max_tokens: int) -> Group | Skip:
+    """A supervised row as a group of one, or why it is none. Raises as `encode_prompt`."""
+    if not row.learned:
+        return Skip.masked
     try:
-        prompt_ids, response_ids = tokenizer.encode_answer(row.messages)
+        prompt_ids, response_ids = tokenizer.encode_answer(row.messages, row.tools)
+    except OpenThought:
+        return Skip.open_thought
     except InputError as error:
         raise InputError(f"{row.origin}: {error}") from None
     if not prompt_ids or len(prompt_ids) + len(response_ids) > max_tokens:
-        return None
+        return Skip.too_long if prompt_ids else Skip.no_tokens
     prompt = Prompt(uid, draw, tuple(prompt_ids), "", "")
     zeros = (0.0,) * len(response_ids)
     return Group(prompt, (Sample(tuple(response_ids), zeros, "stop", 0, row.messages[-1].content),))
@@ -210,15 +282,23 @@ def encode_sft(row: SftRow, tokenizer: Tokenizer, uid: str, draw: int, max_token
 def eval_prompts(
     rows: Sequence[PromptRow], tokenizer: Tokenizer, *, max_prompt_tokens: int, max_prompts: int | None
 ) -> tuple[list[Prompt], int]:
-    """(held-out prompts in file order, number skipped for their length); uid is "eval-row", draw the row."""
+    """(held-out prompts in file order, number skipped for their length); uid is "eval-row", draw the row.
+
+    Raises:
+        InputError: all of the rows are skipped; one cannot be rendered.
+    """
     prompts: list[Prompt] = []
     skipped = 0
     for index, row in enumerate(rows):
         if max_prompts is not None and len(prompts) == max_prompts:
             break
         prompt = encode_prompt(row, tokenizer, f"eval-{index}", index, max_prompt_tokens)
-        if prompt is None:
+        if isinstance(prompt, Skip):
             skipped += 1
         else:
             prompts.append(prompt)
+    if rows and not prompts:
+        raise InputError(
+            f"data.eval: every one of the {len(rows)} rows is skipped: over data.max_prompt_tokens {max_prompt_tokens}"
+        )
     return prompts, skipped

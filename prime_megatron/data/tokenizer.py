@@ -2,39 +2,65 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from prime_megatron.data.rows import Message
+from prime_megatron.data.chat import DEFAULT_OPTIONS, ChatOptions, ChatTemplate
+from prime_megatron.data.ends import find_ends, read_json
+from prime_megatron.data.messages import Message
+from prime_megatron.data.thoughts import common_beginning, learned_text
 from prime_megatron.errors import InputError
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+Tools = Sequence[Mapping[str, Any]]
+
+
+class OpenThought(InputError):
+    """An answer that would be learned inside a thought that the generation prompt opens and the answer never closes."""
 
 
 class Tokenizer:
     """Text to ids and back, and chats to text."""
 
-    def __init__(self, hf: PreTrainedTokenizerBase, folder: str, eos_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        hf: PreTrainedTokenizerBase,
+        folder: str,
+        eos_token_ids: tuple[int, ...],
+        options: ChatOptions = DEFAULT_OPTIONS,
+        told: tuple[str, ...] = (),
+    ) -> None:
         self.hf = hf
         self.folder = folder
         self.eos_token_ids = eos_token_ids
-        """Ids that end a response; the first is the one written after supervised responses without a template."""
+        """Ids that end a response; the first is the one written behind supervised responses without a template."""
+        self.told = told
+        """What a run says at its start: what ends a response, and a warning where the folder disagrees with itself."""
         self.pad_token_id: int = hf.pad_token_id if hf.pad_token_id is not None else eos_token_ids[0]
+        self._template = ChatTemplate(hf, folder, options)
+        self._prefix = _prefix_of(hf)
 
     @property
-    def has_template(self) -> bool:
-        return self.hf.chat_template is not None
+    def control_token_ids(self) -> set[int]:
+        """Ids that no text is encoded to, such as those that begin and end turns."""
+        return {*self.hf.all_special_ids, *self.hf.added_tokens_decoder}
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of plain text; special tokens written in the text are read as such."""
-        return self.hf.encode(text, add_special_tokens=add_special_tokens)
+    def name_of(self, token_id: int) -> str:
+        """A token as the vocabulary writes it."""
+        return str(self.hf.convert_ids_to_tokens(token_id))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text, nothing added; control tokens written in the text are read as such."""
+        return self.hf.encode(text, add_special_tokens=False)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a prompt of plain text: behind what the tokenizer puts before a text of its own accord."""
+        return [*self._prefix, *self.encode(text)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """(token ids, where in the text each token begins, in characters) of plain text.
@@ -48,60 +74,82 @@ class Tokenizer:
         return list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids, spaces as they are."""
-        text = self.hf.decode(
-            list(token_ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+        """Text of token ids, spaces as they are; special tokens left out are also those that end a response."""
+        ids = list(token_ids)
+        if skip_special_tokens and ids and ids[-1] in self.eos_token_ids:
+            ids = ids[:-1]
+        text = self.hf.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """The chat as the text the model reads.
-
-        Without a chat template a single user message stands as it is (a base model continues the text); anything
-        else has no meaning then and is refused.
+    def encode_chat(self, messages: Sequence[Message], tools: Tools = ()) -> tuple[str, list[int]]:
+        """(text, token ids) of a prompt, ready for the answer; the text of its messages never becomes a control token.
 
         Raises:
-            InputError: no template for a chat that needs one, or the template refuses the chat.
+            InputError: no template for a chat that needs one, one that refuses the chat or does not write what the row
+                has; a control token in a message, where the config refuses them.
         """
-        if not self.has_template:
-            if len(messages) == 1 and messages[0].role == "user":
-                return messages[0].content
-            raise InputError(
-                f"{self.folder}: the tokenizer has no chat template, and a chat of {len(messages)} messages "
-                f"({', '.join(message.role for message in messages)}) needs one; add chat_template.jinja to the "
-                "folder, or use rows of one user message and no data.system_prompt"
-            )
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = self.hf.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except TemplateError as error:
-            raise InputError(f"{self.folder}: the chat template refuses a chat: {error}") from None
-        assert isinstance(text, str)
-        return text
+        self._template.check_fields(messages, tools)
+        guarded, mark = self._template.guard(messages)
+        pieces = self._template.pieces(self._template.render(guarded, tools, add_generation_prompt=True), mark)
+        return "".join(piece for piece, _ in pieces), self._prompt_ids(pieces)
 
-    def encode_chat(self, messages: Sequence[Message]) -> tuple[str, list[int]]:
-        """(text, token ids) of a prompt, ready for the answer. Raises InputError as `render`."""
-        text = self.render(messages, add_generation_prompt=True)
-        # A template writes its own begin-of-sequence token.
-        return text, self.encode(text, add_special_tokens=not self.has_template)
-
-    def encode_answer(self, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    def encode_answer(self, messages: Sequence[Message], tools: Tools = ()) -> tuple[list[int], list[int]]:
         """(prompt ids, response ids) of a chat whose last message is the assistant's, end of sequence included.
 
-        The response is what the template writes for the last message after the generation prompt, cut behind its
-        first end-of-sequence token; where the template rewrites the prompt once it is answered, the bare content.
+        The prompt is what a rollout generates from. The response is what the template writes of the whole chat minus
+        its longest common beginning with that prompt (see `learned_text`), cut behind its first end of a response.
+
+        Raises:
+            OpenThought: the answer fits not into the thought that the prompt opens.
+            InputError: as `encode_chat`; an answer that goes on behind a token that ends responses.
         """
-        prompt, prompt_ids = self.encode_chat(messages[:-1])
-        response = messages[-1].content
-        if self.has_template:
-            whole = self.render(messages, add_generation_prompt=False)
-            if whole.startswith(prompt) and response.strip() in whole[len(prompt) :]:
-                response = whole[len(prompt) :]
-        ids = self.encode(response)
+        self._template.check_fields(messages, tools)
+        guarded, mark = self._template.guard(messages)
+        prompt = self._template.render(guarded[:-1], tools, add_generation_prompt=True)
+        response = self._learned(prompt, guarded, tools) if self._template.there else guarded[-1].content
+        prompt_ids = self._prompt_ids(self._template.pieces(prompt, mark))
+        ids = self._encode(self._template.pieces(response, mark))
         ends = [index for index, token in enumerate(ids) if token in self.eos_token_ids]
-        ids = ids[: ends[0] + 1] if ends else [*ids, self.eos_token_ids[0]]
-        return prompt_ids, ids
+        if not ends:
+            return prompt_ids, [*ids, self.eos_token_ids[0]]
+        if self.decode(ids[ends[0] + 1 :]).strip():
+            raise InputError(
+                f"the answer goes on behind {self.hf.convert_ids_to_tokens(ids[ends[0]])!r}, which ends a response; "
+                "take it out of the content"
+            )
+        return prompt_ids, ids[: ends[0] + 1]
+
+    def _learned(self, prompt: str, messages: Sequence[Message], tools: Tools) -> str:
+        whole = self._template.render(messages, tools, add_generation_prompt=False)
+        before = self._template.render(messages[:-1], tools, add_generation_prompt=False)
+        answer, start = messages[-1], common_beginning(prompt, before)
+        text = learned_text(prompt, whole, answer.content, start, fields=bool(answer.fields))
+        if text is None:
+            raise OpenThought(
+                f"{self.folder}: the chat template opens a thought in the prompt that the answer does not close; give "
+                "the answer's thought, or use a template (or data.template_kwargs) that opens none"
+            )
+        return text
+
+    def _prompt_ids(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
+        # A template writes its own begin-of-sequence token.
+        return self._encode(pieces) if self._template.there else [*self._prefix, *self._encode(pieces)]
+
+    def _encode(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
+        """Ids of rendered text; guarded control tokens as the text that they are."""
+        return [
+            id_
+            for piece, guarded in pieces
+            if piece
+            for id_ in (self._encode_as_text(piece) if guarded else self.encode(piece))
+        ]
+
+    def _encode_as_text(self, token: str) -> list[int]:
+        ids = self.hf.encode(token, add_special_tokens=False, split_special_tokens=True)
+        if self.hf.convert_tokens_to_ids(token) in ids:  # a slow tokenizer, or one without the option
+            ids = [*self.encode(token[:1]), *self.encode(token[1:])]
+        return ids
 
     def step_end_table(self, delimiter: str, vocab_size: int) -> Tensor:
         """Tokens whose text contains the delimiter, bool [vocab_size].
@@ -121,7 +169,13 @@ class Tokenizer:
         return table_V
 
 
-def load_tokenizer(folder: str, vocab_size: int | None = None, *, trust_remote_code: bool = False) -> Tokenizer:
+def load_tokenizer(
+    folder: str,
+    vocab_size: int | None = None,
+    *,
+    trust_remote_code: bool = False,
+    options: ChatOptions = DEFAULT_OPTIONS,
+) -> Tokenizer:
     """The tokenizer of an HF model folder.
 
     A folder with a tokenizer.json is read by that file alone: transformers 5 otherwise picks a class by model_type,
@@ -131,9 +185,11 @@ def load_tokenizer(folder: str, vocab_size: int | None = None, *, trust_remote_c
         folder: HF model folder.
         vocab_size: rows of the model's embedding; None: read from the folder's config.json.
         trust_remote_code: let transformers run code from the folder.
+        options: how chats are rendered.
 
     Raises:
-        InputError: no such folder, no readable tokenizer, ids beyond the vocabulary, no end-of-sequence token.
+        InputError: no such folder, no readable tokenizer, ids beyond the vocabulary, no end-of-sequence token,
+            arguments that the template does not read.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -159,50 +215,23 @@ def load_tokenizer(folder: str, vocab_size: int | None = None, *, trust_remote_c
             f"{folder}: the tokenizer does not match the model: it has token id {largest}, "
             f"the model's vocabulary ends at {vocab_size - 1} (vocab_size {vocab_size}); use the model's own tokenizer"
         )
-    return Tokenizer(hf, folder, end_token_ids(path, hf.eos_token_id))
+    ends = find_ends(path, ChatTemplate(hf, folder, options), vocab_size)
+    told = [ends.describe({id_: name for name, id_ in hf.get_vocab().items()})]
+    told += [f"warning: {ends.warning}"] if ends.warning else []
+    return Tokenizer(hf, folder, ends.token_ids, options, tuple(told))
+
+
+def _prefix_of(hf: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text of its own accord (begin of sequence). What it puts behind is left out: an
+    end of sequence has no place between a prompt and its answer."""
+    plain, dressed = hf.encode("a", add_special_tokens=False), hf.encode("a", add_special_tokens=True)
+    starts = (i for i in range(len(dressed)) if dressed[i : i + len(plain)] == plain)
+    return dressed[: next(starts, 0)]
 
 
 def model_vocab_size(folder: str) -> int:
     """vocab_size in the folder's config.json. Raises InputError when there is none."""
-    size = _read_json(Path(folder) / "config.json").get("vocab_size")
+    size = read_json(Path(folder) / "config.json").get("vocab_size")
     if not isinstance(size, int):
         raise InputError(f"{folder}/config.json: no vocab_size; it must be an HF model folder")
     return size
-
-
-def end_token_ids(path: Path, own: int | None) -> tuple[int, ...]:
-    """What ends a response, the only place that says so: the tokenizer's end of sequence (``own``) first, then what
-    generation_config.json names, and where that names none, config.json; as transformers' generate and the engines.
-
-    Raises:
-        InputError: none of the three names an end, or one names something else than token ids.
-    """
-    named: list[int] = []
-    for name in ("generation_config.json", "config.json"):
-        if not named and (path / name).is_file():
-            named = _ends_in(path / name)
-    found = ([] if own is None else [own]) + named
-    if not found:
-        raise InputError(f"{path}: the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
-    return tuple(dict.fromkeys(found))
-
-
-def _ends_in(path: Path) -> list[int]:
-    value = _read_json(path).get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    for one in ids:
-        if isinstance(one, bool) or not isinstance(one, int) or one < 0:
-            raise InputError(f"{path}: eos_token_id = {value!r} is not a token id, or a list of them")
-    return ids
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the folder must be an HF model folder") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise InputError(f"{path}: not JSON") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return value

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from prime_megatron.data.rows import Message
-from prime_megatron.data.stream import RowStream
+from prime_megatron.data.messages import Message
+from prime_megatron.data.stream import RowStream, Skip
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.generate.sample import GeneratedSample, parse_sample
@@ -91,7 +91,7 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, vocab: int, max_tokens: int, step_end_table_V: Tensor | None) -> None:
         self._tokenizer = tokenizer
         self._vocab = vocab
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._closes: frozenset[int] = frozenset(
             step_end_table_V.nonzero().flatten().tolist() if step_end_table_V is not None else ()
         )
@@ -107,7 +107,7 @@ class Encoder:
         except InputError as error:
             raise InputError(f"{response.origin}: {error}") from None
         size = len(encoded.prompt_ids) + len(encoded.response_ids)
-        whole = encoded.prompt_ids and encoded.response_ids and size <= self._max_tokens
+        whole = encoded.prompt_ids and encoded.response_ids and size <= self.max_tokens
         return encoded if whole else None
 
     def _encode(self, response: Response) -> Encoded:
@@ -129,7 +129,7 @@ class Encoder:
     def _prompt_ids(self, sample: GeneratedSample) -> tuple[int, ...]:
         """Of a chat by the template, of a text as it stands."""
         if isinstance(sample.prompt, str):
-            return tuple(self._tokenizer.encode(sample.prompt, add_special_tokens=True))
+            return tuple(self._tokenizer.encode_text(sample.prompt))
         return tuple(self._tokenizer.encode_chat(sample.prompt)[1])
 
     def _step_ends(self, response_ids: Sequence[int]) -> tuple[int, ...]:
@@ -149,7 +149,19 @@ class Encoder:
         return tuple(ids), tuple(ends)
 
 
-def sibling_groups(responses: Sequence[Response], size: int) -> list[tuple[Response, ...]]:
+@dataclass(frozen=True)
+class Siblings:
+    """Responses to one prompt."""
+
+    responses: tuple[Response, ...]
+
+    @property
+    def origin(self) -> str:
+        """File and row of the first."""
+        return self.responses[0].origin
+
+
+def sibling_groups(responses: Sequence[Response], size: int) -> list[Siblings]:
     """Responses to one prompt together, at most ``size`` in a group; prompts in the order of their first response.
 
     A prompt with more responses makes several groups that differ by at most one in size, dealt in turn.
@@ -158,18 +170,18 @@ def sibling_groups(responses: Sequence[Response], size: int) -> list[tuple[Respo
     for response in responses:
         sample = response.sample
         by_prompt.setdefault(sample.prompt or sample.prompt_ids, []).append(response)
-    groups: list[tuple[Response, ...]] = []
+    groups: list[Siblings] = []
     for siblings in by_prompt.values():
         count = -(-len(siblings) // size)
-        groups += [tuple(siblings[part::count]) for part in range(count)]
+        groups += [Siblings(tuple(siblings[part::count])) for part in range(count)]
     return groups
 
 
-def encode_group(encoder: Encoder, siblings: Sequence[Response], uid: str, draw: int) -> Group | None:
+def encode_group(encoder: Encoder, siblings: Siblings, uid: str, draw: int) -> Group | None:
     """Siblings as a group of the trainer's; those that are too long are left out, None where no one stays."""
     kept: list[Sample] = []
     prompt: Prompt | None = None
-    for response in siblings:
+    for response in siblings.responses:
         encoded = encoder.encode(response)
         if encoded is None:
             continue
@@ -190,17 +202,17 @@ def as_sample(encoded: Encoded, response: Response) -> Sample:
     )
 
 
-class ResponseStream(RowStream[tuple[Response, ...], Group]):
+class ResponseStream(RowStream[Siblings, Group]):
     """Groups of labelled responses, shuffled per epoch; a group whose responses are all too long is skipped."""
 
-    def __init__(self, groups: Sequence[tuple[Response, ...]], encoder: Encoder, *, seed: int) -> None:
+    def __init__(self, groups: Sequence[Siblings], encoder: Encoder, *, seed: int) -> None:
         super().__init__(
             groups,
-            lambda siblings, uid, draw: encode_group(encoder, siblings, uid, draw),
-            content=lambda siblings: [response.row for response in siblings],
+            lambda siblings, uid, draw: encode_group(encoder, siblings, uid, draw) or Skip.too_long,
+            content=lambda siblings: [response.row for response in siblings.responses],
             seed=seed,
             shuffle=True,
-            why_skipped="no response has a token and at most data.max_tokens; raise it",
+            limit=f"data.max_tokens {encoder.max_tokens}",
         )
 
 

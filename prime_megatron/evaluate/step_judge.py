@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prime_megatron.data.rows import Message
+from prime_megatron.data.messages import Message
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.process_bench import NO_ERROR, Solution

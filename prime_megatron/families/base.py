@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -65,6 +65,14 @@ class FamilyConfig:
     """The feed-forward's three projections have biases."""
     full_layers: tuple[int, ...] = ()
     """Layers that the window leaves out (full attention)."""
+    own_head: bool = field(default=False, compare=False)
+    """config.json says tied, and the weights say otherwise: the output layer there differs from the embedding."""
+
+    @property
+    def corrections(self) -> dict[str, Any]:
+        """Keys of config.json that the weights contradict, as they should be: for engines, which go by that file alone,
+        and for the config.json of what is written."""
+        return {"tie_word_embeddings": False} if self.own_head else {}
 
     def layer_window(self, layer: int) -> int | None:
         """The window of a layer."""

@@ -27,7 +27,7 @@ def check_against_transformers(family: FamilyConfig, folder: Path | str, *, trus
     path = Path(folder) / "config.json"
     try:
         config = transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
+            folder, trust_remote_code=trust_remote_code, local_files_only=True, **family.corrections
         )
         theirs = facts_of(config)
     except Exception as error:  # transformers raises whatever the value leads to
@@ -47,6 +47,17 @@ def compare_facts(family: FamilyConfig, theirs: dict[str, Any], place: str, read
                 f"{place}: {name} is {_short(ours)} for the trainer, {_short(theirs[name])} for {reader}; "
                 "they would compute two models"
             )
+
+
+def windows_within(
+    family: FamilyConfig, theirs: dict[str, Any], max_tokens: int
+) -> tuple[FamilyConfig, dict[str, Any]]:
+    """Both readings without the windows that hold every sequence of ``max_tokens``: those hide nothing."""
+    own = family
+    if family.window is not None and family.window >= max_tokens:
+        own = dataclasses.replace(family, window=None, full_layers=())
+    found = [None if window is None or window >= max_tokens else window for window in theirs["windows by layer"]]
+    return own, theirs | {"windows by layer": found}
 
 
 def facts_of(config: Any) -> dict[str, Any]:
@@ -71,6 +82,7 @@ def facts_of(config: Any) -> dict[str, Any]:
     else:
         facts["intermediate_size"] = config.intermediate_size
     facts["windows by layer"] = _windows(config)
+    facts |= {name: getattr(config, name) for name in ("attention_bias", "mlp_bias") if name in declared}
     return facts | _rotary(config)
 
 
@@ -92,7 +104,9 @@ def _rotary(config: Any) -> dict[str, Any]:
         for name, value in vars(module).items()
         if name.endswith("RotaryEmbedding") and isinstance(value, type) and value.__module__ == module.__name__
     ]
-    return rotary_facts(made(config))
+    rope = config.rope_parameters
+    named = {"rope_type": rope["rope_type"], "rope_theta": float(rope["rope_theta"])}
+    return named | rotary_facts(made(config))
 
 
 def rotary_facts(module: Any) -> dict[str, Any]:
@@ -117,10 +131,15 @@ def _own_facts(family: FamilyConfig) -> dict[str, Any]:
         "tie_word_embeddings": family.tied,
         "hidden_act": "silu",
         "experts": family.experts,
+        "mlp_bias": family.mlp_bias,
+        "rope_type": "default" if family.rope_scaling is None else family.rope_scaling.kind,
+        "rope_theta": family.rope_theta,
         "windows by layer": [family.layer_window(layer) for layer in range(family.layers)],
         "inverse frequencies (rotary)": inverse_frequencies(family),
         "attention factor (rotary)": attention_factor(family),
     }
+    if family.output_bias or not family.qkv_bias:  # Qwen2 has biases on q, k and v without a key
+        facts["attention_bias"] = family.qkv_bias
     if not family.experts:
         return facts | {"intermediate_size": family.ffn}
     return facts | {

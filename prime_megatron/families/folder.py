@@ -14,19 +14,16 @@ from safetensors import SafetensorError, safe_open
 
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
-from prime_megatron.families.fused import View, fused_views
+from prime_megatron.families.fused import EMBEDDING, View, fused_views
 from prime_megatron.families.megatron_layout import VALUE_HEAD, shard_map
+from prime_megatron.families.read import INDEX, OUTPUT_LAYER, SINGLE
 from prime_megatron.families.rope import inverse_frequencies
 from prime_megatron.parallel.topology import ParallelSizes
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}
 """By safetensors' names."""
 VALUE_HEAD_TENSOR = VALUE_HEAD.sources[0].name
-OUTPUT_LAYER = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
 _SHARD = "model-*-of-*.safetensors"
 _COMPARED_ROWS = 4096
 
@@ -151,11 +148,8 @@ class HfFolder:
         if name == OUTPUT_LAYER and value_head and VALUE_HEAD_TENSOR not in self.files:
             return  # a new critic takes the layers of a policy's folder
         if name == OUTPUT_LAYER and not value_head and self.family.tied:
-            if not self._same(OUTPUT_LAYER, EMBEDDING):
-                raise InputError(
-                    f"{self.files[name]}: {name} differs from {EMBEDDING}, though config.json says "
-                    "tie_word_embeddings = true; set it to false there"
-                )
+            if self.head_differs():
+                raise InputError(f"{self.files[name]}: {name} differs from {EMBEDDING}; it did not when the run began")
             return
         if name in frequency_names(self.family):
             self._check_frequencies(name)
@@ -165,12 +159,13 @@ class HfFolder:
     def _described(self, value_head: bool) -> str:
         return f"critic ({VALUE_HEAD_TENSOR} in place of {OUTPUT_LAYER})" if value_head else self.family.architecture
 
-    def _same(self, one: str, two: str) -> bool:
-        left, right = self.slice(one), self.slice(two)
-        if left.get_shape() != right.get_shape() or left.get_dtype() != right.get_dtype():
-            return False
-        blocks = range(0, left.get_shape()[0], _COMPARED_ROWS)
-        return all(same_bits(*(x[start : start + _COMPARED_ROWS] for x in (left, right))) for start in blocks)
+    def head_differs(self) -> bool:
+        """Whether lm_head.weight has another value than the embedding, or another shape; dtypes may differ."""
+        head, embedding = self.slice(OUTPUT_LAYER), self.slice(EMBEDDING)
+        if head.get_shape() != embedding.get_shape() or not {head.get_dtype(), embedding.get_dtype()} <= DTYPES.keys():
+            return True
+        blocks = range(0, head.get_shape()[0], _COMPARED_ROWS)
+        return not all(_equal(*(x[start : start + _COMPARED_ROWS] for x in (head, embedding))) for start in blocks)
 
     def _check_frequencies(self, name: str) -> None:
         """Old exports have the frequencies, scaled or not, in the weights' dtype."""
@@ -205,10 +200,10 @@ def frequency_names(family: FamilyConfig) -> set[str]:
     return {"model.rotary_emb.inv_freq"} | layers
 
 
-def same_bits(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Bit for bit, NaN included."""
-    one, two = one.contiguous().reshape(-1), two.contiguous().reshape(-1)
-    return one.dtype == two.dtype and torch.equal(one.view(torch.uint8), two.view(torch.uint8))
+def _equal(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Value for value, in the wider dtype."""
+    wide = torch.promote_types(one.dtype, two.dtype)
+    return torch.equal(one.to(wide), two.to(wide))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Experts that lie in one tensor a layer (transformers 5), seen as one tensor an expert."""
+"""Tensors that a folder holds in another form than the family's rules name them: experts in one tensor a layer
+(transformers 5), a tied embedding under the output layer's name."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ from dataclasses import dataclass
 
 from prime_megatron.families import FAMILIES
 from prime_megatron.families.base import FamilyConfig
+from prime_megatron.families.read import OUTPUT_LAYER
+
+EMBEDDING = "model.embed_tokens.weight"
 
 _FUSED = re.compile(r"^model\.layers\.\d+\.mlp\.experts\.(gate_up_proj|down_proj)$")
 
@@ -25,14 +29,18 @@ class View:
 
 
 def fused_views(family: FamilyConfig, stored: Collection[str]) -> dict[str, View]:
-    """A view for every tensor of the family's rules that the folder has in fused form only.
+    """A view for every tensor of the family's rules that the folder has in another form only.
+
+    Of a tied model's two names either will do (``PreTrainedModel.tie_weights``).
 
     gate_up_proj [experts, gate rows then up rows, hidden] and down_proj [experts, hidden, expert ffn] of a layer; where
     they are used, Mixtral's router goes by mlp.gate.weight (``MixtralExperts`` in transformers 5).
     """
-    if not family.experts or not any(_FUSED.match(name) for name in stored):
-        return {}
     views: dict[str, View] = {}
+    if family.tied and EMBEDDING not in stored and OUTPUT_LAYER in stored:
+        views[EMBEDDING] = View(OUTPUT_LAYER, (family.vocab, family.hidden), None, 0, family.vocab)
+    if not family.experts or not any(_FUSED.match(name) for name in stored):
+        return views
     ffn, hidden = family.expert_ffn, family.hidden
     both, down = (family.experts, 2 * ffn, hidden), (family.experts, hidden, ffn)
     rules = {rule.param.rpartition("mlp.")[2]: rule for rule in FAMILIES[family.architecture].rules(family)}

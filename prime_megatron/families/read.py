@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,19 @@ from prime_megatron.families.keys import Keys
 
 PLAIN_DTYPES = ("F64", "F32", "BF16", "F16")
 """What safetensors calls the dtypes that weights may have."""
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+OUTPUT_LAYER = "lm_head.weight"
 _HEAD = "ForSequenceClassification"
 _QUANTISED = ("quantization_config", "compression_config")
 
 
 def read_config(folder: Path | str, *, value_head: bool = False) -> FamilyConfig:
     """What transformers would make of folder/config.json, for the families known here.
+
+    Where it says that the output layer is tied, and the folder's weights have one that differs from the embedding, the
+    model is untied, as transformers 5 has it. Such a folder's two tensors are read, once in a process; a folder without
+    weights is what config.json says.
 
     value_head: for a critic or a reward model, which a ...ForSequenceClassification folder with one label is, too.
 
@@ -33,9 +41,24 @@ def read_config(folder: Path | str, *, value_head: bool = False) -> FamilyConfig
         for key in _QUANTISED:
             if raw.get(key) is not None:
                 raise InputError(_quantised(Path(folder), key))
-        return family.parse(Keys(raw, family.defaults, family.nullable))
+        config = family.parse(Keys(raw, family.defaults, family.nullable))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    if config.tied and not value_head and _has_output_layer(Path(folder)):
+        from prime_megatron.families.head import head_differs  # torch is needed for this alone
+
+        if head_differs(config, Path(folder)):
+            return replace(config, tied=False, own_head=True)
+    return config
+
+
+def _has_output_layer(folder: Path) -> bool:
+    """By the index or the one file's header, whichever is there."""
+    try:
+        weights = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return OUTPUT_LAYER in weights
+    except (OSError, ValueError, KeyError, TypeError):
+        return OUTPUT_LAYER in header_dtypes(folder / SINGLE)
 
 
 def read_raw(folder: Path | str) -> dict[str, Any]:

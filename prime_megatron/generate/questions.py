@@ -77,7 +77,7 @@ def encode_question(question: Question, tokenizer: Tokenizer, name: str) -> Prom
     try:
         if isinstance(question.prompt, str):
             text = question.prompt
-            token_ids = tokenizer.encode(text, add_special_tokens=True)
+            token_ids = tokenizer.encode_text(text)
         else:
             text, token_ids = tokenizer.encode_chat(question.prompt)
     except InputError as error:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prime_megatron.errors import InputError
+from prime_megatron.families.companions import copy_companions, describe_weights
 from prime_megatron.families.folder import (
     DTYPES,
     SINGLE,
@@ -40,7 +40,6 @@ _PADDED = (
     "linear_proj.weight",
 )
 """Parameters of which a rank may hold nothing but padding."""
-_WEIGHT_FILE = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack)(\.index\.json)?$")
 
 
 def slices_at(model: HiddenStatesModel, topology: Topology, at: Coordinates) -> list[ShardSlice]:
@@ -129,6 +128,7 @@ class _Plan:
         self.topology = topology
         models = [unwrap(chunk) for chunk in chunks]
         self.named = [dict(model.named_parameters()) for model in models]
+        self.corrections = models[0].family.corrections
         self.param_dtype = next(models[0].parameters()).dtype
         self.device = next(models[0].parameters()).device
         owners: dict[str, dict[Any, tuple[int, ShardSlice]]] = {}
@@ -176,6 +176,7 @@ class _Writer:
         self.target = target
         self.source = source
         self.cast = cast
+        self.corrections = plan.corrections
         self.partial = target.parent / f".{target.name}.partial"
         self.files = file_names(split_files(plan.specs, max_file_bytes))
         self.error: str | None = None
@@ -217,7 +218,8 @@ class _Writer:
     def _describe(self) -> None:
         specs = [spec for part in self.files.values() for spec in part]
         sizes = {spec.name: math.prod(spec.shape) for spec in specs}
-        describe_weights(self.partial, sizes, {spec.name: spec.dtype for spec in specs}, cast=self.cast)
+        dtypes = {spec.name: spec.dtype for spec in specs}
+        describe_weights(self.partial, sizes, dtypes, cast=self.cast, corrections=self.corrections)
 
     def finish(self) -> str | None:
         try:
@@ -234,43 +236,6 @@ class _Writer:
         if self.error:
             shutil.rmtree(self.partial, ignore_errors=True)
         return self.error
-
-
-def copy_companions(source: Path, target: Path) -> None:
-    """Copies every file of a model folder but its weights."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not _WEIGHT_FILE.match(path.name):
-            shutil.copyfile(path, target / path.name)
-    templates = source / "additional_chat_templates"
-    if templates.is_dir():
-        shutil.copytree(templates, target / templates.name)
-
-
-def describe_weights(
-    folder: Path, num_values: Mapping[str, int], dtypes: Mapping[str, torch.dtype], *, cast: bool
-) -> tuple[str, ...]:
-    """Makes config.json say what was written: the dtype that most values have, in every key that names one.
-
-    A file that says so already, or that names none where nothing was cast, stays as it is. Returns a line for every
-    key that changed.
-    """
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    counts: dict[str, int] = {}
-    for name, count in num_values.items():
-        counts[dtype_name(dtypes[name])] = counts.get(dtype_name(dtypes[name]), 0) + count
-    made = max(sorted(counts), key=lambda name: counts[name])
-    keys = [key for key in ("torch_dtype", "dtype") if config.get(key) is not None]
-    keys = keys or (["torch_dtype"] if cast else [])
-    stale = {key: config.get(key) for key in keys if config.get(key) != made}
-    if stale:
-        path.write_text(json.dumps(config | dict.fromkeys(stale, made), indent=2) + "\n", encoding="utf-8")
-    return tuple(f"config.json: {key} {json.dumps(before)} -> {json.dumps(made)}" for key, before in stale.items())
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """As config.json spells it."""
-    return str(dtype).removeprefix("torch.")
 
 
 def file_names(parts: list[list[TensorSpec]]) -> dict[str, list[TensorSpec]]:

@@ -174,6 +174,17 @@ class Generator:
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
+def _answer_of(prompt: Prompt, response: str) -> Answer:
+    return Answer(
+        ability=prompt.ability,
+        response=response,
+        ground_truth=prompt.ground_truth,
+        prompt=prompt.text,
+        data_source=prompt.data_source,
+        extra_info=prompt.extra_info,
+        other_truths=prompt.other_truths,
+    )
+
 
 def _requests(prompt: Prompt, draw: Draw) -> list[Request]:
     """One for each response to the prompt."""

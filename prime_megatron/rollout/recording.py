@@ -56,7 +56,8 @@ def read_recording(path: str) -> dict[int, list[Group]]:
 
 def group_from_dict(row: dict[str, Any]) -> Group:
     """Inverse of dataclasses.asdict for a Group."""
-    prompt = Prompt(**{**row["prompt"], "token_ids": tuple(row["prompt"]["token_ids"])})
+    tuples = {key: tuple(row["prompt"].get(key, ())) for key in ("token_ids", "other_truths")}
+    prompt = Prompt(**row["prompt"] | tuples)
     samples = tuple(
         Sample(**{**sample, "token_ids": tuple(sample["token_ids"]), "logprobs": tuple(sample["logprobs"])})
         for sample in row["samples"]

@@ -80,7 +80,7 @@ class Assembly:
             agree_on(lambda: check_output_dir(output, resume=resume, overwrite=overwrite))
             with build_verifiers(self.verify_options(), config.verify.custom) as self.verifiers:
                 agree_on(self.verifiers.try_custom)
-                self.inputs = read_inputs(config, self.verifiers)
+                self.inputs = read_inputs(config, self.verifiers, self.topology)
                 self.roles = build_roles(config, self.topology, plan_step(config))
                 with on_first_rank(lambda: own_output_dir(output, resume=resume, overwrite=overwrite)):
                     parts = self.parts()
@@ -170,7 +170,7 @@ class Assembly:
         config = self.config
         layers = describe_layers(DTYPES[config.models.dtype])
         custom = describe_custom(config.verify.custom)
-        return [describe_engine(config), layers, describe_reward_path(config), *custom]
+        return [describe_engine(config), layers, describe_reward_path(config), *custom, *self.inputs.tokenizer.told]
 
     def reporter(self, generator: Generator, colocation: Colocation, engine: Engine) -> Reporter:
         """The run's voice: logs, evaluation, samples. The watchdog is told of every stage, as the log is."""
@@ -186,9 +186,7 @@ class Assembly:
             run_config=config.model_dump(mode="json"),
             slurm_comment=config.launch.slurm_comment,
         )
-        if inputs.num_held_out_skipped:
-            log.warn(f"data.eval: {inputs.num_held_out_skipped} prompts over data.max_prompt_tokens are skipped")
-        for line in inputs.left_out:
+        for line in inputs.warnings:
             log.warn(line)
         if (other := reference_warning(config)) is not None:
             log.warn(other)
@@ -202,7 +200,7 @@ class Assembly:
             log=log,
             samples=open_samples_log(output, config.log, rank=topology.rank),
             recorder=Recorder(config.rollout.record if topology.rank == 0 else None),
-            prompts=inputs.prompts,
+            inputs=inputs,
             memory=colocation.take_readings,
             restarts=lambda: engine.num_restarts,
             verification=lambda: Verification(self.verifiers.take_usage(), generator.take_waited_s()),

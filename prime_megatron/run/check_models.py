@@ -8,6 +8,7 @@ from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.config.check_stage import stage_folders
 from prime_megatron.errors import InputError
+from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.step.plan import plan_step
 
@@ -82,3 +83,20 @@ def _check_engine(config: TrainConfig, folder: str) -> None:
                 f"rollout.engine: sglang has no biases in the feed-forward, and {folder}/config.json has them "
                 "(mlp_bias); set the key to vllm or embedded"
             )
+        _check_windows(config, family, folder)
+
+
+def _check_windows(config: TrainConfig, family: FamilyConfig, folder: str) -> None:
+    """SGLang has no window in these families' layers, vLLM one for all layers; a window that holds every sequence does
+    not matter."""
+    engine, longest = config.rollout.engine, config.data.max_prompt_tokens + config.rollout.sampling.max_response_tokens
+    if family.window is None or family.window >= longest or (engine == "vllm" and not family.full_layers):
+        return
+    has, instead = ("no attention windows", "vllm or embedded")
+    if family.full_layers:
+        has, instead = ("no attention windows in some of the layers", "embedded")
+    raise InputError(
+        f"rollout.engine: {engine} has {has} for {family.architecture}, and {folder}/config.json has them, of "
+        f"{family.window} tokens, which data.max_prompt_tokens and rollout.sampling.max_response_tokens exceed "
+        f"({longest}); set the key to {instead}"
+    )

@@ -34,10 +34,11 @@ from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.process.driver import DriverSettings
 from prime_megatron.rollout.process.engine import ProcessEngine
 from prime_megatron.rollout.process.limits import Limits
-from prime_megatron.rollout.process.place import SPARE_TOKENS, engine_environment
+from prime_megatron.rollout.process.place import engine_environment
 from prime_megatron.rollout.process.process import EngineProcess
 from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.vllm.in_process import InProcessEngine
+from prime_megatron.run.context import SPARE_TOKENS
 from prime_megatron.run.models import DTYPES
 from prime_megatron.run.transport import is_in_process, transport_of
 from prime_megatron.weights.by_bucket import BucketReshard
@@ -64,6 +65,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
     """
     if config.rollout.engine in ("embedded", "replay"):
         folder = policy_folder_of(config)
+        family = read_config(folder)
         engine = EmbeddedEngine(
             folder,
             end_token_ids=end_token_ids,
@@ -73,9 +75,10 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
             replica=topology.rank,
             num_replicas=topology.sizes.world,
             trust_remote_code=config.models.trust_remote_code,
+            corrections=family.corrections,
         )
         facts = facts_of(engine.model.config) | rotary_facts(engine.model.base_model.rotary_emb)
-        compare_facts(read_config(folder), facts, f"{folder}/config.json", "the embedded engine")
+        compare_facts(family, facts, f"{folder}/config.json", "the embedded engine")
         return engine
     rollout = config.rollout
     settings = driver_settings(config, end_token_ids)

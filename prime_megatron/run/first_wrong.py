@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prime_megatron.config import ScoreConfig
-from prime_megatron.data.rows import Message
-from prime_megatron.data.tokenizer import load_tokenizer
+from prime_megatron.data.messages import Message
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.process_bench import Solution, step_scores
 from prime_megatron.evaluate.responses import Encoder, Response
@@ -16,7 +15,7 @@ from prime_megatron.families.read import read_config
 from prime_megatron.generate.sample import GeneratedSample
 from prime_megatron.run.judge import Judge
 from prime_megatron.run.prm_scorer import PrmScorer, encode_all
-from prime_megatron.run.scoring import check_scoring, resolve_prm, scoring_groups
+from prime_megatron.run.scoring import check_scoring, resolve_prm, scoring_groups, scoring_tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def by_prm(
     folders = resolve_prm(prm, config)
     check_scoring((folders.prm, folders.reference), config, world_size)
     vocab = read_config(folders.prm).vocab
-    tokenizer = load_tokenizer(folders.prm, vocab, trust_remote_code=config.trust_remote_code)
+    tokenizer = scoring_tokenizer(folders.prm, vocab, config)
     responses = [_as_response(solution) for solution in solutions]
     encoded = encode_all(Encoder(tokenizer, vocab, config.max_tokens, None), responses, config.max_tokens)
     scores: list[list[float]] = []
@@ -55,7 +54,7 @@ def by_judge(solutions: Sequence[Solution], folder: str, config: ScoreConfig, wo
     """What the model says of every solution, on the first rank; nothing on the others. Collective over the world."""
     check_scoring((folder,), config, world_size)
     vocab = read_config(folder).vocab
-    tokenizer = load_tokenizer(folder, vocab, trust_remote_code=config.trust_remote_code)
+    tokenizer = scoring_tokenizer(folder, vocab, config)
     plus, minus = sign_ids(tokenizer)
     asked = [ask(solution, tokenizer, plus) for solution in solutions]
     for solution, one in zip(solutions, asked, strict=True):

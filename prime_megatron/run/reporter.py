@@ -13,7 +13,6 @@ import torch
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
-from prime_megatron.data.stream import PromptStream
 from prime_megatron.evaluate.held_out import Evaluation, Evaluator
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.count import num_matmul_parameters
@@ -37,6 +36,8 @@ from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
+from prime_megatron.run.inputs import Inputs
+from prime_megatron.run.truncation import truncation_alarm
 from prime_megatron.run.verification import Verification, verify_speed
 from prime_megatron.step.metrics import StepRecord, step_figures
 from prime_megatron.step.plan import StepPlan
@@ -81,7 +82,7 @@ class Reporter:
     log: MetricsLog
     samples: SamplesLog
     recorder: Recorder
-    prompts: PromptStream
+    inputs: Inputs
     memory: Callable[[], dict[str, float]]
     """Memory at the edges of generation since it was last asked."""
     restarts: Callable[[], int]
@@ -127,12 +128,12 @@ class Reporter:
         figures: dict[str, float] = {}
         if record is not None:
             figures |= step_figures(record, self._reduce, self.config)
-            figures |= {"data/epoch": self.prompts.epoch, "data/skipped_prompts": self.prompts.skipped}
+            figures |= self._data_figures()
             self.progress.num_tokens += int(figures["step/tokens"])
             if "prm/accuracy" in figures:
                 self.progress.prm_accuracies = [*self.progress.prm_accuracies, figures["prm/accuracy"]][-PRM_WINDOW:]
             self._write_samples(index, record)
-            self._alarm(index, figures)
+            self._alarm(index, record, figures)
         if self.evaluator.due(index, self.config.run.steps):
             with self.clock("eval"):
                 evaluation = self.evaluator.evaluate()
@@ -209,7 +210,23 @@ class Reporter:
         for kind, answered in (("held_out", evaluation.greedy), ("held_out_sampled", evaluation.sampled)):
             self.samples.write(index, held_out_rows(kind, with_texts(self.samples.choose_held_out(answered))))
 
-    def _alarm(self, index: int, figures: dict[str, float]) -> None:
+    def _data_figures(self) -> dict[str, float]:
+        inputs = self.inputs
+        return {
+            "data/epoch": inputs.prompts.epoch,
+            "data/rows": inputs.survey.num_rows - inputs.survey.num_skipped,
+            "data/skipped_prompts": inputs.survey.num_skipped,
+            "data/left_out_rows": inputs.num_left_out,
+        }
+
+    def _alarm(self, index: int, record: StepRecord, figures: dict[str, float]) -> None:
+        cut = truncation_alarm(
+            record.collected.generated,
+            self.inputs.tokenizer,
+            self.config.rollout.sampling.max_response_tokens,
+        )
+        if cut is not None:
+            self.log.warn(f"step {index}: {cut}")
         default = 1e-3 if self.config.models.dtype == "float32" else 5e-2
         threshold = self.config.rollout.logprob_alarm or default
         gap = figures["engine/logprob_gap_mean"]

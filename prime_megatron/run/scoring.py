@@ -10,6 +10,7 @@ from pathlib import Path
 from prime_megatron import device
 from prime_megatron.config import ScoreConfig
 from prime_megatron.config.check_stage import check_score_config
+from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
@@ -61,6 +62,15 @@ def check_scoring(folders: tuple[str, ...], config: ScoreConfig, world_size: int
         check_folder(
             folder, config.roles_parallel(), world_size, value_head=False, trust_remote_code=config.trust_remote_code
         )
+
+
+def scoring_tokenizer(folder: str, vocab: int, config: ScoreConfig) -> Tokenizer:
+    """The tokenizer of a model that scores. Imports transformers."""
+    from prime_megatron.data.chat import ChatOptions
+    from prime_megatron.data.tokenizer import load_tokenizer
+
+    options = ChatOptions(*config.template_options())
+    return load_tokenizer(folder, vocab, trust_remote_code=config.trust_remote_code, options=options)
 
 
 @contextmanager

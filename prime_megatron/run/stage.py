@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -45,15 +45,12 @@ class Stage(Protocol):
 
     learner: Role
     columns: tuple[Column, ...]
+    told: Sequence[str]
+    """What the run says of its data at the start."""
 
     @property
     def stateful(self) -> Mapping[str, Stateful]:
         """What is saved beside the model, by name."""
-        ...
-
-    @property
-    def skipped(self) -> int:
-        """Rows that were too long, so far."""
         ...
 
     def next_step(self) -> StageStep:
@@ -105,6 +102,8 @@ def _run(config: StageConfig, topology: Topology, stage: Stage, resume: str | No
         slurm_comment=config.launch.slurm_comment,
     )
     with log:
+        for line in stage.told:
+            log.message(line)
         nonfinite = build_nonfinite(config, topology, log.warn)
         checkpoints = Checkpoints(config, (stage.learner,), {**stage.stateful, "nonfinite": nonfinite}, log)
         step = checkpoints.resume(resume)
@@ -137,7 +136,6 @@ def _run(config: StageConfig, topology: Topology, stage: Stage, resume: str | No
         if step < config.run.steps:
             log.message(f"stopped after step {step}: {stop.reason}")
             return ExitCode.REQUEUE
-        log.message(f"{stage.skipped} rows over data.max_tokens were skipped")
         if config.checkpoint.export_final:
             measured = measured or (stage.measure() if stage.due(step) else {})
             log.message(f"model: {_export(config, topology, stage.learner, stage.card(step, measured))}")

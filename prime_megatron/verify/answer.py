@@ -1,6 +1,7 @@
 """What goes into a verifier and what comes out."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -40,6 +41,7 @@ class Answer:
     response: the whole response text, not only its final answer.
     ground_truth: what the data calls right; its format belongs to the ability.
     prompt, data_source, extra_info: of the row, for custom rewards; extra_info holds JSON values.
+    other_truths: further ground truths; the best verdict of all counts.
     """
 
     ability: str
@@ -48,6 +50,7 @@ class Answer:
     prompt: str = ""
     data_source: str = ""
     extra_info: Mapping[str, Any] = field(default_factory=dict)
+    other_truths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Verifier(Protocol):
         """Starts to score one answer; cheap ones come back already done. Safe from any thread."""
         ...
 
+    def truth_problem(self, ground_truth: str) -> str | None:
+        """Why no answer can be scored against this ground truth, as far as that is told at once; None: one can."""
+        ...
+
     def close(self) -> None:
         """Ends what the verifier started. May be called twice."""
         ...
@@ -92,3 +99,26 @@ def finished(verdict: Verdict) -> "Future[Verdict]":
     future: Future[Verdict] = Future()
     future.set_result(verdict)
     return future
+
+
+def best_of(futures: "Sequence[Future[Verdict]]") -> "Future[Verdict]":
+    """The verdict with the highest score, the first of equals, as soon as all are there; the first error where one has
+    failed."""
+    best: Future[Verdict] = Future()
+    left = len(futures)
+    lock = threading.Lock()
+
+    def count(_: "Future[Verdict]") -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            if left:
+                return
+        try:
+            best.set_result(max((future.result() for future in futures), key=lambda verdict: verdict.score))
+        except BaseException as error:  # a failed verifier's own; whoever waits for the best one gets it
+            best.set_exception(error)
+
+    for future in futures:
+        future.add_done_callback(count)
+    return best

@@ -4,13 +4,19 @@ import re
 from fractions import Fraction
 
 from prime_megatron.verify.normalize import PlainNumber, normalize, plain_number, without_units
+from prime_megatron.verify.units import PLAIN, Unit, factor_between
 
 # Six decimals, as math-verify rounds; relative for small values, where six decimals would call 6.72e-5 and 6.73e-5
 # the same number.
 _ABSOLUTE = Fraction(1, 10**6)
 _RELATIVE = Fraction(1, 10**5)
 _CHOICE = re.compile(r"\(?([A-Z])\)?\.?")
-_BASED = re.compile(r"([0-9]+)_(?:([0-9])|\{([0-9]+)\})")
+_BASED = re.compile(
+    r"(?:([0-9][0-9A-Fa-f]{0,127}|[A-Fa-f][0-9A-Fa-f]{0,127})|\(([0-9A-Fa-f]{1,128})\))"
+    r"_(?:([0-9])|\{([0-9]{1,2})\}|\{?([a-z]+)\}?)"
+)
+_BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
+               "twelve": 12, "sixteen": 16}  # fmt: skip
 
 
 def quick_equal(ground_truth: str, answer: str) -> bool | None:
@@ -24,30 +30,47 @@ def quick_equal(ground_truth: str, answer: str) -> bool | None:
         return True
     gold_number, given_number = _number(gold, ground_truth), _number(given, answer)
     if gold_number is not None and given_number is not None:
-        return numbers_equal(gold_number, given_number)
+        if "$" in ground_truth and given_number[1] is not PLAIN:
+            return None  # a currency sign is a unit too
+        return _counts_equal(gold_number, given_number)
     gold_choice, given_choice = _CHOICE.fullmatch(gold), _CHOICE.fullmatch(given)
     if gold_choice and given_choice:
         return gold_choice[1] == given_choice[1]
-    gold_based = _BASED.fullmatch(gold)
-    return _based_equal(gold_based, given) if gold_based else None
+    return _based_equal(gold, given) if "_" in gold or "_" in given else None
 
 
-def _number(normalized: str, raw: str) -> PlainNumber | None:
+def is_nan(text: str) -> bool:
+    """Whether the text is the word nan: what a missing value looks like, and no answer to anything."""
+    return len(text) < 32 and normalize(text).strip("+-").casefold() == "nan"
+
+
+def _number(normalized: str, raw: str) -> tuple[PlainNumber, Unit] | None:
     number = plain_number(normalized)
-    if number is None:
-        bare = without_units(raw)
-        if bare is not raw:
-            number = plain_number(normalize(bare))
-    return number
+    if number is not None:
+        return number, PLAIN
+    bare, unit = without_units(raw)
+    if bare is not raw:
+        number = plain_number(normalize(bare))
+    return None if number is None else (number, unit)
+
+
+def _counts_equal(gold: tuple[PlainNumber, Unit], given: tuple[PlainNumber, Unit]) -> bool:
+    """Numbers with their units; 2 hours are 120 minutes and are not 2 minutes."""
+    factor = factor_between(gold[1], given[1])
+    if factor is None:
+        return False
+    return numbers_equal(gold[0], PlainNumber(given[0].value * factor, given[0].is_percent))
 
 
 def numbers_equal(gold: PlainNumber, given: PlainNumber) -> bool:
-    """Equal values; 50% is 50 and is 0.5, as in math-verify."""
+    """Equal values; 50% is 50 and is 0.5. An answer in percent is the plain number only from 1 on: 0.5% is not 0.5."""
     if gold.is_percent == given.is_percent:
         return close(gold.value, given.value)
     if gold.is_percent:
         return close(gold.value, given.value) or close(gold.value / 100, given.value)
-    return close(gold.value, given.value) or close(gold.value, given.value / 100)
+    if abs(gold.value) >= 1 and close(gold.value, given.value):
+        return True
+    return close(gold.value, given.value / 100)
 
 
 def close(gold: Fraction, given: Fraction) -> bool:
@@ -59,9 +82,38 @@ def close(gold: Fraction, given: Fraction) -> bool:
     return abs(gold - given) <= min(_ABSOLUTE, _RELATIVE * abs(gold))
 
 
-def _based_equal(gold: re.Match[str], given: str) -> bool | None:
-    """Digits in a base: the same digits, and the same base where the answer names one."""
-    based = _BASED.fullmatch(given)
-    if based is not None:
-        return (gold[1], gold[2] or gold[3]) == (based[1], based[2] or based[3])
-    return gold[1] == given if given.isascii() and given.isdigit() else None
+def _based_equal(gold: str, given: str) -> bool | None:
+    """Numbers in a base by their values; an answer that leaves the base out, by its digits. None: not two numbers."""
+    a, b = _based(gold), _based(given)
+    if a is not None and b is not None:
+        return _value(a) == _value(b)
+    if a is not None:
+        digits = given.strip("()")
+        if not digits.isascii() or not digits.isalnum() or not digits[:1].isdigit():
+            return None
+        return digits.upper() == a[0]
+    number = plain_number(gold)
+    return None if b is None or number is None else number.value == _value(b)
+
+
+def base_left_out(gold: str, given: str) -> int | None:
+    """The base of an answer with the digits of a ground truth that names none; None for anything else."""
+    based = _based(normalize(given))
+    return based[1] if based is not None and based[0] == normalize(gold).upper() else None
+
+
+def _based(text: str) -> tuple[str, int] | None:
+    """(digits, base) of 1011_2, (1011)_{2} or 2A_{16}."""
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return None
+    digits = (match[1] or match[2]).upper()
+    word = (match[3] or match[4] or match[5]).casefold()
+    base = int(word) if word.isdigit() else _BASE_WORDS.get(word, 0)
+    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in digits):
+        return None
+    return digits, base
+
+
+def _value(based: tuple[str, int]) -> int:
+    return int(*based)

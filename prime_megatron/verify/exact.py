@@ -35,5 +35,9 @@ class RuleVerifier:
         except Exception as failure:
             return finished(Verdict(0.0, ERROR, f"{type(failure).__name__}: {failure}"[:200]))
 
+    def truth_problem(self, ground_truth: str) -> str | None:
+        """A blank ground truth equals no answer: an empty box is none."""
+        return None if ground_truth.strip() else "it is blank"
+
     def close(self) -> None:
         pass

@@ -79,6 +79,7 @@ class WorkerPool:
         self._num_idle = 0
         self._closed = False
         self._usage = Usage()
+        self._said_death = False
 
     def take_usage(self) -> Usage:
         """What was done since the last call."""
@@ -171,7 +172,7 @@ class WorkerPool:
                 self._discard(lane)
                 self._raise_if_closed()
                 cause = str(death)
-                logger.warning("a process of %s ended while it graded an answer (%s)", self._grader.name, cause)
+                self._count_death(cause)
                 continue
             with self._lock:
                 self._usage += Usage(1, self.num_tests(reply), waited_s, time.monotonic() - start_s)
@@ -179,6 +180,14 @@ class WorkerPool:
                 self._discard(lane)
             return Verdict(reply["score"], reply["verdict"], reply["reason"])
         return Verdict(0.0, DIED, f"the verifier process ended twice on this answer ({cause})")
+
+    def _count_death(self, cause: str) -> None:
+        """Say the first death; the others are counted in the verdicts, and seen at level INFO."""
+        with self._lock:
+            level = logging.INFO if self._said_death else logging.WARNING
+            self._said_death = True
+        text = "a process of %s ended while it graded an answer (%s); further ones are counted, not said"
+        logger.log(level, text, self._grader.name, cause)
 
     def _start(self, lane: Lane) -> WorkerProcess:
         death: WorkerDied | None = None

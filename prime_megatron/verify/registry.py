@@ -4,14 +4,14 @@ import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
-from prime_megatron.verify.answer import FAILURES, Answer, Verdict, Verifier
+from prime_megatron.verify.answer import FAILURES, Answer, Verdict, Verifier, best_of
 from prime_megatron.verify.code.check import refusal
-from prime_megatron.verify.code.verifier import CodeVerifier, truth_problem
+from prime_megatron.verify.code.verifier import CodeVerifier
 from prime_megatron.verify.custom import CustomVerifier
 from prime_megatron.verify.exact import RuleVerifier, exact_match
 from prime_megatron.verify.math import MathVerifier
@@ -67,8 +67,15 @@ class Verifiers:
 
     def truth_problem(self, ability: str, ground_truth: str) -> str | None:
         """Why answers cannot be scored against this ground truth; None: they can. Raises InputError as `require`."""
-        self.require(ability)
-        return truth_problem(ground_truth) if self.runs_programs(ability) else None
+        return self.require(ability).truth_problem(ground_truth)
+
+    def prove_truth(self, ability: str, ground_truth: str) -> "Future[str | None] | None":
+        """Starts to compute a ground truth of ability "math" against itself: why it is not equal to itself, or None.
+
+        None instead of a future: `truth_problem` has told all that there is to tell.
+        """
+        verifier = self.require(ability)
+        return verifier.prove_truth(ground_truth) if isinstance(verifier, MathVerifier) else None
 
     def runs_programs(self, ability: str) -> bool:
         """Whether answers of the ability are programs that a jail must hold."""
@@ -87,7 +94,10 @@ class Verifiers:
         Raises InputError for an ability that cannot be scored; the future raises RunError when a verifier cannot
         run at all. A verifier that fails on this one answer gives verdict "error", score 0.
         """
-        future = self.require(answer.ability).submit(answer)
+        verifier = self.require(answer.ability)
+        truths = (answer.ground_truth, *answer.other_truths)
+        futures = [verifier.submit(replace(answer, ground_truth=truth, other_truths=())) for truth in truths]
+        future = best_of(futures) if len(futures) > 1 else futures[0]
         future.add_done_callback(lambda done: self._warn(answer.ability, done))
         return future
 

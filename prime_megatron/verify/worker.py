@@ -1,17 +1,14 @@
 r"""The process that runs a grader: one JSON request a line on stdin, one JSON reply a line on stdout.
 
 Started as a file by ``process.WorkerProcess`` with `MEMORY_BYTES PARENT_PID` for math-verify, and `KEY PATH` after them
-for the reward function that a config names (``verify.custom``). Imports nothing of ours for math-verify, and no torch
-for a reward. It ends when its parent does, holds no more than its memory limit, and can write into no file; it
-can start no process either, unless it runs as root, whom that limit does not bind. It keeps no time: the parent
-kills it.
+for the reward function that a config names (``verify.custom``). Imports no torch. It ends when its parent does, holds
+no more than its memory limit, and can write into no file; it can start no process either, unless it runs as root, whom
+that limit does not bind. It keeps no time: the parent kills it.
 """
 
 import ctypes
-import functools
 import json
 import logging
-import math
 import os
 import resource
 import signal
@@ -53,49 +50,6 @@ class Grader(Protocol):
         ...
 
 
-class MathGrader:
-    """math-verify, loaded once; only its LaTeX route, which parses with a grammar and evaluates nothing."""
-
-    def __init__(self) -> None:
-        import math_verify
-
-        self._mv = math_verify
-        self._latex = [math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
-        self._gold = functools.lru_cache(maxsize=256)(self._parse)  # siblings share a ground truth
-        self._decide("\\frac{1}{2}", "x^2")  # builds the grammar's tables before the first answer's clock runs
-
-    def _parse(self, latex: str) -> list:
-        # The parent holds the time limit; math-verify's own needs SIGALRM.
-        return self._mv.parse("\\boxed{" + latex + "}", self._latex, parsing_timeout=None)
-
-    def grade(self, request: Mapping[str, Any]) -> tuple[float, str, str]:
-        """Request: answer and ground_truth, LaTeX."""
-        verdict, reason = self._decide(request["answer"], request["ground_truth"])
-        return float(verdict == "correct"), verdict, reason
-
-    def _decide(self, answer: str, ground_truth: str) -> tuple[str, str]:
-        """("correct" or "wrong", why)."""
-        gold, given = self._gold(ground_truth), self._parse(answer)
-        if not given:
-            return "wrong", "the answer does not parse"
-        equal = self._mv.verify(gold, given, float_rounding=_decimals(gold), timeout_seconds=None)
-        if equal:
-            return "correct", "math-verify: equal"
-        if all(isinstance(value, str) for value in given):
-            return "wrong", "the answer does not parse, and is not the same text"
-        if all(isinstance(value, str) for value in gold):
-            return "wrong", "the ground truth does not parse, and is not the same text"
-        return "wrong", "math-verify: not equal"
-
-
-def _decimals(gold: list) -> int:
-    """math-verify rounds to 6 decimals; a small decimal ground truth gets more, 6 significant ones."""
-    if not gold or not getattr(gold[0], "is_Float", False):
-        return 6
-    size = abs(float(gold[0]))
-    return 5 - math.floor(math.log10(size)) if 0 < size < 0.1 else 6
-
-
 def answer_one(grader: Grader, line: bytes) -> dict[str, object]:
     """The reply to one request; `last` says that this process should be replaced."""
     request = json.loads(line)
@@ -111,9 +65,11 @@ def answer_one(grader: Grader, line: bytes) -> dict[str, object]:
 
 def load(custom: list[str]) -> Grader:
     """math-verify, or the reward function of [key, path]."""
-    if not custom:
-        return MathGrader()
     sys.path.append(str(Path(__file__).resolve().parents[2]))
+    if not custom:
+        from prime_megatron.verify.symbolic import MathGrader
+
+        return MathGrader()
     from prime_megatron.verify.custom import RewardFunction
 
     key, path = custom

@@ -266,9 +266,10 @@ def check_training(engine: str, folder: Path, layout: str, **rollout: object) ->
 
 
 def check_biases(engine: str, folder: Path, tensor: int) -> None:
-    """Biases land in the engine's fused and whole tensors, and with yarn its log-probs are transformers'."""
+    """Biases land in the engine's fused and whole tensors, and with yarn its log-probs are transformers'; on one rank
+    the output layer is one of its own, though config.json says that it is tied."""
     # SGLang has none in the feed-forward: `validate` refuses such a model.
-    model = make_biased_model(folder / "model", 0, mlp_bias=engine == "vllm")
+    model = make_biased_model(folder / "model", 0, mlp_bias=engine == "vllm", own_head=tensor == 1)
     made = make_engine(engine, model, folder, tensor=tensor)
     try:
         publish(made, model, 1, tensor=tensor)

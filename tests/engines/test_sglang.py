@@ -15,9 +15,10 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
+from prime_megatron.errors import InputError
 from prime_megatron.rollout.process.engine import ProcessEngine
 from tests.engines import cases
-from tests.engines.tiny import make_engine, publish, requests, switch
+from tests.engines.tiny import make_engine, make_windowed_model, publish, requests, switch
 
 pytestmark = pytest.mark.sglang
 ENGINE = "sglang"
@@ -190,3 +191,11 @@ def test_a_model_that_the_trainer_reads_otherwise_takes_no_step(tmp_path: Path) 
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_biases_and_yarn(tmp_path: Path, tensor: int) -> None:
     cases.check_biases(ENGINE, tmp_path, tensor)
+
+
+def test_a_window_that_it_lacks_ends_the_start(tmp_path: Path) -> None:
+    model = make_windowed_model(tmp_path / "model", 8)
+    with pytest.raises(InputError) as caught:
+        make_engine(ENGINE, model, tmp_path)
+    windows = "windows by layer is [8, 8] for the trainer, [None, None] for SGLang; they would compute two models"
+    assert str(caught.value) == f"{model}/config.json: {windows}"

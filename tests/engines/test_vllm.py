@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from prime_megatron.errors import InputError
 from prime_megatron.rollout.process.engine import ProcessEngine
 from tests.engines import cases
-from tests.engines.tiny import make_engine, publish, requests, switch
+from tests.engines.tiny import make_engine, make_windowed_model, publish, requests, switch
 
 pytestmark = pytest.mark.vllm
 ENGINE = "vllm"
@@ -144,3 +145,19 @@ def test_a_model_that_the_trainer_reads_otherwise_takes_no_step(tmp_path: Path) 
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_biases_and_yarn(tmp_path: Path, tensor: int) -> None:
     cases.check_biases(ENGINE, tmp_path, tensor)
+
+
+def test_windows_are_those_of_transformers(tmp_path: Path) -> None:
+    model = make_windowed_model(tmp_path / "model", 8)
+    engine = make_engine(ENGINE, model, tmp_path)
+    publish(engine, model, 1)
+    assert cases.largest_gap(model, engine.generate(requests(6, max_tokens=24))) < cases.PARITY
+    engine.close()
+
+
+def test_another_reading_ends_the_start(tmp_path: Path, models: tuple[str, str]) -> None:
+    changed = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+    with pytest.raises(InputError) as caught:
+        make_engine(ENGINE, models[0], tmp_path, extra={"hf_overrides": changed})
+    theta = "rope_theta is 10000.0 for the trainer, 500.0 for vLLM; they would compute two models"
+    assert str(caught.value) == f"{models[0]}/config.json: {theta}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,15 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from prime_megatron.families.engine_layout import fused_pieces
 from prime_megatron.families.read import read_config
@@ -55,8 +64,11 @@ def make_model(folder: Path, seed: int) -> str:
     return str(folder)
 
 
-def make_biased_model(folder: Path, seed: int, *, mlp_bias: bool) -> str:
-    """A two-layer Llama with biases in attention and, where asked for, in the feed-forward, and yarn; the folder."""
+def make_biased_model(folder: Path, seed: int, *, mlp_bias: bool, own_head: bool) -> str:
+    """A two-layer Llama with biases in attention and, where asked for, in the feed-forward, and yarn; the folder.
+
+    own_head: config.json says that the output layer is tied, though the weights have another.
+    """
     torch.manual_seed(seed)
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
     config = LlamaConfig(
@@ -70,18 +82,33 @@ def make_biased_model(folder: Path, seed: int, *, mlp_bias: bool) -> str:
         if name.endswith("bias"):
             torch.nn.init.normal_(param, std=0.1)
     model.save_pretrained(folder)
+    if own_head:
+        raw = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": True}))
+    return str(folder)
+
+
+def make_windowed_model(folder: Path, window: int) -> str:
+    """A two-layer Mistral with a window in both layers; the folder."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False, initializer_range=0.2,
+        eos_token_id=END, bos_token_id=0, pad_token_id=None, sliding_window=window,
+    )  # fmt: skip
+    MistralForCausalLM(config).float().save_pretrained(folder)
     return str(folder)
 
 
 def make_engine(
     engine: str, model: str, folder: Path, *, tensor: int = 1, expert: int = 1, transport: str = "live",
-    server: bool = False, max_restarts: int = 2, alive_timeout_s: float = 60.0,
+    server: bool = False, max_restarts: int = 2, alive_timeout_s: float = 60.0, extra: Mapping[str, object] = {},
 ) -> ProcessEngine:  # fmt: skip
     """The engine on one rank that leads a replica of ``tensor`` engine ranks."""
     settings = DriverSettings(
         model_path=model, device="cpu", dtype="float32", tensor=tensor, max_tokens=MAX_TOKENS, max_concurrent=64,
         end_token_ids=(END,), seed=7, trust_remote_code=False, memory_fraction=0.5, cpu_cache_bytes=64 << 20,
-        can_sleep=True, expert=expert, server=server, start_timeout_s=500.0,
+        can_sleep=True, expert=expert, server=server, start_timeout_s=500.0, extra=extra,
     )  # fmt: skip
     env = {"OMP_NUM_THREADS": "1", "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank) for rank in range(tensor))}
     return ProcessEngine(

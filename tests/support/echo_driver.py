@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from prime_megatron.errors import InputError
 from prime_megatron.rollout.engine import Request
 from prime_megatron.rollout.process.driver import BroadcastGroup, DriverSettings, FinishedResponse, UpdateRefused
 from prime_megatron.weights.broadcast import make_group, receive_tensors
@@ -30,6 +31,8 @@ class EchoDriver:
         self.model = nn.Linear(3, 2, bias=False)
         self.once = Path(str(settings.extra["once"]))
         self.broken = bool(settings.extra["broken"])
+        if "misread" in settings.extra:
+            raise InputError(f"{settings.model_path}/config.json: x is 1 for the trainer, 2 for the engine")
         if settings.extra["dead"]:
             os._exit(3)
 

@@ -17,6 +17,7 @@ from prime_megatron.cli.main import main
 
 ROW = {"data_source": "t", "ability": "math", "prompt": [{"role": "user", "content": "1 + 1"}]}
 ROW["reward_model"] = {"style": "rule", "ground_truth": "2"}
+SFT_ROW = {"prompt": "1 + 1", "response": "2"}
 TRAIN = "run: {output_dir: OUT, steps: 3}\nmodels: {policy: {path: MODEL}}\ndata: {train: [DATA]}\n"
 SFT = "run: {output_dir: OUT, steps: 3}\nmodel: MODEL\ndata: {train: [DATA]}\n"
 
@@ -32,7 +33,8 @@ class Site:
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>").save_pretrained(self.model)
         self.set_vocabulary(4)
-        self.data.write_text(json.dumps(ROW) + "\n")
+        self.row = ROW if verb == "train" else SFT_ROW
+        self.data.write_text(json.dumps(self.row) + "\n")
         self.config = root / "run.yaml"
         text = (TRAIN if verb == "train" else SFT).replace("OUT", str(self.out))
         self.config.write_text(text.replace("MODEL", str(self.model)).replace("DATA", str(self.data)))
@@ -124,11 +126,52 @@ def data_inside_output(site: Site) -> list[str]:
     return ["lies in run.output_dir"]
 
 
+def model_is_a_file(site: Site) -> list[str]:
+    no_model(site)
+    site.model.write_text("weights")
+    return ["models.policy.path" if site.verb == "train" else "model: ", str(site.model), "is a file"]
+
+
+def nothing_left(site: Site) -> list[str]:
+    key = "max_prompt_tokens" if site.verb == "train" else "max_tokens"
+    site.config.write_text(site.config.read_text().replace("data: {", f"data: {{{key}: 2, "))
+    return ["every one of the 1 rows is skipped", f"data.{key} 2"]
+
+
+def second_file_of_another_kind(site: Site) -> list[str]:
+    """Rows of the other verb."""
+    other = site.root / "other.jsonl"
+    other.write_text(json.dumps(SFT_ROW if site.verb == "train" else {"text": "1"}) + "\n")
+    site.config.write_text(site.config.read_text().replace("train: [", f"train: [{other}, "))
+    return [str(other), "row 1"]
+
+
+def unknown_ability_or_weight(site: Site) -> list[str]:
+    row = {**ROW, "ability": "maths"}
+    if site.verb == "sft":
+        chat = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2", "weight": 2}]
+        row = {"messages": chat}
+    site.data.write_text(json.dumps(row) + "\n")
+    return [f"{site.data}, row 1", "did you mean 'math'" if site.verb == "train" else "weight must be 0"]
+
+
+def argument_that_no_template_reads(site: Site) -> list[str]:
+    site.config.write_text(site.config.read_text().replace("data: {", "data: {template_kwargs: {thinking: true}, "))
+    return ["data.template_kwargs", "no chat template"]
+
+
+def end_outside_the_vocabulary(site: Site) -> list[str]:
+    (site.model / "generation_config.json").write_text('{"eos_token_id": 4}')
+    return ["generation_config.json", "eos_token_id 4 is outside"]
+
+
 @pytest.mark.parametrize(
     "harm",
     [
-        no_model, small_vocabulary, empty_data, no_data, broken_row, full_output, unknown_key, duplicate_key,
-        wrong_type, no_config, bad_layout, bad_signal, data_inside_output,
+        model_is_a_file, nothing_left, second_file_of_another_kind, unknown_ability_or_weight,
+        argument_that_no_template_reads, end_outside_the_vocabulary, no_model, small_vocabulary, empty_data,
+        no_data, broken_row, full_output, unknown_key, duplicate_key, wrong_type, no_config, bad_layout, bad_signal,
+        data_inside_output,
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
@@ -171,3 +214,27 @@ def test_rank_of_another_launcher_is_a_worker(site: Site, monkeypatch: pytest.Mo
         )  # fmt: skip
         assert done.returncode == 2
         assert done.stderr.count("error: ") == lines
+
+
+def test_what_only_a_training_run_has_is_refused_as_early(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """By validate, too: models and data that are here are looked at."""
+    site = Site(tmp_path, "train")
+    text = site.config.read_text()
+    cases = {
+        "models.prm.path: ": text.replace("models: {", f"models: {{prm: {{path: {site.data}}}, "),
+        "rollout.sampling.max_response_tokens: 9000 leaves no room": text.replace(
+            "data: {", "rollout: {engine: embedded, sampling: {max_response_tokens: 9000}}\ndata: {"
+        ),
+        "no row is left to use (data.skip_abilities)": text.replace("data: {", "data: {skip_abilities: [math], "),
+    }
+    sizes = json.loads((site.model / "config.json").read_text()) | {"max_position_embeddings": 4000}
+    (site.model / "config.json").write_text(json.dumps(sizes))
+    for words, changed in cases.items():
+        site.config.write_text(changed)
+        for verb in ("train", "validate"):
+            assert main([verb, str(site.config)]) == 2
+            err = capsys.readouterr().err
+            assert words in err and err.count("\n") == 1, (verb, err)
+    site.config.write_text(text)
+    assert main(["validate", str(site.config)]) == 0
+    assert "prompts over 920 tokens are skipped" in capsys.readouterr().err, "4000 less 3072 less what SGLang keeps"

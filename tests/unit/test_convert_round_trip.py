@@ -78,6 +78,11 @@ def test_round_trips_are_exact(model: tuple[dict[str, Any], int, int]) -> None:
         picks = torch.randint(0, 8, (len(names),), generator=generator).tolist()
         dtypes = {n: DTYPES[pick] if pick < 4 else torch.bfloat16 for n, pick in zip(names, picks, strict=True)}
         tensors = write_folder(at / "model", config, dtypes, shards=shards)
+        own_head = config["tie_word_embeddings"] and seed % 2 == 1
+        if own_head:  # the flag is wrong, and is written right
+            shape, dtype = tensors["model.embed_tokens.weight"].shape, DTYPES[seed % 4]
+            tensors["lm_head.weight"] = torch.randn(shape, generator=generator).to(dtype)
+            write_tensors(at / "model", tensors, shards=shards)
         there = to_megatron(at / "model", at / "megatron")
         assert there.verify(ignore) == "every value is the same"
         back = to_hf(at / "megatron", at / "again")
@@ -86,8 +91,10 @@ def test_round_trips_are_exact(model: tuple[dict[str, Any], int, int]) -> None:
         assert again.keys() == tensors.keys()
         for key, tensor in tensors.items():
             assert again[key].dtype == tensor.dtype and torch.equal(again[key], tensor), key
-        assert json.loads((at / "again" / "config.json").read_text()) == config
-        assert there.changes == back.changes == ()
+        said = json.loads((at / "again" / "config.json").read_text())
+        assert said == config | ({"tie_word_embeddings": False} if own_head else {})
+        assert there.changes == (("config.json: tie_word_embeddings true -> false",) if own_head else ())
+        assert back.changes == ()
 
 
 @pytest.mark.parametrize("architecture", ["MixtralForCausalLM", "Qwen3MoeForCausalLM"])
@@ -147,11 +154,60 @@ def test_what_a_folder_may_have_twice(tmp_path: Path) -> None:
     copies = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone(), name: frequencies}
     write_tensors(tmp_path / "model", tensors | copies)
     assert to_megatron(tmp_path / "model", tmp_path / "done").verify(ignore) == "every value is the same"
-    copies["lm_head.weight"][3, 4] += 1
-    write_tensors(tmp_path / "model", tensors | copies)
-    _refused(tmp_path, "lm_head.weight differs from model.embed_tokens.weight")
     write_tensors(tmp_path / "model", tensors | {name: frequencies * 1.5})
     _refused(tmp_path, f"{name} differs from what config.json's rotary keys say")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_tied_head_that_differs_is_kept(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Both ways, with the flag that says so, and with either folder as the template; in another dtype, too."""
+    config = QWEN2 | {"tie_word_embeddings": True}
+    tensors = write_folder(tmp_path / "model", config)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].to(dtype, copy=True)
+    if dtype is torch.float32:
+        tensors["lm_head.weight"][3, 4] += 1e-6
+    write_tensors(tmp_path / "model", tensors)
+    there = to_megatron(tmp_path / "model", tmp_path / "megatron")
+    assert there.verify(ignore) == "every value is the same"
+    assert there.changes == ("config.json: tie_word_embeddings true -> false",)
+    for name, template in (("own", None), ("given", tmp_path / "model")):
+        back = MegatronToHf(tmp_path / "megatron", tmp_path / name, None, template)
+        back.run(ignore)
+        assert back.verify(ignore) == "every value is the same"
+        assert back.changes == (() if template is None else there.changes)
+        again = read_tensors(tmp_path / name)
+        assert again.keys() == tensors.keys()
+        assert all(again[key].dtype == value.dtype and torch.equal(again[key], value) for key, value in tensors.items())
+        said = json.loads((tmp_path / name / "config.json").read_text())
+        assert said == config | {"tie_word_embeddings": False}
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(config))  # without weights it is what it says
+    with pytest.raises(InputError, match=r"bare/config\.json: tied is True, .* of the checkpoint says False"):
+        MegatronToHf(tmp_path / "megatron", tmp_path / "no", None, tmp_path / "bare")
+    write_tensors(tmp_path / "model", tensors | {"lm_head.weight": tensors["lm_head.weight"][:-1].clone()})
+    _refused(tmp_path, r"tensor lm_head.weight is \[12, 12\], config.json says \[13, 12\]")
+
+
+def test_verify_misses_no_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converter that took a tied head for a copy of the embedding is found out."""
+    config = QWEN2 | {"tie_word_embeddings": True}
+    tensors = write_folder(tmp_path / "model", config)
+    write_tensors(tmp_path / "model", tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] * 2})
+    monkeypatch.setattr("prime_megatron.families.head.head_differs", lambda config, folder: False)
+    monkeypatch.setattr("prime_megatron.families.folder.HfFolder.head_differs", lambda folder: False)
+    with pytest.raises(InputError, match=r"lm_head\.weight: 156 values are on one side only"):
+        to_megatron(tmp_path / "model", tmp_path / "megatron").verify(ignore)
+
+
+def test_a_tied_model_under_the_output_layers_name(tmp_path: Path) -> None:
+    config = QWEN2 | {"tie_word_embeddings": True}
+    tensors = write_folder(tmp_path / "model", config)
+    named = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    write_tensors(tmp_path / "model", {k: v for k, v in tensors.items() if "embed" not in k} | named)
+    assert to_megatron(tmp_path / "model", tmp_path / "megatron").verify(ignore) == "every value is the same"
+    assert to_hf(tmp_path / "megatron", tmp_path / "again").verify(ignore) == "every value is the same"
+    again = read_tensors(tmp_path / "again")
+    assert again.keys() == tensors.keys() and all(torch.equal(again[key], value) for key, value in tensors.items())
 
 
 def test_two_models_in_a_folder(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.data.rows import Message, PromptRow, SftRow
-from prime_megatron.data.stream import PromptStream, SftStream, eval_prompts
+from prime_megatron.data.stream import PromptStream, SftStream, Skip, eval_prompts
 from prime_megatron.errors import InputError
 
 MATH = Path(__file__).resolve().parents[3] / "shared" / "data" / "math"
@@ -19,13 +19,13 @@ MATH = Path(__file__).resolve().parents[3] / "shared" / "data" / "math"
 class Letters:
     """A tokenizer of one token a character, where the stream needs no more."""
 
-    def encode_chat(self, messages):
+    def encode_chat(self, messages, tools=()):
         if messages[-1].content == "!":
             raise InputError("the chat template refuses a chat")
         text = messages[-1].content
         return text, [ord(letter) for letter in text]
 
-    def encode_answer(self, messages):
+    def encode_answer(self, messages, tools=()):
         return self.encode_chat(messages[:-1])[1], [ord(letter) for letter in messages[-1].content] + [0]
 
 
@@ -85,14 +85,14 @@ def test_one_take_or_many_give_the_same():
     assert one.state() == many.state()
 
 
-def test_long_prompts_are_skipped_and_counted():
+def test_long_prompts_are_skipped():
     stream = make_stream(make_rows(*ALPHABET), limit=2)
     prompts = stream.take(14)
     short = [text for text in ALPHABET if len(text) <= 2]
     assert len(short) == 7
     assert Counter(prompt.text for prompt in prompts) == Counter(short * 2)
-    assert stream.skipped >= 3
-    assert prompts[-1].draw + 1 == 14 + stream.skipped
+    assert [stream.skip_of(index) for index, text in enumerate(ALPHABET) if len(text) > 2] == [Skip.too_long] * 3
+    assert prompts[-1].draw + 1 >= 14 + 3
     assert sorted(prompt.draw for prompt in prompts) == [prompt.draw for prompt in prompts]
     full = make_stream(make_rows(*ALPHABET)).take(prompts[-1].draw + 1)
     assert [full[prompt.draw].text for prompt in prompts] == [prompt.text for prompt in prompts], (
@@ -107,9 +107,7 @@ def test_the_limit_is_inclusive():
 def test_nothing_short_enough_is_an_error_not_a_hang():
     with pytest.raises(InputError) as error:
         make_stream(make_rows("aaa", "bbb"), limit=2).take(1)
-    assert str(error.value) == (
-        "every one of the 2 rows is skipped: no prompt has 1 to 2 tokens; raise data.max_prompt_tokens"
-    )
+    assert str(error.value) == ("every one of the 2 rows is skipped: 2 over data.max_prompt_tokens 2 (raise it)")
 
 
 def test_a_row_the_template_refuses_is_named():
@@ -136,7 +134,7 @@ def test_resumed_is_uninterrupted(texts, seed, shuffle, before, after):
     assert resumed.state() == stream.state()
     assert resumed.take(after) == stream.take(after)
     assert resumed.state() == stream.state()
-    assert (resumed.skipped, resumed.epoch) == (stream.skipped, stream.epoch)
+    assert resumed.epoch == stream.epoch
 
 
 @pytest.mark.parametrize(
@@ -167,6 +165,8 @@ def test_held_out_prompts():
     assert [prompt.draw for prompt in prompts] == [0, 2]
     assert skipped == 1
     assert len(eval_prompts(make_rows("a", "b"), Letters(), max_prompt_tokens=2, max_prompts=None)[0]) == 2
+    with pytest.raises(InputError, match=r"data\.eval: every one of the 2 rows is skipped"):
+        eval_prompts(make_rows("aaa", "bbb"), Letters(), max_prompt_tokens=2, max_prompts=None)
 
 
 def test_supervised_rows_are_groups_of_one():
@@ -182,8 +182,8 @@ def test_supervised_rows_are_groups_of_one():
     assert len(sample.logprobs) == 2
     assert (sample.finish, sample.text) == ("stop", "c")
     assert again.samples == group.samples, "the long row is skipped"
-    assert stream.skipped >= 1
-    with pytest.raises(InputError, match=r"raise data\.max_tokens"):
+    assert stream.skip_of(1) is Skip.too_long
+    with pytest.raises(InputError, match=r"2 over data\.max_tokens 2 \(raise it\)"):
         SftStream(rows, Letters(), max_tokens=2, seed=0).take(1)
 
 

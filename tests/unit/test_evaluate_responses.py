@@ -10,7 +10,7 @@ import pytest
 
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.errors import InputError
-from prime_megatron.evaluate.responses import Encoder, Response, encode_group, read_responses, sibling_groups
+from prime_megatron.evaluate.responses import Encoder, Response, Siblings, encode_group, read_responses, sibling_groups
 from tests.support.toy import make_model
 
 CHAT = [{"role": "user", "content": "1+1?"}]
@@ -84,7 +84,7 @@ def test_what_is_too_long_or_empty_is_none(tokenizer: Tokenizer, tmp_path: Path)
     )
     assert encoder(tokenizer).encode(long) is None and encoder(tokenizer).encode(empty) is None
     assert encoder(tokenizer, max_tokens=47).encode(long) is not None  # 6 + 40 + 1
-    assert encode_group(encoder(tokenizer), [long, empty], "u", 0) is None
+    assert encode_group(encoder(tokenizer), Siblings((long, empty)), "u", 0) is None
 
 
 def test_labels(tmp_path: Path) -> None:
@@ -107,6 +107,10 @@ def test_labels(tmp_path: Path) -> None:
 def test_siblings_share_a_prompt_and_large_groups_are_dealt(tokenizer: Tokenizer, tmp_path: Path) -> None:
     lines = [{"prompt": prompt, "response": str(i), "outcome": i % 2} for i, prompt in enumerate("aabababaaa")]
     groups = sibling_groups(rows(tmp_path / "a.jsonl", *lines), 4)
-    assert [[int(one.sample.response) for one in group] for group in groups] == [[0, 3, 7, 9], [1, 5, 8], [2, 4, 6]]
+    assert [[int(one.sample.response) for one in group.responses] for group in groups] == [
+        [0, 3, 7, 9],
+        [1, 5, 8],
+        [2, 4, 6],
+    ]
     group = encode_group(encoder(tokenizer), groups[0], "uid", 3)
     assert group is not None and group.outcomes == [0.0, 1.0, 1.0, 1.0] and group.prompt.uid == "uid"

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from prime_megatron.errors import InputError
 from prime_megatron.families import FAMILIES
-from prime_megatron.families.check import check_against_transformers
+from prime_megatron.families.check import check_against_transformers, compare_facts, windows_within
+from prime_megatron.families.common import COMMON_DEFAULTS
+from prime_megatron.families.keys import Keys
 from prime_megatron.families.read import read_config
 
 SIZES: dict[str, Any] = {
@@ -110,7 +112,7 @@ def test_a_difference_is_refused_by_name(tmp_path: Path, architecture: str) -> N
     (tmp_path / "config.json").write_text(json.dumps(raw))
     read = read_config(tmp_path)
     for change, word in (
-        ({"rope_theta": 77.0}, "inverse frequencies"),
+        ({"rope_theta": 77.0}, r"rope_theta is 10+\.0 for the trainer, 77\.0 for transformers"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"vocab_size": 55}, "vocab_size"),
         ({"rms_norm_eps": 0.5}, "rms_norm_eps"),
@@ -120,3 +122,17 @@ def test_a_difference_is_refused_by_name(tmp_path: Path, architecture: str) -> N
         with pytest.raises(InputError, match=word) as caught:
             check_against_transformers(read, tmp_path, trust_remote_code=False)
         assert "\n" not in str(caught.value)
+
+
+def test_windows_that_hold_every_sequence_hide_nothing() -> None:
+    family = FAMILIES["MistralForCausalLM"].parse(Keys({**SIZES, "sliding_window": 16}, COMMON_DEFAULTS, ("head_dim",)))
+    for theirs, longest, same in (
+        ([16, 16], 99, True), ([None, None], 16, True), ([None, None], 17, False), ([16, None], 17, False),
+        ([8, 8], 16, False), ([8, 8], 8, True), ([17, 16], 17, False), ([17, 16], 16, True),
+    ):  # fmt: skip
+        own, facts = windows_within(family, {"windows by layer": theirs}, longest)
+        if same:
+            compare_facts(own, facts, "x", "the engine")
+            continue
+        with pytest.raises(InputError, match=r"x: windows by layer is \[.*\] for the trainer, .* for the engine; they"):
+            compare_facts(own, facts, "x", "the engine")

@@ -31,7 +31,7 @@ ALLOWED = {
     "families": {"parallel", "config", "errors"},
     "mcore": {"families", "kernels", "algo.token_loss", "parallel"} | BASE,
     "weights": {"families", "parallel"} | BASE,
-    "rollout": {"weights", "verify", "algo.filtering", "parallel"} | BASE,
+    "rollout": {"weights", "families", "verify", "algo.filtering", "parallel"} | BASE,
     "step": {"algo", "kernels", "mcore", "data", "metrics", "parallel", "rollout.collect"} | BASE,
     "plan": {"families", "parallel", "step.plan", "kernels.head_chunks", "config", "errors"},
     "checkpoint": {"mcore", "parallel", "metrics"} | BASE,

@@ -320,6 +320,12 @@ def test_nothing_is_left_when_it_is_closed(make: Make) -> None:
         os.kill(pid, 0)
 
 
+def test_an_engine_that_reads_another_model_is_bad_input_and_not_started_again(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        make(live(), misread=True)
+    assert str(caught.value) == f"{tmp_path}/config.json: x is 1 for the trainer, 2 for the engine"
+
+
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_a_missing_engine_is_one_line_with_what_to_do(make: Make) -> None:
     with pytest.raises(InputError, match=r"vllm cannot start: No module named 'vllm'; .*make_env.py vllm"):

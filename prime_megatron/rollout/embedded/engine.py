@@ -11,6 +11,8 @@ Legend: B rows in progress, L cached positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +33,8 @@ PREFILL_TOKENS = 8192
 class EmbeddedEngine:
     """One replica in one process; see `Engine`.
 
-    Only config.json of the model folder is read: weights arrive by resharding, in the rollout layout.
+    Only config.json of the model folder is read, but for ``corrections``, keys that the weights contradict: weights
+    arrive by resharding, in the rollout layout.
     Raises InputError for a folder without a config that transformers knows, and for layers without attention.
     """
 
@@ -46,13 +49,14 @@ class EmbeddedEngine:
         replica: int = 0,
         num_replicas: int = 1,
         trust_remote_code: bool = False,
+        corrections: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.replica, self.num_replicas, self.num_restarts = replica, num_replicas, 0
         self._device, self._max_concurrent = device, max_concurrent
         self._end = torch.tensor(sorted(end_token_ids), dtype=torch.long, device=device)
         self._version = -1
         self._asleep = False
-        self._model = _empty_model(model_path, device, dtype, trust_remote_code)
+        self._model = _empty_model(model_path, device, dtype, trust_remote_code, corrections)
         self._dense = DenseDecoder(self._model) if DenseDecoder.supports(self._model) else None
         self._memory = [_Memory(storage) for storage in _storages(self._model)]
 
@@ -235,10 +239,12 @@ def _storages(model: PreTrainedModel) -> list[torch.UntypedStorage]:
     return list({storage.data_ptr(): storage for storage in storages}.values())
 
 
-def _empty_model(path: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _empty_model(
+    path: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool, corrections: Mapping[str, Any]
+) -> PreTrainedModel:
     """The model class of config.json with unloaded weights, on the device."""
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **corrections)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path}: no model config that transformers can read ({str(error).splitlines()[0]})"

@@ -17,6 +17,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from prime_megatron.errors import InputError
 from prime_megatron.rollout.process.channel import Channel
 from prime_megatron.rollout.process.driver import (
     INSTALL,
@@ -122,6 +123,8 @@ def main(arguments: list[str]) -> int:
         missing = str(error.name).split(".")[0]
         remedy = f"; {INSTALL[missing]}" if missing in INSTALL else ""
         _report(channel, f"rollout.engine: {start['engine']} cannot start: {error}{remedy}", kind="input")
+    except InputError as error:
+        _report(channel, str(error), kind="input")
     except Exception as error:
         traceback.print_exc()
         _report(channel, f"{type(error).__name__}: {str(error).strip()[:500]}", kind="failed")

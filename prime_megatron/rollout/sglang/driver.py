@@ -17,10 +17,12 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig
 
+from prime_megatron.families.read import read_config
 from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.process.driver import BroadcastGroup, DriverSettings, FinishedResponse, UpdateRefused
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.rollout.sglang.payload import command_payload
+from prime_megatron.rollout.sglang.reading import check_reading, model_config
 from prime_megatron.rollout.sglang.worker import LOADER
 from prime_megatron.weights.buffer import TensorRow
 
@@ -69,14 +71,16 @@ class SglangDriver:
         self._settings = settings
         self._updating = False
         self._backend: SglangBackend
+        arguments = server_arguments(settings)
         if settings.server:
             from prime_megatron.rollout.sglang.server import ServerBackend
 
-            self._backend = ServerBackend(server_arguments(settings), settings.start_timeout_s)
+            self._backend = ServerBackend(arguments, settings.start_timeout_s)
         else:
             from prime_megatron.rollout.sglang.engine import EngineBackend
 
-            self._backend = EngineBackend(server_arguments(settings))
+            self._backend = EngineBackend(arguments)
+        self._check_reading(arguments)
         if settings.device == "cpu" and settings.expert > 1:
             self._command([{"op": "skip_foreign_experts"}] * settings.tensor)
             self._end()
@@ -139,11 +143,7 @@ class SglangDriver:
 
     def bit_sums(self) -> list[dict[str, int]]:
         """See `Driver.bit_sums`."""
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / str(rank) for rank in range(self._settings.tensor)]
-            self._command([{"op": "bit_sums", "path": str(path)} for path in paths])
-            self._end()
-            return [json.loads(path.read_text()) for path in paths]
+        return self._ask("bit_sums")
 
     def sleep(self, level: int) -> None:
         """See `Driver.sleep`. SGLang forgets the weights at either level; on a CPU it frees nothing."""
@@ -158,6 +158,11 @@ class SglangDriver:
     def close(self) -> None:
         """See `Driver.close`."""
         self._backend.close()
+
+    def _check_reading(self, arguments: Mapping[str, Any]) -> None:
+        family, path = read_config(self._settings.model_path), self._settings.model_path
+        for windows in self._ask("windows"):
+            check_reading(family, model_config(arguments), windows, path, self._settings.max_tokens)
 
     async def _warm(self, request: Request) -> None:
         await self._backend.generate(self._body(request))
@@ -190,6 +195,14 @@ class SglangDriver:
         self._begin()
         payloads = [command_payload(command) for command in commands]
         self._tell("update_weights_from_tensor", load_format=LOADER, payloads=payloads, **arguments)
+
+    def _ask(self, operation: str) -> list[Any]:
+        """Every tensor-parallel rank's answer."""
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [Path(folder) / str(rank) for rank in range(self._settings.tensor)]
+            self._command([{"op": operation, "path": str(path)} for path in paths])
+            self._end()
+            return [json.loads(path.read_text()) for path in paths]
 
     def _tell(self, operation: str, **arguments: Any) -> None:
         success, message = self._backend.update(operation, **arguments)
@@ -226,7 +239,9 @@ def server_arguments(settings: DriverSettings) -> dict[str, Any]:
         }
     else:
         common |= {"mem_fraction_static": settings.memory_fraction, "enable_memory_saver": settings.can_sleep}
-    return common | dict(settings.extra)
+    made = common | dict(settings.extra)
+    overrides = read_config(settings.model_path).corrections | json.loads(made.get("json_model_override_args", "{}"))
+    return made | {"json_model_override_args": json.dumps(overrides)}
 
 
 def _cpu_cache_tokens(settings: DriverSettings) -> int:

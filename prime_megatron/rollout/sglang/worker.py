@@ -38,6 +38,12 @@ def _bit_sums(model: nn.Module, path: str) -> None:
     Path(path).write_text(json.dumps(bit_sums(model.named_parameters())))
 
 
+def _windows(model: nn.Module, path: str) -> None:
+    """The attention window of every layer, in tokens with the token's own (SGLang counts those before it)."""
+    layers = {int(m.layer_id): int(m.sliding_window_size) for m in model.modules() if hasattr(m, "sliding_window_size")}
+    Path(path).write_text(json.dumps([None if layers[at] == -1 else layers[at] + 1 for at in sorted(layers)]))
+
+
 def _load_bucket(model: Any, handle: Mapping[str, Any], rows: Sequence[TensorRow]) -> None:
     flat = open_buffer(handle)
     model.load_weights(unpack(flat, rows))
@@ -69,4 +75,5 @@ _OPERATIONS = {
     "noop": lambda model: None,
     "receive": _receive,
     "skip_foreign_experts": _skip_foreign_experts,
+    "windows": _windows,
 }

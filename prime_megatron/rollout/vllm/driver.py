@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prime_megatron.families.read import read_config
 from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.process.driver import BroadcastGroup, DriverSettings, FinishedResponse, stream_seed
 from prime_megatron.rollout.sampling import SampleKey
@@ -28,6 +29,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from torch import Tensor
 from vllm import LLM, SamplingParams
 
+from prime_megatron.rollout.vllm.reading import check_reading
 from prime_megatron.rollout.vllm.transfer import BACKEND
 
 
@@ -61,8 +63,13 @@ class VllmDriver:
             **memory,
             **settings.extra,
         }
+        family = read_config(settings.model_path)
+        arguments["hf_overrides"] = family.corrections | arguments.get("hf_overrides", {})
         self._llm = LLM(**arguments)
         self._engine = self._llm.llm_engine
+        config, path = self._engine.vllm_config.model_config, settings.model_path
+        for windows in self._llm.collective_rpc("prime_windows"):
+            check_reading(family, config, windows, path, settings.max_tokens)
         if settings.in_process:
             # It would destroy the trainer's groups, too, when the engine is collected; `close` does the rest.
             self._engine.engine_core._finalizer.detach()

@@ -166,6 +166,8 @@ def _start(settings: DriverSettings, member: Member) -> Any:
         try:
             with _shared_memory_of_its_own(member):
                 return VllmDriver(settings)
+        except InputError:
+            raise
         except Exception as error:
             what = " ".join(str(error).split())[:500]
             raise RunError(

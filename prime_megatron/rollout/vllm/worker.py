@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import vllm._custom_ops as ops
 from torch import Tensor
+from vllm.model_executor.models.utils import extract_layer_index
 
 from prime_megatron.rollout.vllm.experts import keep_experts_plain
 from prime_megatron.rollout.vllm.transfer import BACKEND
@@ -38,6 +39,12 @@ class PrimeWorker:
     def prime_bit_sums(self) -> dict[str, int]:
         """Of this rank's parameters."""
         return bit_sums(self.model_runner.model.named_parameters())
+
+    def prime_windows(self) -> list[int | None]:
+        """The attention window of every layer that was built, in tokens; None: all of a sequence."""
+        layers = self.model_runner.vllm_config.compilation_config.static_forward_context
+        found = {extract_layer_index(name): layer for name, layer in layers.items() if hasattr(layer, "sliding_window")}
+        return [found[index].sliding_window for index in sorted(found)]
 
     def prime_parameters(self) -> dict[str, Tensor]:
         """This rank's parameters themselves, for a caller in the same process."""

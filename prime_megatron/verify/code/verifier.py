@@ -82,6 +82,9 @@ class CodeVerifier:
             return finished(Verdict(0.0, NO_CODE, "no complete fenced block of Python"))
         return self.pool.submit({"code": code, "ground_truth": answer.ground_truth})
 
+    def truth_problem(self, ground_truth: str) -> str | None:
+        return truth_problem(ground_truth)
+
     def close(self) -> None:
         self.pool.close()
 
