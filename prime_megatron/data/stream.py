@@ -16,12 +16,10 @@ from prime_megatron.types import Group, Prompt, Sample
 
 
 class Row(Protocol):
-    """What a stream is made from."""
+    """What a stream is made from; its origin is "file, row n"."""
 
     @property
-    def origin(self) -> str:
-        """File and row."""
-        ...
+    def origin(self) -> str: ...
 
 
 RowType = TypeVar("RowType", bound=Row)
@@ -62,9 +60,7 @@ class RowStream(Generic[RowType, Item]):
             limit: the key of the longest row, with its value, as "data.max_tokens 60".
         """
         assert rows
-        self._rows: Sequence[RowType] = rows
-        self._encode: Callable[[RowType, str, int], Item | Skip] = encode
-        self._content: Callable[[RowType], object] = content
+        self._rows, self._encode, self._content = rows, encode, content
         self._seed = seed
         self._shuffle = shuffle
         self._limit = limit
