@@ -18,7 +18,8 @@ def vote_of(ability: str, response: str) -> str | None:
 
 
 def _spelling(answer: str) -> str:
-    number = plain_number(normalize(without_units(answer)))
+    bare, _ = without_units(answer)
+    number = plain_number(normalize(bare))
     if number is None:
         return normalize(answer)
     return f"{number.value}%" if number.is_percent else str(number.value)
