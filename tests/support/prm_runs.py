@@ -40,7 +40,7 @@ def prm_config(folder: Path, **sections: Any) -> dict[str, Any]:
         "dtype": "float32",
         "data": {
             "train": [make_labelled(folder / "rows.jsonl")],
-            "held_out": [make_labelled(folder / "held_out.jsonl", prompts=5, seed=1)],
+            "held_out": [make_labelled(folder / "held_out.jsonl", prompts=7, seed=1)],
             "max_tokens": 64,
             "group_size": 4,
         },

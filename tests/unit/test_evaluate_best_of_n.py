@@ -16,7 +16,7 @@ from prime_megatron.evaluate.best_of_n import Candidates, accuracies, table
 from prime_megatron.evaluate.scored import candidates, read_scored
 from prime_megatron.evaluate.statistics import differs, majority_at
 
-OUTCOME = [1.0, 0.0, 1.0, 0.0, 0.0, 0.5]
+OUTCOME = [1.0, 0.0, 1.0, 0.0, 0.25, 0.5]
 SCORE = [0.3, 0.3, -1.0, 2.0, 0.3, 0.1]
 WEIGHT = [0.6, 0.2, 0.3, 0.9, 0.4, 0.5]
 ANSWER = [0, 1, 0, 2, -1, 1]
