@@ -31,6 +31,10 @@ class StopRequested(Exception):
     """All ranks agreed, at a point where a step can be dropped, to stop: a signal or the wall-clock limit."""
 
 
+class NotFinite(Exception):
+    """The policy's distribution was no numbers while it generated; known to all ranks. The step is dropped."""
+
+
 class EngineDied(Exception):
     """An engine's process died, hangs or failed; the message says how. Its replica starts it again."""
 

@@ -28,7 +28,7 @@ from prime_megatron.run.prm_note import note_of
 from prime_megatron.run.stage import StageStep, run_stage
 from prime_megatron.run.survey import survey
 from prime_megatron.step.batch import Batcher, StepBatch
-from prime_megatron.step.prm import HeldOut, log_ratios, role_logprobs, train_prm
+from prime_megatron.step.prm import PrmHeldOut, log_ratios, role_logprobs, train_prm
 from prime_megatron.types import Group
 
 TOLD = ("prm/accuracy", "prm/pair_accuracy", "prm/ce", "prm/probability_mean", "prm/log_ratio_mean", "prm/loss")
@@ -68,7 +68,7 @@ class PrmStage:
         """What the run says of its data at the start."""
         self.reduce = OverRanks(topology.data)
         self.batcher = Batcher(topology, config.packing)
-        self.held_out = HeldOut(
+        self.held_out = PrmHeldOut(
             read_held_out(config.data.held_out, encoder),
             self.batcher,
             beta=config.prm.beta,

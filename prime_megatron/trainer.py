@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prime_megatron.config import TrainConfig, UpdateOrder
-from prime_megatron.errors import ExitCode, StopRequested
+from prime_megatron.errors import ExitCode, NotFinite, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
 from prime_megatron.parallel.collectives import agree_on
 from prime_megatron.run.assemble import open_parts
@@ -66,13 +66,17 @@ class PrimeTrainer:
         return ExitCode.DONE
 
     def finish_step(self, index: int) -> None:
-        """Step, report, save; a step that is stopped in its rollout leaves no trace."""
+        """Step, report, save; a step that is stopped in its rollout, or generates no numbers, leaves no trace."""
         parts = self.parts
         place = parts.prompts.state()
         try:
             record = self.step(index)
         except StopRequested:
             parts.prompts.restore(place)
+            return
+        except NotFinite:
+            parts.prompts.restore(place)
+            parts.nonfinite.generated(index)
             return
         parts.reporter.step(index, record)
         parts.nonfinite.check(index, record.results, record.tensors)

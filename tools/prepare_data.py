@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ CALCULATION = re.compile(r"<<.*?>>")
 
 class BadRow(Exception):
     """One line for the user."""
+
+
+FIRST = b'{"data_source": "gsm8k", '
+"""How a file of this tool's begins."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,16 @@ def prompt_row(problem: Problem, shots: list[Problem], split: str) -> dict[str, 
     }
 
 
+def may_write(target: Path) -> bool:
+    """Whether nothing is there, or a file that this tool wrote."""
+    if not os.path.lexists(target):
+        return True
+    if target.is_symlink() or not target.is_file():
+        return False
+    with target.open("rb") as file:
+        return file.read(len(FIRST)) in (b"", FIRST)
+
+
 def read(path: Path) -> Iterator[Problem]:
     """The problems of a file. Raises BadRow that names file and line."""
     with path.open(encoding="utf-8") as file:
@@ -102,7 +117,9 @@ def choose(problems: Iterator[Problem], chosen: argparse.Namespace) -> tuple[lis
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("source", type=Path, help="GSM8K JSON lines")
     parser.add_argument("target", type=Path, help="JSON lines to write")
     parser.add_argument("--limit", type=int, help="first n of the rows that are left")
@@ -116,6 +133,9 @@ def main() -> int:
         rows = [prompt_row(problem, shots, chosen.split) for problem in problems]
     except (OSError, BadRow) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not may_write(chosen.target):
+        print(f"error: {chosen.target}: exists and was not written by this tool; name another file", file=sys.stderr)
         return 2
     chosen.target.parent.mkdir(parents=True, exist_ok=True)
     with chosen.target.open("w", encoding="utf-8") as file:

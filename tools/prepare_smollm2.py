@@ -52,7 +52,9 @@ def prepare(source: Path, target: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("target", type=Path, help="the folder to write")
     chosen = parser.parse_args()
     if (chosen.target / "config.json").is_file():

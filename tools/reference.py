@@ -36,7 +36,7 @@ BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="reference.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="reference.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a page is out of date")
     check = parser.parse_args().check
     stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]

@@ -91,7 +91,7 @@ def prm_statistics(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float)
     agree_GKK = torch.where(score_GKK == 0.0, 0.5, (score_GKK > 0.0).double())
     weight_G = weight_GKK.sum((1, 2))
     accuracy_G = (weight_GKK * agree_GKK).sum((1, 2)) / torch.where(weight_G > 0.0, weight_G, 1.0)
-    bin_N = (probability_N * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    bin_N = (probability_N * NUM_BINS).long().clamp(0, NUM_BINS - 1)  # NaN as a whole number is any
     loss_N = softplus(beta * q_N) - outcome_N * beta * q_N
     return Statistics(
         {

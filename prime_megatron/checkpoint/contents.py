@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from prime_megatron.config.strict_json import read_json
+from prime_megatron.data.files import data_files
 from prime_megatron.errors import InputError
 
 Contents = dict[str, dict[str, str]]
@@ -16,8 +17,13 @@ FOLDERS = ("model", "reference", "models.policy.path", "models.prm.path", "model
 FILES = ("data.train", "rollout.replay")
 _TEXTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
-    "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "added_tokens.json", "vocab.txt",
+    "spiece.model", "tekken.json", "chat_template.json",
 )  # fmt: skip
+_MORE_TEXTS = ("*.py", "additional_chat_templates/*")
+_WHOLE = "weights, every byte"
+_WHOLE_BYTES = 2**30
+"""Weights of so many bytes are read whole, about a second's work; larger ones at evenly spaced places."""
 _SAMPLE_BYTES = 64 * 1024
 _SAMPLES = 8
 
@@ -25,7 +31,8 @@ _SAMPLES = 8
 def contents_of(config: dict[str, Any]) -> Contents:
     """Digests of every folder and file that a dumped config (of any kind of run) names and whose content matters.
 
-    Weights count by their headers and by samples of their bytes, everything else whole. Raises InputError: unreadable.
+    Weights of more than 1 GiB count by their headers and by samples of their bytes, everything else whole. Raises
+    InputError: unreadable.
     """
     found: Contents = {}
     try:
@@ -36,6 +43,8 @@ def contents_of(config: dict[str, Any]) -> Contents:
         for key in FILES:
             value = _value(config, key)
             paths = value if isinstance(value, list) else [] if value is None else [value]
+            if key == "data.train":
+                paths = data_files(paths)
             if paths:
                 found[key] = {f"file {i + 1}": _whole([Path(path)]) for i, path in enumerate(paths)}
     except OSError as error:
@@ -44,8 +53,10 @@ def contents_of(config: dict[str, Any]) -> Contents:
 
 
 def changed_parts(saved: dict[str, str], now: dict[str, str]) -> list[str]:
-    """What differs between two contents of one key."""
-    return [part for part in sorted(saved.keys() | now.keys()) if saved.get(part) != now.get(part)]
+    """What differs between two contents of one key. Checkpoints of earlier versions sampled all weights."""
+    parts = saved.keys() | now.keys() if _WHOLE in saved else (saved.keys() | now.keys()) - {_WHOLE}
+    changed = {part.partition(",")[0] for part in parts if saved.get(part) != now.get(part)}
+    return sorted(changed)
 
 
 def _value(config: dict[str, Any], key: str) -> Any:
@@ -57,15 +68,20 @@ def _value(config: dict[str, Any], key: str) -> Any:
 
 def folder_contents(folder: Path) -> dict[str, str]:
     """Digests of what a model folder holds, by file, the weights together. Raises OSError: unreadable."""
-    found = {name: _whole([folder / name]) for name in _TEXTS if (folder / name).is_file()}
+    names = [*_TEXTS, *(path.relative_to(folder).as_posix() for more in _MORE_TEXTS for path in folder.glob(more))]
+    found = {name: _whole([folder / name]) for name in sorted(names) if (folder / name).is_file()}
     weights = list(_weights(folder))
-    return found | ({"weights": _sampled(weights)} if weights else {})
+    if weights:
+        found["weights"] = _sampled(weights)
+    if weights and sum(path.stat().st_size for path in weights) <= _WHOLE_BYTES:
+        found[_WHOLE] = _whole(weights)
+    return found
 
 
 def _weights(folder: Path) -> Iterator[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        named = read_json(index)["weight_map"]
         yield from (folder / name for name in sorted(set(named.values())))
     elif (folder / "model.safetensors").is_file():
         yield folder / "model.safetensors"

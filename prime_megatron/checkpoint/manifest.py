@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from prime_megatron.checkpoint.layout import MANIFEST_FILE, MARKER_FILE
+from prime_megatron.config.strict_json import read_json
+from prime_megatron.errors import InputError
 
 FORMAT = 1
 """Of the unit on disk; another number is refused."""
@@ -80,25 +82,31 @@ def structural_damage(folder: Path) -> str | None:
     try:
         if marker.read_text(encoding="utf-8").strip() != file_sha256(manifest):
             return f"has another {MANIFEST_FILE} than its {MARKER_FILE} speaks of"
-        listed = json.loads(manifest.read_text(encoding="utf-8"))
+        listed = read_json(manifest)
         if listed["format"] != FORMAT:
-            return f"has format {listed['format']}; this version reads {FORMAT}"
+            return f"has format {str(listed['format'])[:80]}; this version reads {FORMAT}"
         for name, entry in listed["files"].items():
             path = folder / name
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                return f"lists {name[:200]!r}, which lies outside of it"
             if not path.is_file():
                 return f"lacks {name}"
             size = path.stat().st_size
             if size != entry["bytes"]:
                 return f"has {name} cut to {size} bytes of {entry['bytes']}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"cannot be read ({type(error).__name__}: {error})"
+            if type(entry["bytes"]) is not int or not isinstance(entry["sha256"], str):
+                return f"has a {MANIFEST_FILE} that says nothing of {name}"
+    except InputError as error:
+        return f"has a damaged {MANIFEST_FILE} ({error})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"cannot be read ({type(error).__name__}: {str(error)[:200]})"
     return None
 
 
 def content_damage(folder: Path, part: int, num_parts: int) -> str | None:
     """The first file whose sha256 differs, among every ``num_parts``-th file from ``part`` on (largest first)."""
     try:
-        files = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST_FILE)["files"]
         ordered = sorted(files, key=lambda name: (-files[name]["bytes"], name))
         for name in ordered[part::num_parts]:
             if file_sha256(folder / name) != files[name]["sha256"]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from prime_megatron import __version__
@@ -24,11 +25,15 @@ from prime_megatron.checkpoint.retention import prune
 from prime_megatron.checkpoint.save import Save, Snapshot
 from prime_megatron.config import StageConfig, TrainConfig
 from prime_megatron.config.load import dump_yaml
-from prime_megatron.errors import RunError
+from prime_megatron.config.strict_json import read_json
+from prime_megatron.errors import InputError, RunError
 from prime_megatron.mcore.checkpoint import load_role
 from prime_megatron.mcore.role import Role
 from prime_megatron.metrics import MetricsLog
-from prime_megatron.parallel.collectives import from_rank, gather_all
+from prime_megatron.parallel.collectives import agree_on, from_rank, gather_all
+
+MAX_STATE_BYTES = 2**34
+"""The responses of waiting groups are in it."""
 
 
 class Stateful(Protocol):
@@ -154,19 +159,20 @@ class Checkpoints:
             prune(self.root, limits.keep_last, limits.keep_every, self._broken)
 
     def _load(self, found: FoundCheckpoint, path: Path) -> int:
-        state = from_rank(json.loads((path / STATE_FILE).read_text(encoding="utf-8")) if dist.get_rank() == 0 else None)
+        state = read_state(path)
         held = state.get("contents")  # checkpoints of earlier versions have none
-        check_same_run(state["config"], self.config, held, self._contents)
+        with _told_as_input(f"{path / STATE_FILE}: config is not what a run saves"):
+            check_same_run(state["config"], self.config, held, self._contents)
         for role in self.roles:
             load_role(role, path / role.name)
         for name, part in self.stateful.items():
-            part.restore(state["parts"][name])
+            with _told_as_input(f"{path / STATE_FILE}: {name} is not what a run saves"):
+                part.restore(state["parts"][name])
         step = int(state["step"])
         self.log.message(f"resumed after step {step} from {path}")
         if state["layout"] == self._layout():
-            prefix = f"{dist.get_rank()}."
-            states = load_file(path / RNG_FILE)
-            rng.restore({key.removeprefix(prefix): value for key, value in states.items() if key.startswith(prefix)})
+            with _told_as_input(f"{path / RNG_FILE}: holds no random states of this run"):
+                _restore_rng(path / RNG_FILE)
         else:
             self.log.message(
                 f"the layout was {state['layout']} and is {self._layout()}: random states begin anew "
@@ -179,6 +185,46 @@ class Checkpoints:
         parallel = self.config.parallel
         names = ("tensor", "pipeline", "virtual_pipeline", "context", "expert", "expert_tensor")
         return {"world": dist.get_world_size()} | {name: getattr(parallel, name) for name in names}
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json of a checkpoint, read once for all ranks. Collective over the world.
+
+    Raises:
+        InputError: it is not JSON, or lacks what every run saves.
+    """
+    state: dict[str, Any] = {}
+
+    def read() -> None:
+        state.update(read_json(path / STATE_FILE, MAX_STATE_BYTES))
+        wanted: dict[str, type] = {"step": int, "layout": dict, "config": dict, "parts": dict}
+        for key, kind in wanted.items():
+            if type(state.get(key)) is not kind:
+                raise InputError(f"{path / STATE_FILE}: {key} is not what a run saves; give another checkpoint")
+
+    agree_on(read)
+    return from_rank(state)
+
+
+def _restore_rng(path: Path) -> None:
+    prefix = f"{dist.get_rank()}."
+    states = load_file(path)
+    rng.restore({key.removeprefix(prefix): value for key, value in states.items() if key.startswith(prefix)})
+
+
+@contextmanager
+def _told_as_input(what: str) -> Iterator[None]:
+    """What a part makes of a state that is not its own, on any rank, is a user's error on all. Collective."""
+    problem = None
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError, OSError) as error:
+        problem = f"{what} ({next(iter(str(error).splitlines()), '')[:200] or type(error).__name__})"
+    except SafetensorError as error:
+        problem = f"{what} ({str(error).splitlines()[0][:200]})"
+    problem = next((one for one in gather_all(problem) if one is not None), None)
+    if problem is not None:
+        raise InputError(f"{problem}; give another checkpoint")
 
 
 def _damage(path: Path) -> str | None:

@@ -6,15 +6,21 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 from prime_megatron.config import CodeConfig
 from prime_megatron.errors import InputError
 from prime_megatron.generate.endpoint import Endpoint
+from prime_megatron.generate.gradable import check_gradable
+from prime_megatron.generate.questions import Question
 from prime_megatron.generate.run import Progress
 from prime_megatron.run.offline import OfflineModel
-from prime_megatron.verify import VerifyOptions
+from prime_megatron.verify import Verifiers, VerifyOptions
+from prime_megatron.verify.code.check import prove_jail
 
 _TOLD_EVERY_S = 2.0
+_TESTS_PER_SAMPLE = 6
+"""Slow tests that one response may have before it is ended."""
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +53,9 @@ def add_grading_options(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="math and code processes (one per core)"
     )
     group.add_argument("--grade-timeout-s", type=float, default=VerifyOptions.timeout_s, metavar="S", help="per answer")
+    group.add_argument(
+        "--code-timeout-s", type=float, default=10.0, metavar="S", help="per test of a program (default: 10)"
+    )
     group.add_argument(
         "--code-jail", choices=("landlock", "none"), default="landlock", help="none: programs run with your rights"
     )
@@ -92,8 +101,21 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
 
 def verify_options(args: argparse.Namespace) -> VerifyOptions:
     """The options of grading as a value. Raises InputError: one out of range."""
-    code = CodeConfig(jail=args.code_jail)
+    if not 0 < args.code_timeout_s <= 3600:
+        raise InputError(f"--code-timeout-s is {args.code_timeout_s}; give seconds above 0, at most 3600")
+    # A program that nobody learns from may take its time: limits are there for those that never end.
+    code = CodeConfig(
+        jail=args.code_jail,
+        timeout_s=args.code_timeout_s,
+        sample_timeout_s=_TESTS_PER_SAMPLE * args.code_timeout_s,
+    )
     return VerifyOptions(num_workers=args.workers, timeout_s=args.grade_timeout_s, code=code)
+
+
+def prepare_grading(questions: Sequence[Question], verifiers: Verifiers, args: argparse.Namespace) -> None:
+    """Raises InputError for a question that cannot be scored, and where this machine does not hold programs."""
+    if check_gradable(questions, verifiers) and args.code_jail != "none":
+        prove_jail(verify_options(args).code)
 
 
 class Teller:

@@ -17,6 +17,7 @@ from prime_megatron.cli.engine_options import (
     add_grading_options,
     endpoint_of,
     offline_model,
+    prepare_grading,
     verify_options,
 )
 from prime_megatron.cli.model_folder import model_folder
@@ -34,7 +35,6 @@ from prime_megatron.rollout.generate import Draw
 from prime_megatron.rollout.sampling import EVAL
 from prime_megatron.run.offline import context_of, load_offline_tokenizer, offline_generator
 from prime_megatron.verify import Answer, Verifiers, build_verifiers
-from prime_megatron.verify.code.check import prove_jail
 
 _EPILOG = """\
 examples:
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         scorer = stack.enter_context(build_verifiers(verify_options(args))) if args.grade else None
         if scorer is not None:
-            check_gradable(mine, scorer, args)
+            prepare_grading(mine, scorer, args)
         request = _request(args, questions) | {"model": _ask_whom(args, stack, kept)}
         blocks = stack.enter_context(open_blocks(kept, request))
         if not all(blocks.has(index) for index in range(len(by_block))):
@@ -140,21 +140,6 @@ def shard_of(questions: Sequence[Question], shard: str | None) -> Sequence[Quest
             f"--shard {shard}: there are {len(questions)} prompts, so this shard is empty; take fewer shards"
         )
     return questions[index::count]
-
-
-def check_gradable(questions: Sequence[Question], verifiers: Verifiers, args: argparse.Namespace) -> None:
-    """Raises InputError for a question that cannot be scored, and where the machine does not hold programs."""
-    for question in questions:
-        if not question.ability or not question.ground_truth:
-            raise InputError(f"{question.origin}: no ability and ground truth to grade by; leave out --grade")
-        try:
-            problem = verifiers.truth_problem(question.ability, question.ground_truth)
-        except InputError as error:
-            raise InputError(f"{question.origin}: {error}") from None
-        if problem is not None:
-            raise InputError(f"{question.origin}: ground truth: {problem}")
-    if any(verifiers.runs_programs(question.ability) for question in questions) and args.code_jail != "none":
-        prove_jail(verify_options(args).code)
 
 
 def _request(args: argparse.Namespace, questions: Sequence[Question]) -> dict[str, Any]:
@@ -205,6 +190,7 @@ def plain_answer(question: Question, text: str) -> Answer:
         ground_truth=question.ground_truth,
         data_source=question.data_source,
         extra_info=question.extra_info,
+        other_truths=question.other_truths,
     )
 
 

@@ -19,6 +19,8 @@ VERBS = {
     "train": "train a policy with PRIME",
     "sft": "warm a model up by supervised fine-tuning",
     "generate": "answer prompts with an engine or an endpoint: a file of samples",
+    "evaluate": "evaluate a model on a suite: figures with intervals, and their contract",
+    "compare": "hold two evaluations against each other",
     "prm": "train the implicit PRM alone on labelled responses",
     "score": "give a PRM's rewards for given responses",
     "best-of-n": "choose among samples by PRM, majority and chance, and compare",
@@ -91,7 +93,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         if name == verb:
             importlib.import_module(f"prime_megatron.cli.{name.replace('-', '_')}").add_parser(subparsers)
         else:
-            subparsers.add_parser(name, help=help_text)
+            subparsers.add_parser(name, help=help_text, allow_abbrev=False)
     args, rest = parser.parse_known_args(arguments)
     # argparse takes one run of positional words; overrides behind an option are left over.
     stray = [word for word in rest if verb not in _WITH_OVERRIDES or word.startswith("-") or "=" not in word]

@@ -31,11 +31,15 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
         InputError: naming the key, the folder or the file.
     """
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
+    from prime_megatron.rollout.recording import check_record  # brings torch
+
+    check_record(config.rollout.record)
     check_folders(config, all_here=True)
     check_memory(config)
     _check_models(config)
     _check_labelled(config.eval.prm_rows)
     _check_replay(config.rollout.replay)
+    _check_suite(config)
     check_custom(config.verify.custom)
 
 
@@ -105,6 +109,12 @@ def _check_labelled(paths: tuple[str, ...]) -> None:
 
         for path in paths:
             read_responses(path, labelled=True)
+
+
+def _check_suite(config: TrainConfig) -> None:
+    from prime_megatron.run.suite import read_suite
+
+    read_suite(config)
 
 
 def _check_replay(path: str | None) -> None:

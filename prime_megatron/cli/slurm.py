@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prime_megatron.cli.options import add_config, new_verb
+from prime_megatron.cli.options import add_config, check_output_file, new_verb, path_option
 from prime_megatron.config import PrmConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import check_train_config
 from prime_megatron.config.check_stage import check_stage_config
@@ -20,6 +20,9 @@ from prime_megatron.slurm.script import Job, gpus_per_node, render
 
 RESOLVED = "# What the job script beside this file runs; written by `prime-megatron slurm`."
 """First line of the resolved config: only such a file is ever replaced."""
+
+SCRIPT = "prime_megatron.slurm.attempt"
+"""In every job script: only such a one is ever replaced."""
 
 _DESCRIPTION = """\
 Write a SLURM job script for a config of train, sft or prm, and the resolved config beside it: one task a node, each
@@ -49,7 +52,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
     )
     add_config(parser, "YAML file of train, sft or prm, on a file system that all nodes share")
-    parser.add_argument("--output", metavar="FILE", help="where to write it (default: CONFIG with .sbatch)")
+    parser.add_argument(
+        "--output", metavar="FILE", type=path_option, help="where to write it (default: CONFIG with .sbatch)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print it, write nothing")
     parser.add_argument("--check", action="store_true", help="ask `sbatch --test-only` about what was written")
     parser.add_argument("--time", metavar="LIMIT", default="24:00:00", help="of one attempt (default: %(default)s)")
@@ -85,14 +90,16 @@ def run(args: argparse.Namespace) -> int:
     config = load_train_config(args.config, args.overrides) if stage is None else stage
     for warning in _check(config):
         print(f"warning: {warning}", file=sys.stderr)
-    path = Path(args.output) if args.output else Path(args.config).with_suffix(".sbatch")
+    path = args.output if args.output else Path(args.config).with_suffix(".sbatch")
     resolved = path.with_suffix(".resolved.yaml")
     text = render(config, _job(args, _verb(config), resolved))
     if args.dry_run:
         print(text, end="")
         return 0
-    _write("--output ", path, text, "#SBATCH")
-    _write("", resolved, f"{RESOLVED}\n{dump_yaml(config)}", RESOLVED)
+    for file, ours in ((path, SCRIPT), (resolved, RESOLVED)):
+        _check_replaced(file, ours)
+    _write(path, text)
+    _write(resolved, f"{RESOLVED}\n{dump_yaml(config)}")
     if args.check:
         print(ask_sbatch(path))
     print(f"{path}: submit it with: sbatch {shlex.quote(str(path))}")
@@ -136,13 +143,17 @@ def _job(args: argparse.Namespace, verb: str, resolved: Path) -> Job:
     )
 
 
-def _write(option: str, path: Path, text: str, ours: str) -> None:
+def _check_replaced(path: Path, ours: str) -> None:
+    check_output_file(path, "--output", overwrite=True)
     if path.exists() and ours not in path.read_text(encoding="utf-8", errors="replace"):
-        raise InputError(f"{option}{path}: exists and was not written by this command; choose another --output")
+        raise InputError(f"--output {path}: exists and was not written by this command; choose another --output")
+
+
+def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{option}{path}: cannot be written ({error.strerror})") from None
+        raise InputError(f"--output {path}: cannot be written ({error.strerror})") from None
 
 
 def ask_sbatch(path: Path) -> str:

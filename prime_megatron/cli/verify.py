@@ -16,7 +16,9 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from prime_megatron.cli.options import check_output_file, path_option
 from prime_megatron.config import CodeConfig
+from prime_megatron.data.json_line import lines_of, parse_line
 from prime_megatron.errors import InputError
 from prime_megatron.verify import (
     Answer,
@@ -38,12 +40,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Adds the `verify` verb; its run is `run`."""
     parser = subparsers.add_parser(
         "verify",
+        allow_abbrev=False,
         help="score answers in a JSONL file",
         description='Scores rows {"ability", "response", "ground_truth"} (a list of ground truths: any of them)'
         ' and writes each row with "score" (0 to 1), "verdict" and "reason" added, in the same order.',
     )
-    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="the rows to score")
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT.jsonl", help="where the scored rows go")
+    parser.add_argument("input", type=path_option, metavar="IN.jsonl", help="the rows to score")
+    parser.add_argument(
+        "--output", type=path_option, required=True, metavar="OUT.jsonl", help="where the scored rows go"
+    )
     parser.add_argument(
         "--workers",
         type=int,
@@ -92,10 +97,7 @@ def run(args: argparse.Namespace) -> int:
     options = VerifyOptions(num_workers=args.workers, timeout_s=args.timeout_s, code=code)
     if not args.input.is_file():
         raise InputError(f"{args.input}: no such file")
-    if args.output.exists() and not args.overwrite:
-        raise InputError(f"{args.output} exists; give --overwrite to replace it")
-    if args.output.is_dir():
-        raise InputError(f"{args.output} is a folder; give a file")
+    check_output_file(args.output, "--output", overwrite=args.overwrite)
     if not args.output.parent.is_dir():
         raise InputError(f"{args.output.parent}: no such folder for the output")
     custom = dict(parse_custom(text) for text in args.custom)
@@ -123,7 +125,7 @@ def _score_into(out: BinaryIO, rows: BinaryIO, name: str, verifiers: Verifiers, 
     total_bytes = os.fstat(rows.fileno()).st_size
     with _progress() as bar:
         task = bar.add_task(f"verify {Path(name).name}", total=total_bytes, done_rows=0)
-        for row, verdict in scored_rows(_lines(rows), name, verifiers):
+        for row, verdict in scored_rows(lines_of(rows, name), name, verifiers):
             scored = row | {"score": verdict.score, "verdict": verdict.verdict, "reason": verdict.reason}
             out.write(_encode(scored))
             tally.add(verdict)
@@ -178,18 +180,16 @@ def scored_rows(
 def parse_row(line: bytes, name: str, number: int) -> dict[str, Any]:
     """One JSON object with the three keys, perhaps more. Raises InputError naming file, row and key."""
     where = f"{name}, row {number}"
-    try:
-        row = json.loads(line, parse_constant=_refuse_constant)
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: not UTF-8") from None
-    except (ValueError, RecursionError) as problem:
-        raise InputError(f"{where}: not JSON ({problem})") from None
+    row = parse_line(line, where, finite=True, halves=True)  # what a model wrote is scored
     if not isinstance(row, dict):
         raise InputError(f"{where}: a {type(row).__name__}, not an object with the keys {', '.join(KEYS)}")
     for key in KEYS:
         if key not in row:
             raise InputError(f"{where}: no key {key!r} (a row needs {', '.join(KEYS)})")
-        if not isinstance(row[key], str) and not (key == "ground_truth" and truths_of(row[key])):
+        if key == "ground_truth" and not truths_of(row[key]):
+            found = type(row[key]).__name__
+            raise InputError(f"{where}: {key!r} is a {found}, not a string, a number or a list of these")
+        if key != "ground_truth" and not isinstance(row[key], str):
             raise InputError(f"{where}: {key!r} is a {type(row[key]).__name__}, not a string")
     for key, kind in MORE_KEYS.items():
         if key in row and not isinstance(row[key], kind):
@@ -202,17 +202,6 @@ def truths_of(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
     plain = all(isinstance(one, (str, int, float)) and not isinstance(one, bool) for one in values)
     return [str(one) for one in values] if plain else []
-
-
-def _refuse_constant(constant: str) -> float:
-    raise ValueError(f"{constant} is not a JSON number")
-
-
-def _lines(rows: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(row number from 1, line) for every line that is not blank. The number is the line's in the file."""
-    for number, line in enumerate(rows, start=1):
-        if not line.isspace():
-            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 
 def _encode(row: dict[str, Any]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -26,6 +26,9 @@ class OnResume(StrEnum):
 
 
 Value = TypeVar("Value")
+
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+"""Type of a limit of time; three years are as good as none, and fit every clock."""
 
 Free = Annotated[Value, OnResume.free]
 """Type of a key that a resumed run may change; on a section it holds for every key in it: ``name: Free[str]``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLossKind, UpdateOrder
 from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
+from prime_megatron.config.roles import needs_prm, policy_folder_of
 from prime_megatron.config.run import TrainConfig
+from prime_megatron.config.schedule import check_optimizer
+from prime_megatron.config.warn import WARNINGS
 from prime_megatron.errors import InputError
 
 __all__ = ["check_parallel", "check_train_config", "needs_prm", "policy_folder_of"]
@@ -43,19 +44,7 @@ def check_train_config(
     check_reward_path(config, backend)
     _check_policy(config)
     _check_batch(config)
-    return tuple(line for warn in _WARNINGS for line in warn(config, data_size))
-
-
-def policy_folder_of(config: TrainConfig) -> str:
-    """models.policy.path. Raises InputError where it is not set."""
-    if config.models.policy.path is None:
-        raise InputError("models.policy.path: is missing; give the HF folder of the model to train")
-    return config.models.policy.path
-
-
-def needs_prm(config: TrainConfig) -> bool:
-    """Whether the run has a PRM at all: process rewards count, or the PRM is the value function."""
-    return config.advantage.process_weight > 0 or config.advantage.estimator is Estimator.prime_value
+    return tuple(line for warn in WARNINGS for line in warn(config, data_size))
 
 
 def _world_size(config: TrainConfig, world_size: int | None) -> int:
@@ -65,13 +54,11 @@ def _world_size(config: TrainConfig, world_size: int | None) -> int:
 def _check_run(config: TrainConfig) -> None:
     policy_folder_of(config)
     for role in ("policy", "prm", "critic"):
-        optimizer = getattr(config.models, role).optimizer
-        if optimizer.min_lr > optimizer.lr:
-            raise InputError(
-                f"models.{role}.optimizer.min_lr: {optimizer.min_lr} is above lr {optimizer.lr}; it is the floor of lr"
-            )
-    if config.eval.every and not config.data.eval:
-        raise InputError("eval.every: there is nothing to evaluate on; set data.eval, or eval.every to 0")
+        check_optimizer(f"models.{role}.optimizer", getattr(config.models, role).optimizer)
+    if config.eval.every and not config.data.eval and config.eval.suite is None:
+        raise InputError("eval.every: there is nothing to evaluate on; set data.eval or eval.suite, or eval.every to 0")
+    if config.eval.suite is None and config.eval.suite_data is not None:
+        raise InputError("eval.suite_data: is read by eval.suite only; set eval.suite, or leave eval.suite_data out")
 
 
 def _check_held_out_prm(config: TrainConfig) -> None:
@@ -224,52 +211,3 @@ def _check_batch(config: TrainConfig) -> None:
                 f"({finest} = {finest // count} x {count} + {finest % count}): the mini-batches of one role must be "
                 "unions of the other's; change one of them"
             )
-
-
-def _warn_sampling(config: TrainConfig, data_size: int) -> list[str]:
-    if config.rollout.sampling.top_p == 1:
-        return []
-    return [
-        f"rollout.sampling.top_p {config.rollout.sampling.top_p}: the engine draws from a cut distribution, "
-        "the trainer's log-probs are those of the whole one"
-    ]
-
-
-def _warn_filter(config: TrainConfig, data_size: int) -> list[str]:
-    rollout = config.rollout
-    samples = rollout.samples_per_prompt
-    means = [right / samples for right in range(samples + 1)]
-    if any(rollout.filter.lower <= mean <= rollout.filter.upper for mean in means):
-        return []
-    return [
-        f"rollout.filter: with {samples} samples of outcome 0 or 1 no mean lies within "
-        f"{rollout.filter.lower} to {rollout.filter.upper}: only fractional outcomes can pass"
-    ]
-
-
-def _warn_idle_ranks(config: TrainConfig, data_size: int) -> list[str]:
-    finest = max(config.models.policy.num_mini_batches, config.models.prm.num_mini_batches if needs_prm(config) else 1)
-    groups = config.rollout.prompts_per_step // finest
-    if groups >= data_size:
-        return []
-    return [
-        f"a mini-batch has {groups} prompts for {data_size} data-parallel ranks: siblings stay together, "
-        "so some ranks are idle"
-    ]
-
-
-def _warn_frozen(config: TrainConfig, data_size: int) -> list[str]:
-    if needs_prm(config) and config.prm.update is UpdateOrder.none and config.models.prm.path is None:
-        return [
-            "prm.update none with models.prm.path unset: a PRM that starts as its own reference and never learns "
-            "rewards nothing"
-        ]
-    return []
-
-
-_WARNINGS: tuple[Callable[[TrainConfig, int], list[str]], ...] = (
-    _warn_sampling,
-    _warn_filter,
-    _warn_idle_ranks,
-    _warn_frozen,
-)

@@ -6,6 +6,7 @@ from prime_megatron.config.check import SIBLING_LOSSES
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
 from prime_megatron.config.run import StageConfig
+from prime_megatron.config.schedule import check_optimizer, warn_schedule
 from prime_megatron.errors import InputError
 
 
@@ -20,9 +21,11 @@ def check_stage_config(
             raise InputError(f"prm.loss: {config.prm.loss} compares siblings; set data.group_size above 1")
         if config.eval_every and not config.data.held_out:
             raise InputError("eval_every: there is nothing to measure on; set data.held_out, or eval_every to 0")
+    check_optimizer("optimizer", config.optimizer)
+    warnings = warn_schedule("optimizer", config.optimizer, config.run.steps)
     if config.batch_size < data_size:
-        return (f"batch_size {config.batch_size} is below the {data_size} data-parallel ranks: some stay idle",)
-    return ()
+        warnings.append(f"batch_size {config.batch_size} is below the {data_size} data-parallel ranks: some stay idle")
+    return tuple(warnings)
 
 
 def check_score_config(config: ScoreConfig, world_size: int | None = None, backend: Backend | None = None) -> None:

@@ -23,7 +23,7 @@ class CodeConfig(Section):
     """Wall-clock seconds of one test."""
     sample_timeout_s: Free[PositiveFloat] = Field(default=20.0, le=36_000.0)
     """Wall-clock seconds of one response's tests together; those that are left then count as failed."""
-    memory_bytes: PositiveInt = Field(default=2**30, ge=2**27)
+    memory_bytes: PositiveInt = Field(default=2**30, ge=2**27, le=2**50)
     """Address space of a program, the interpreter included."""
-    output_bytes: PositiveInt = Field(default=16 * 2**20, ge=2**16)
+    output_bytes: PositiveInt = Field(default=16 * 2**20, ge=2**16, le=2**50)
     """What a program may write to its output before it is ended; twice the expected output where that is more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import typing
 from collections.abc import Iterator
 from enum import StrEnum
@@ -43,9 +44,11 @@ def explain(model: type[BaseModel], detail: Any, origin: dict[KeyPath, str], pat
     """
     location: KeyPath = tuple(detail["loc"])
     where = next((origin[location[:n]] for n in range(len(location), 0, -1) if location[:n] in origin), path)
-    key = _dotted(location)
+    key = dotted(location)
     if detail["type"] == "extra_forbidden":
         return f"{where}: {_unknown(model, location)}"
+    if detail["type"] == "missing" and isinstance(location[-1], int):
+        return f"{where}: {dotted(location[:-1])}: expected more values, got {location[-1]}"
     if detail["type"] == "missing":
         return f"{where}: {key} is missing; add it (it has no default)"
     return f"{where}: {key}: expected {_expected(model, detail, location)}, got {_shown(detail)}"
@@ -59,15 +62,20 @@ def unknown_override(model: type[BaseModel], parts: tuple[str, ...]) -> str | No
             return f"unknown key {'.'.join(parts)}: {'.'.join(parts[:depth])} is a value, not a section"
         if part not in section.model_fields:
             return _unknown(model, parts[: depth + 1])
-        section = _section_of(section.model_fields[part].annotation)
+        section = section_of(section.model_fields[part].annotation)
     return None
+
+
+def is_section(model: type[BaseModel], parts: tuple[str, ...]) -> bool:
+    """Whether a key of the config holds keys."""
+    return _walk(model, parts) is not None
 
 
 def default_values(model: type[BaseModel]) -> dict[str, Any]:
     """Every default below `model` as JSON-ready values; keys without a default are left out."""
     values: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        section = _section_of(info.annotation)
+        section = section_of(info.annotation)
         if isinstance(info.default, BaseModel):
             values[name] = info.default.model_dump(mode="json")
         elif section is not None and info.is_required():
@@ -80,9 +88,9 @@ def _unknown(model: type[BaseModel], location: KeyPath) -> str:
     section = _walk(model, location[:-1])
     names = list(section.model_fields) if section else []
     name = str(location[-1])
-    key = _dotted(location)
+    key = dotted(location)
     if close := difflib.get_close_matches(name, names, n=1):
-        return f"unknown key {key}; did you mean {_dotted((*location[:-1], close[0]))}?"
+        return f"unknown key {key}; did you mean {dotted((*location[:-1], close[0]))}?"
     everywhere = list(_leaves(model))
     if elsewhere := [path for path in everywhere if path.rpartition(".")[2] == name]:
         return f"unknown key {key}; did you mean {' or '.join(elsewhere[:3])}?"
@@ -103,14 +111,30 @@ def _expected(model: type[BaseModel], detail: Any, location: KeyPath) -> str:
         return f"one of {', '.join(choices)}" + (f" (did you mean {close[0]}?)" if close else "")
     if kind in ("bool_type", "bool_parsing") and str(value).lower() in _YAML_1_1_BOOLS:
         return f"true or false (write {_YAML_1_1_BOOLS[str(value).lower()]})"
-    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f"text (write {json.dumps(json.dumps(value))})"
+    if kind == "int_type" and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return f"a whole number (write {int(value)})"
     if kind in ("tuple_type", "list_type"):
-        return f"a list (write [{value}])" if value is not None else "a list"
+        return "a list" + _list_of_one(value, texts="str" in str(_annotation(model, location)))
     if kind in _EXPECTED:
         return _EXPECTED[kind]
+    if kind == "value_error":
+        return detail["msg"].removeprefix("Value error, ")
+    if kind in ("too_short", "too_long"):
+        return re.sub(r"\w+ should have (at \w+ \d+) item.*", r"\1 values", detail["msg"])
     message = detail["msg"].removeprefix("Input should be ").removeprefix("Value should ")
     return "a value " + message if message.startswith(("greater", "less")) else message
+
+
+def _list_of_one(value: Any, *, texts: bool) -> str:
+    """The spelling of a value as a list (of ``texts`` or of numbers), where there is one."""
+    if value is None or isinstance(value, bool | dict | list) or str(value).lower() == "none":
+        return ""
+    if texts is not isinstance(value, str):
+        return f' (write ["{value}"])' if texts else ""
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z~/][\w./-]*", value)
+    return f" (write [{value if plain else json.dumps(value, ensure_ascii=False)}])"
 
 
 def _shown(detail: Any) -> str:
@@ -126,14 +150,15 @@ def _shown(detail: Any) -> str:
     return kind[type(value)] + (text if len(text) <= 80 else text[:77] + "...")
 
 
-def _dotted(location: KeyPath) -> str:
+def dotted(location: KeyPath) -> str:
+    """A key's name, list items by their number."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section class inside an annotation, if it has one."""
     for part in (annotation, *typing.get_args(annotation)):
         if isinstance(part, type) and issubclass(part, BaseModel):
@@ -146,7 +171,7 @@ def _walk(model: type[BaseModel], location: KeyPath) -> type[BaseModel] | None:
     for part in location:
         if section is None or part not in section.model_fields:
             return None
-        section = _section_of(section.model_fields[str(part)].annotation)
+        section = section_of(section.model_fields[str(part)].annotation)
     return section
 
 
@@ -169,5 +194,5 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted names of every key of the config."""
     for name, info in model.model_fields.items():
         yield prefix + name
-        if section := _section_of(info.annotation):
+        if section := section_of(info.annotation):
             yield from _leaves(section, f"{prefix}{name}.")

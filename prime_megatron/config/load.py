@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from prime_megatron.config.explain import default_values, explain, unknown_override
+from prime_megatron.config.absent import settle_none, takes_text
+from prime_megatron.config.explain import default_values, dotted, explain, is_section, unknown_override
 from prime_megatron.config.presets import PRESETS
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
 from prime_megatron.config.run import SftConfig, StageConfig, TrainConfig
@@ -23,6 +24,10 @@ from prime_megatron.errors import InputError
 Config = TypeVar("Config", bound=BaseModel)
 
 MAX_ERRORS_SHOWN = 5
+MAX_ERRORS_EXPLAINED = 100
+_WORD = (
+    'is the word none without quotes; write null or leave the key out for nothing, and "none" in quotes for the word'
+)
 
 
 @dataclass
@@ -108,10 +113,18 @@ def _lay(merged: _Merged, overrides: list[str], model: type[BaseModel]) -> _Merg
             raise InputError(f"{name}: not of the form section.key=value")
         if problem := unknown_override(model, parts):
             raise InputError(f"{name}: {problem}")
-        nested: Any = parse_value(value, name)
+        nested: Any = parse_value(value, name, section=is_section(model, parts))
+        textual = takes_text(model, parts)
+        if textual and isinstance(nested, bool | int | float):
+            nested = value  # quotes are the shell's, and gone
+        elif not textual and isinstance(nested, str) and not nested.strip():
+            nested = None
         for part in reversed(parts):
             nested = {part: nested}
         _merge(merged, nested, {}, name)
+    unclear = [f"{merged.origin[key]}: {dotted(key)}: {_WORD}" for key in settle_none(model, merged.value)]
+    if unclear:
+        raise InputError("\n".join(unclear[:MAX_ERRORS_SHOWN]))
     return merged
 
 
@@ -127,6 +140,9 @@ def _merge(target: _Merged, source: dict[str, Any], origin: dict[KeyPath, str], 
                     into[key] = {}
                 lay(into[key], value, here)
             else:
+                old = into.get(key)
+                for index in range(len(old) if isinstance(old, list) else 0):
+                    target.origin.pop((*here, index), None)
                 _mark_items(value, here)
                 into[key] = value
 
@@ -147,10 +163,11 @@ def _validate(given: _Merged, preset: dict[str, Any], path: str, model: type[Con
         return model.model_validate_json(json.dumps(merged.value))
     except ValidationError as error:
         details = error.errors(include_url=False)
-    lines = sorted((explain(model, detail, merged.origin, path) for detail in details), key=_place)
+    explained = details[:MAX_ERRORS_EXPLAINED]  # a search for the nearest name takes its time
+    lines = sorted((explain(model, detail, merged.origin, path) for detail in explained), key=_place)
     shown = lines[:MAX_ERRORS_SHOWN]
-    if len(lines) > len(shown):
-        shown.append(f"and {len(lines) - len(shown)} more in {path}")
+    if len(details) > len(shown):
+        shown.append(f"and {len(details) - len(shown)} more in {path}")
     raise InputError("\n".join(shown))
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from prime_megatron.config.base import Fixed, Free, Section
+from prime_megatron.config.base import Fixed, Free, Seconds, Section
+from prime_megatron.config.paths import UserPath
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""Type of a moment's decay; at 1 a moment would never leave 0."""
 
 
 class OptimizerConfig(Section):
@@ -21,7 +25,7 @@ class OptimizerConfig(Section):
     """Shape after the warm-up; cosine ends at min_lr at the last optimizer step of the run."""
     warmup_steps: NonNegativeInt = 0
     """Optimizer steps of linear warm-up."""
-    betas: tuple[float, float] = Field(default=(0.9, 0.999))
+    betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999))
     """Adam's moment decays."""
     eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
@@ -34,7 +38,7 @@ class OptimizerConfig(Section):
 class TrainedModel(Section):
     """A role that learns."""
 
-    path: str | None = None
+    path: UserPath | None = None
     """HF model folder; none: the policy's."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Its optimizer."""
@@ -51,7 +55,7 @@ class ModelsConfig(Section):
     """The implicit PRM; may be smaller than the policy, with the same tokenizer."""
     critic: TrainedModel = TrainedModel(optimizer=OptimizerConfig(lr=1e-6))
     """The value model of estimator=gae; not built by the others."""
-    reference: str | None = None
+    reference: UserPath | None = None
     """HF folder of the PRM's frozen reference; none: the PRM's initial weights."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype; with bfloat16 the optimizer keeps float32 main weights and gradients."""
@@ -89,7 +93,7 @@ class LayoutConfig(Section):
     """Tensor-parallel size inside experts; none: 1."""
     sequence: bool = False
     """Megatron's sequence parallelism: norms and residuals split over the tensor-parallel ranks."""
-    timeout_s: PositiveFloat = 600.0
+    timeout_s: Seconds = 600.0
     """Longest wait in any collective."""
 
 

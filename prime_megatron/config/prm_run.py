@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from prime_megatron.config.algorithm import PrmObjective
 from prime_megatron.config.base import Free
 from prime_megatron.config.model import LayoutConfig, OptimizerConfig, PackingConfig, ParallelConfig
+from prime_megatron.config.paths import UserPath
 from prime_megatron.config.rollout import ChatSection
 from prime_megatron.config.run import SftData, StageConfig
 
@@ -17,9 +18,9 @@ class PrmData(SftData):
     """Labelled responses, JSON lines: `prompt`, `response` and `outcome` (0 to 1), as `generate` writes them; rows of
     one prompt are siblings."""
 
-    train: tuple[str, ...] = Field(min_length=1)
+    train: tuple[UserPath, ...] = Field(min_length=1)
     """Files with the labelled responses to learn from."""
-    held_out: Free[tuple[str, ...]] = Field(default=())
+    held_out: Free[tuple[UserPath, ...]] = Field(default=())
     """Files with the labelled responses that the PRM is measured on."""
     group_size: PositiveInt = 8
     """Most responses of one prompt that a step sees as siblings; a prompt with more makes several groups."""
@@ -28,7 +29,7 @@ class PrmData(SftData):
 class PrmConfig(StageConfig):
     """The implicit PRM alone: `prime-megatron prm CONFIG.yaml`. A resumed run may change what is marked `Free`."""
 
-    reference: str | None = None
+    reference: UserPath | None = None
     """HF folder of the frozen reference, the denominator of the reward; none: the model's initial weights."""
     data: PrmData
     """Labelled responses."""
@@ -45,7 +46,7 @@ class PrmConfig(StageConfig):
 class ScoreConfig(ChatSection):
     """How `prime-megatron score` and `process-bench` run a model: keys on their command line."""
 
-    reference: str | None = None
+    reference: UserPath | None = None
     """HF folder of the reference; none: the one that the PRM's folder names."""
     beta: PositiveFloat | None = None
     """Reward coefficient; none: the one that the PRM's folder names."""
@@ -63,7 +64,7 @@ class ScoreConfig(ChatSection):
     """Layout."""
     packing: PackingConfig = PackingConfig(max_tokens=16384)
     """Micro-batches."""
-    processes: PositiveInt = 1
+    processes: int = Field(default=1, ge=1, le=1024)
     """Processes to start on this machine; under torchrun they are there already."""
 
     def roles_parallel(self) -> ParallelConfig:

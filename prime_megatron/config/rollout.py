@@ -6,8 +6,9 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from prime_megatron.config.base import Free, Section
+from prime_megatron.config.base import Free, Seconds, Section
 from prime_megatron.config.code import CodeConfig
+from prime_megatron.config.paths import UserPath
 
 TemplateArgument = bool | int | float | str | None
 """A value that a chat template reads."""
@@ -31,9 +32,9 @@ class ChatSection(Section):
 class DataConfig(ChatSection):
     """Prompts in the Eurus-2-RL schema: JSONL or parquet, packed by gzip or not."""
 
-    train: tuple[str, ...] = Field(min_length=1)
+    train: tuple[UserPath, ...] = Field(min_length=1)
     """Files with the training prompts, folders of such files, or patterns ("data/*.jsonl.gz")."""
-    eval: Free[tuple[str, ...]] = Field(default=())
+    eval: Free[tuple[UserPath, ...]] = Field(default=())
     """The same for the held-out prompts."""
     max_prompt_tokens: PositiveInt = 1024
     """Longer prompts are skipped and counted."""
@@ -42,8 +43,9 @@ class DataConfig(ChatSection):
     shuffle: bool = True
     """Shuffle every epoch, seeded by run.seed."""
     bad_truth: Literal["refuse", "skip"] = "refuse"
-    """A row whose ground truth cannot be scored (broken JSON, no tests, unequal counts): end with its file and number,
-    or skip it and count it."""
+    """A row whose ground truth cannot be scored (code: broken JSON, no tests, unequal counts; math: blank, nan, words
+    in place of an answer, a value that is not equal to itself; exact: blank): end, naming the first such rows, or skip
+    them and count them."""
     skip_abilities: tuple[str, ...] = Field(default=())
     """Rows of these abilities are left out and counted: [code] for a run without programs."""
 
@@ -145,15 +147,15 @@ class RolloutConfig(Section):
     update, and 5e-2 for the warning."""
     max_restarts: Free[NonNegativeInt] = 2
     """Restarts of a dead or hung engine before the run stops."""
-    start_timeout_s: Free[PositiveFloat] = 600.0
+    start_timeout_s: Free[Seconds] = 600.0
     """Longest wait for an engine to load, or to take an update."""
-    alive_timeout_s: Free[PositiveFloat] = 120.0
+    alive_timeout_s: Free[Seconds] = 120.0
     """A generating engine that makes no step for this long hangs and is restarted."""
-    generate_timeout_s: Free[PositiveFloat] = 3600.0
+    generate_timeout_s: Free[Seconds] = 3600.0
     """Longest wait for one round of generation."""
-    record: Free[str | None] = None
+    record: Free[UserPath | None] = None
     """Write the collected groups of every step to this file, for replay."""
-    replay: str | None = None
+    replay: UserPath | None = None
     """A recording to read (engine=replay)."""
     vllm: Free[VllmConfig] = VllmConfig()
     """Settings of the vLLM engine."""
@@ -166,7 +168,7 @@ class VerifyConfig(Section):
 
     workers: Free[PositiveInt] = 2
     """Processes per node that grade answers which need symbolic mathematics, and as many that run programs."""
-    timeout_s: Free[PositiveFloat] = 5.0
+    timeout_s: Free[Seconds] = 5.0
     """Wall limit of one answer; past it the outcome is 0 and counted."""
     code: CodeConfig = CodeConfig()
     """How generated programs are run and scored."""
@@ -179,12 +181,18 @@ class EvalConfig(Section):
     """Held-out evaluation."""
 
     every: NonNegativeInt = 0
-    """Steps between evaluations; 0: only before the first and after the last step when data.eval is given."""
+    """Steps between evaluations; 0: only before the first and after the last step."""
+    suite: str | None = None
+    """Evaluate on a suite, too: a YAML file, or one of the package's (docs/evaluation.md)."""
+    suite_data: str | None = None
+    """Folder of the suite's files; none: the YAML file's own."""
+    suite_mode: Literal["published", "fixed"] = "fixed"
+    """Which of the suite's wordings and limits."""
     samples_per_prompt: NonNegativeInt = 0
-    """Samples per prompt for pass@k, beside the greedy answer; 0: greedy only."""
+    """Samples per prompt of data.eval for pass@k, beside the greedy answer; 0: greedy only."""
     max_prompts: PositiveInt | None = None
-    """Evaluate on the first n prompts; none: all."""
-    prm_rows: tuple[str, ...] = Field(default=())
+    """Evaluate on the first n prompts of data.eval; none: all."""
+    prm_rows: tuple[UserPath, ...] = Field(default=())
     """Files with labelled responses (docs/prm.md) on which the PRM's accuracy is measured; not read without a PRM."""
     prm_every: NonNegativeInt = 0
     """Steps between measurements on eval.prm_rows, after the step's update of the PRM; 0: after the last step only."""

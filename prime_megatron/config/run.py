@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from prime_megatron.config.algorithm import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm
-from prime_megatron.config.base import Free, Section
+from prime_megatron.config.base import Free, Seconds, Section
 from prime_megatron.config.model import (
     ModelsConfig,
     OptimizerConfig,
@@ -15,6 +15,7 @@ from prime_megatron.config.model import (
     ParallelConfig,
     TrainParallelConfig,
 )
+from prime_megatron.config.paths import UserPath
 from prime_megatron.config.rollout import ChatSection, DataConfig, EvalConfig, RolloutConfig, VerifyConfig
 from prime_megatron.config.sizes import checked_size
 
@@ -24,24 +25,24 @@ class RunSection(Section):
 
     name: Free[str] = "prime"
     """Names the run in logs."""
-    output_dir: Free[str]
+    output_dir: Free[UserPath]
     """Everything the run writes; must be empty or absent unless --resume or --overwrite is given."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seeds data order, sampling and initialisation of new parameters."""
     steps: Free[PositiveInt]
     """Training steps (batches). A resumed run may change them unless a learning rate decays to the last one."""
     max_nonfinite: Free[PositiveInt] = 3
     """Stop after this many skipped updates in a row."""
-    stall_timeout_s: Free[PositiveFloat] = 1800.0
+    stall_timeout_s: Free[Seconds] = 1800.0
     """A stage that takes longer has every rank's stack written and ends the run."""
 
 
 class LaunchConfig(Section):
     """Processes that `prime-megatron train` and `sft` start by themselves when no launcher did."""
 
-    nodes: PositiveInt = 1
+    nodes: int = Field(default=1, ge=1, le=65_536)
     """Nodes of the job."""
-    processes_per_node: PositiveInt = 1
+    processes_per_node: int = Field(default=1, ge=1, le=1024)
     """Processes (GPUs) of a node."""
     slurm_comment: bool = True
     """In a SLURM job, keep its comment (squeue's %k) at step, time left and last accuracy, at most once a minute."""
@@ -90,9 +91,9 @@ class CheckpointConfig(Section):
     """Export policy and PRM as HF folders, each with a model card, when the run ends."""
     signal: Literal["USR1", "USR2"] = "USR1"
     """Signal, besides TERM, that asks for a save and exit code 85; srun hands on no other without ending the run."""
-    grace_s: PositiveFloat = 120.0
+    grace_s: Seconds = 120.0
     """Seconds between the signal and the latest moment to start the save."""
-    wall_limit_s: PositiveFloat | None = None
+    wall_limit_s: Seconds | None = None
     """Wall-clock seconds of this attempt after which it saves and exits with 85; none: no limit."""
 
 
@@ -137,7 +138,7 @@ class TrainConfig(Section):
 class SftData(ChatSection):
     """Supervised rows: JSONL or parquet with `messages` (the last one the assistant's), or `prompt` and `response`."""
 
-    train: tuple[str, ...] = Field(min_length=1)
+    train: tuple[UserPath, ...] = Field(min_length=1)
     """Files with the training rows, folders of such files, or patterns ("data/*.jsonl.gz")."""
     max_tokens: PositiveInt = 4096
     """Longer rows are skipped and counted."""
@@ -148,7 +149,7 @@ class StageConfig(Section):
 
     run: RunSection
     """The run itself; steps counts optimizer steps."""
-    model: str
+    model: UserPath
     """HF model folder to start from."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype."""

@@ -6,7 +6,7 @@ import io
 import json
 import pickle
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -21,18 +21,10 @@ from prime_megatron.convert.forms import NOT_OF_THE_MODEL, Chunk, chunks_of, sta
 from prime_megatron.errors import InputError
 from prime_megatron.families.folder import DTYPES, HfFolder
 from prime_megatron.families.fused import View
+from prime_megatron.mcore.index import INDEX_FILE, read_index
 
 CACHE_BYTES = 256 * 2**20
 """Chunks of a Megatron checkpoint that are kept while the tensors made of them are written."""
-_INDEX_MODULES = tuple(f"torch.distributed.checkpoint.{name}" for name in ("metadata", "planner", "filesystem"))
-_INDEX_NAMES = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
-    ("collections", "OrderedDict"),
-    ("builtins", "set"),
-}
 
 
 @dataclass(frozen=True)
@@ -248,28 +240,7 @@ class _FileView(io.RawIOBase):
         return int(count)
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """The checkpoint format keeps its index as a pickle; only the classes of an index come out of it."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _INDEX_NAMES:
-            return super().find_class(module, name)
-        if module in _INDEX_MODULES or module == "torch":
-            found = super().find_class(module, name)
-            if isinstance(found, torch.dtype if module == "torch" else type):
-                return found
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in an index")
-
-
 def _read_metadata(folder: Path) -> Metadata:
-    path = folder / ".metadata"
-    if not path.exists():
+    if not (folder / INDEX_FILE).exists():
         raise InputError(f"{folder}: no .metadata; name the folder of a Megatron distributed checkpoint (torch_dist)")
-    try:
-        with path.open("rb") as file:
-            metadata = _MetadataUnpickler(file).load()
-    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
-        raise InputError(f"{path}: not the index of a Megatron distributed checkpoint ({error})") from None
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, Mapping):
-        raise InputError(f"{path}: not the index of a Megatron distributed checkpoint")
-    return metadata
+    return read_index(folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +18,10 @@ from torch.distributed.checkpoint import FileSystemReader, LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
+from prime_megatron.config.strict_json import read_json
+from prime_megatron.errors import InputError
+from prime_megatron.mcore.index import read_index
+
 _LAYER = re.compile(r"^decoder\.layers\.(?:(\d+)\.)?(.+)$")
 _EXPERT = re.compile(r"^mlp\.experts\.experts\.(?:(\d+)\.)?(.+)$")
 EMBEDDING = "model.embed_tokens.weight"
@@ -30,7 +34,7 @@ class HfSide:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self._stack = folder, stack
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = read_json(folder / "config.json")
         self._open: dict[Path, Any] = {}
         self._files = _files(folder, mixtral=self.config["model_type"] == "mixtral")
         self.tied = self.config.get("tie_word_embeddings") is True
@@ -58,7 +62,7 @@ class MegatronSide:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._reader = FileSystemReader(folder)
-        self._metadata = self._reader.read_metadata()
+        self._metadata = read_index(folder)
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
 
     def matrices(self) -> Iterator[tuple[str, Place, Tensor]]:
@@ -73,7 +77,10 @@ class MegatronSide:
         data = torch.empty(chunk.sizes, dtype=kind.properties.dtype)
         zeros, index = torch.Size([0] * len(chunk.sizes)), MetadataIndex(name, chunk.offsets)
         item = ReadItem(LoadItemType.TENSOR, index, zeros, index, zeros, torch.Size(chunk.sizes))
-        self._reader.read_data(LoadPlan([item]), _Into(data)).wait()
+        try:
+            self._reader.read_data(LoadPlan([item]), _Into(data)).wait()
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AssertionError, KeyError):
+            raise InputError(f"{self.folder}: {name} cannot be read; copy the checkpoint again") from None
         return data
 
 
@@ -158,7 +165,7 @@ def _files(folder: Path, *, mixtral: bool) -> dict[str, tuple[Path, str, int | N
     """Tensor -> (file, stored name, expert, first row, rows) as the index, or the one file, says; experts apart."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        where = {k: folder / v for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
+        where = {k: folder / v for k, v in read_json(index)["weight_map"].items()}
     else:
         path = folder / "model.safetensors"
         with safe_open(path, framework="pt") as opened:

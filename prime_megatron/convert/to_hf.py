@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import fields
 from math import prod
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.convert.check import VALUE_HEAD_KEY, check_checkpoint
 from prime_megatron.convert.read import MegatronRows
 from prime_megatron.convert.target import (
@@ -138,9 +138,8 @@ def _own_dtypes(source: Path, tensors: TensorMap) -> dict[str, torch.dtype]:
     if not path.exists():
         return {}
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))
-        found = {str(name): FLOATS[dtype] for name, dtype in named.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        found = {name: FLOATS[dtype] for name, dtype in read_json(path).items()}
+    except (InputError, KeyError, TypeError):
         raise InputError(f"{path}: damaged; convert the folder again, or give --dtype") from None
     for name in sorted(found.keys() ^ tensors.hf_shapes.keys()):
         raise InputError(f"{path}: {name} is in this file or in the model, not in both; is it this model's?")

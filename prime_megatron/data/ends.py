@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.data.chat import ChatTemplate
 from prime_megatron.data.messages import Message
 from prime_megatron.errors import InputError
@@ -103,16 +102,3 @@ def ends_in(path: Path) -> list[int]:
         if isinstance(one, bool) or not isinstance(one, int) or one < 0:
             raise InputError(f"{path}: eos_token_id = {value!r} is not a token id, or a list of them")
     return ids
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model folder. Raises InputError where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; the folder must be an HF model folder") from None
-    except ValueError:
-        raise InputError(f"{path}: not JSON") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return value

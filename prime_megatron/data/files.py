@@ -5,22 +5,17 @@ from __future__ import annotations
 import glob
 import gzip
 import io
-import json
-import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
+from prime_megatron.data.json_line import lines_of, parse_line
 from prime_megatron.data.messages import kind_of
 from prime_megatron.errors import InputError
 
 KINDS = (".jsonl", ".jsonl.gz", ".parquet", ".parquet.gz")
 PARQUET_ROWS_AT_ONCE = 1024
-MAX_ROW_BYTES = 2**28
-"""Longest line of a JSONL file; a longer one is no row."""
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_BOM = b"\xef\xbb\xbf"
 
 
 def data_files(paths: Sequence[str]) -> list[str]:
@@ -92,36 +87,11 @@ def _kind(path: str) -> str:
 
 
 def _jsonl(path: str, file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    while line := file.readline(MAX_ROW_BYTES + 1):
-        number += 1
-        origin = f"{path}, row {number}"
-        if len(line) > MAX_ROW_BYTES:
-            raise InputError(f"{origin}: longer than {MAX_ROW_BYTES} bytes; a row is one line")
-        if number == 1:
-            line = line.removeprefix(_BOM)
-        if line.strip():
-            yield number, _row(line, origin)
-
-
-def _row(line: bytes, origin: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode("utf-8"))
-        if _SURROGATE.search(line):
-            json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"{origin}: not UTF-8 text") from None
-    except UnicodeEncodeError:
-        raise InputError(f"{origin}: half of a surrogate pair (\\ud800 to \\udfff alone), which is no text") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{origin}: not JSON ({error.msg}, column {error.colno})") from None
-    except RecursionError:
-        raise InputError(f"{origin}: nested too deep") from None
-    except ValueError:  # Python reads no integer of more than 4,300 digits
-        raise InputError(f"{origin}: a number with too many digits") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{origin}: a row must be a JSON object, got {kind_of(row)}")
-    return row
+    for number, line in lines_of(file, path):
+        row = parse_line(line, f"{path}, row {number}")
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, row {number}: a row must be a JSON object, got {kind_of(row)}")
+        yield number, row
 
 
 def _parquet(path: str, file: IO[bytes], columns: Sequence[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:

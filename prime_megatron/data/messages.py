@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prime_megatron.config.strict_json import parse_json
 from prime_megatron.errors import InputError
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -62,7 +62,7 @@ def read_tools(value: Any, origin: str) -> tuple[dict[str, Any], ...]:
     """A row's tools: a list of objects, or that list as JSON text. Raises InputError."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except ValueError:
             raise InputError(f"{origin}: tools is text that is not JSON; give a list of objects") from None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -127,7 +127,7 @@ def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
         arguments = function.get("arguments") if isinstance(function, dict) else None
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments)
+                arguments = parse_json(arguments)
             except ValueError:
                 raise InputError(f"{where}: tool_calls has arguments that are not JSON") from None
             function = {**function, "arguments": arguments}

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.data.chat import DEFAULT_OPTIONS, ChatOptions, ChatTemplate
-from prime_megatron.data.ends import find_ends, read_json
+from prime_megatron.data.ends import find_ends
 from prime_megatron.data.messages import Message
 from prime_megatron.data.thoughts import common_beginning, learned_text
 from prime_megatron.errors import InputError
@@ -22,6 +23,9 @@ Tools = Sequence[Mapping[str, Any]]
 
 class OpenThought(InputError):
     """An answer that would be learned inside a thought that the generation prompt opens and the answer never closes."""
+
+
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class Tokenizer:
@@ -46,6 +50,11 @@ class Tokenizer:
         self._prefix = _prefix_of(hf)
 
     @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        return self._template.there
+
+    @property
     def control_token_ids(self) -> set[int]:
         """Ids that no text is encoded to, such as those that begin and end turns."""
         return {*self.hf.all_special_ids, *self.hf.added_tokens_decoder}
@@ -57,10 +66,6 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of text, nothing added; control tokens written in the text are read as such."""
         return self.hf.encode(text, add_special_tokens=False)
-
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids of a prompt of plain text: behind what the tokenizer puts before a text of its own accord."""
-        return [*self._prefix, *self.encode(text)]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
         """(token ids, where in the text each token begins, in characters) of plain text.
@@ -107,7 +112,7 @@ class Tokenizer:
         self._template.check_fields(messages, tools)
         guarded, mark = self._template.guard(messages)
         prompt = self._template.render(guarded[:-1], tools, add_generation_prompt=True)
-        response = self._learned(prompt, guarded, tools) if self._template.there else guarded[-1].content
+        response = self._learned(prompt, guarded, tools) if self.has_template else guarded[-1].content
         prompt_ids = self._prompt_ids(self._template.pieces(prompt, mark))
         ids = self._encode(self._template.pieces(response, mark))
         ends = [index for index, token in enumerate(ids) if token in self.eos_token_ids]
@@ -132,9 +137,17 @@ class Tokenizer:
             )
         return text
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a plain prompt, which no template wraps: what the tokenizer begins a text with, and the text."""
+        return [*self._prefix, *self.encode(text)]
+
+    def with_options(self, options: ChatOptions) -> Tokenizer:
+        """The same tokenizer, its chats rendered otherwise. Raises InputError: an argument that no template reads."""
+        return Tokenizer(self.hf, self.folder, self.eos_token_ids, options, self.told)
+
     def _prompt_ids(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
         # A template writes its own begin-of-sequence token.
-        return self._encode(pieces) if self._template.there else [*self._prefix, *self._encode(pieces)]
+        return self._encode(pieces) if self.has_template else [*self._prefix, *self._encode(pieces)]
 
     def _encode(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
         """Ids of rendered text; guarded control tokens as the text that they are."""
@@ -199,6 +212,9 @@ def load_tokenizer(
     if not trust_remote_code and not any((path / name).is_file() for name in VOCABULARY_FILES):
         # transformers 5 makes an empty tokenizer of such a folder.
         raise InputError(f"{folder}: no tokenizer files ({', '.join(VOCABULARY_FILES)}); copy them from the model")
+    for name in _SETTINGS:
+        if (path / name).is_file():
+            read_json(path / name)  # so that a damaged one is named
     try:
         if (path / "tokenizer.json").is_file() and not trust_remote_code:
             hf: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
@@ -207,6 +223,8 @@ def load_tokenizer(
     except Exception as error:  # transformers and tokenizers raise whatever the damage leads to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{folder}: cannot load a tokenizer ({reason}); check its tokenizer files") from None
+    if not isinstance(hf.model_max_length, int | float):
+        raise InputError(f"{folder}/tokenizer_config.json: model_max_length is not a number")
     largest = max(hf.get_vocab().values(), default=-1)
     if largest < 0:
         raise InputError(f"{folder}: the tokenizer has no tokens")

@@ -54,7 +54,7 @@ def humaneval(row: Row, origin: str) -> Problem:
 
 
 def mbpp(row: Row, origin: str) -> Problem:
-    """task_id, prompt (or text), code, test_list, and perhaps test_imports or test_setup_code: a function by example."""
+    """task_id, prompt (or text), code, test_list, perhaps test_imports or test_setup_code: a function by example."""
     tests = row.get("test_list")
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
         raise InputError(f"{origin}: test_list must be a list of asserts")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.data.rows import Message
+from prime_megatron.data.messages import Message
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.code_forms import FORMS
 from prime_megatron.evaluate.item import Item, Problem, fenced
-from prime_megatron.evaluate.suite import SetConfig
+from prime_megatron.evaluate.suite import SetConfig, Suite
 from prime_megatron.generate.questions import Question, check_ids, question_of
 from prime_megatron.generate.sample import ChatOrText
 from prime_megatron.generate.tables import Row, file_digest, read_table
@@ -45,6 +44,11 @@ def read_set(name: str, config: SetConfig, folder: str) -> list[Item]:
     items = [_item(name, config, place, origin, row, system) for place, origin, row in numbered[: config.limit]]
     check_ids([item.question for item in items])
     return items
+
+
+def read_sets(suite: Suite) -> dict[str, list[Item]]:
+    """Every set of a suite. Raises InputError as `read_set`."""
+    return {name: read_set(name, config, suite.folder) for name, config in suite.sets.items()}
 
 
 def _count(name: str, path: Path, what: str, found: int, known: int | None) -> None:
@@ -140,8 +144,3 @@ def _column(row: Row, key: str, origin: str) -> Any:
     if row.get(key) is None:
         raise InputError(f"{origin}: no column {key}; the row has {', '.join(row) or 'no columns'}")
     return row[key]
-
-
-def deal(answers: Sequence[str | None]) -> list[str | None]:
-    """Every answer moved on to the next question: each is another's."""
-    return [*answers[1:], *answers[:1]]

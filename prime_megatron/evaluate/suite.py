@@ -23,6 +23,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, Valid
 
 from prime_megatron.config.base import Section
 from prime_megatron.config.explain import explain
+from prime_megatron.config.rollout import TemplateArgument
 from prime_megatron.config.strict_yaml import Document, KeyPath, parse_file, parse_text
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.patterns import pattern_problem
@@ -77,6 +78,8 @@ class SetConfig(Section):
     """decoded: the two characters backslash and n of the file are a line break."""
     chat: bool = True
     """Ask through the model's chat template; false: the plain text, for a base model."""
+    template_kwargs: dict[str, TemplateArgument] = Field(default={})
+    """More arguments of the chat template, such as {enable_thinking: false}; data.template_kwargs is not read here."""
     n: PositiveInt = 1
     """Samples to each question."""
     temperature: NonNegativeFloat = 0.0
@@ -136,7 +139,7 @@ def load_suite(name: str, data: str | None, mode: As, over: dict[str, Any], only
     for key in value:
         if key not in _TOP:
             raise InputError(f"{label}:{document.lines[key,]}: unknown key {key}; the keys are {', '.join(_TOP)}")
-    sets = value["sets"] if "sets" in value else None
+    sets = value.get("sets")
     if not isinstance(sets, dict) or not sets:
         raise InputError(f"{label}: no sets; a suite needs `sets:` with a section for each")
     unknown = [name for name in only if name not in sets]
@@ -148,8 +151,8 @@ def load_suite(name: str, data: str | None, mode: As, over: dict[str, Any], only
     try:
         return Suite(
             name=name if name in known_suites() else Path(name).stem,
-            seed=value["seed"] if "seed" in value else SEED,
-            block=value["block"] if "block" in value else BLOCK,
+            seed=value.get("seed", SEED),
+            block=value.get("block", BLOCK),
             mode=mode,
             folder=str(Path(name).parent) if data is None else data,
             sets=chosen,
@@ -187,20 +190,18 @@ def _set(document: Document, label: str, name: str, mode: As, over: dict[str, An
                 continue
             merged[key] = value
             origin[key,] = lines[(*path, key)]
-    if "sha256" in merged and isinstance(merged["sha256"], int):
-        merged["sha256"] = str(merged["sha256"])
     merged |= over
     origin |= {(key,): f"--{key.replace('_', '-')}" for key in over}
     try:
         config = SetConfig.model_validate_json(json.dumps(merged))
     except ValidationError as error:
-        raise InputError(
-            f"set {name}, {explain(SetConfig, error.errors(include_url=False)[0], origin, label)}"
-        ) from None
+        # A key that is unknown explains one that is missing.
+        details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+        raise InputError(f"set {name}, {explain(SetConfig, details[0], origin, label)}") from None
     problem = _problem(config)
     if problem is not None:
         key, what = problem
-        raise InputError(f"{origin[key,] if (key,) in origin else label}: set {name}: {what}")
+        raise InputError(f"{origin.get((key,), label)}: set {name}: {what}")
     return config
 
 

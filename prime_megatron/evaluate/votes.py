@@ -18,8 +18,7 @@ def vote_of(ability: str, response: str) -> str | None:
 
 
 def _spelling(answer: str) -> str:
-    bare, _ = without_units(answer)
-    number = plain_number(normalize(bare))
+    number = plain_number(normalize(without_units(answer)[0]))
     if number is None:
         return normalize(answer)
     return f"{number.value}%" if number.is_percent else str(number.value)

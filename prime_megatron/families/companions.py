@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from prime_megatron.config.strict_json import read_json
+
 _WEIGHT_FILE = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack)(\.index\.json)?$")
 
 
@@ -39,7 +41,7 @@ def describe_weights(
     key that changed.
     """
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     counts: dict[str, int] = {}
     for name, count in num_values.items():
         counts[dtype_name(dtypes[name])] = counts.get(dtype_name(dtypes[name]), 0) + count

@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.fused import EMBEDDING, View, fused_views
@@ -73,9 +74,8 @@ class HfFolder:
 
     def _indexed(self, index: Path) -> dict[str, Path]:
         try:
-            weights = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            listed = {str(name): str(file) for name, file in weights.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+            listed = {str(name): str(file) for name, file in read_json(index)["weight_map"].items()}
+        except (KeyError, TypeError, AttributeError):
             raise InputError(f"{index}: not a safetensors index (no weight_map)") from None
         for file in sorted(set(listed.values())):
             if Path(file).is_absolute() or ".." in Path(file).parts:

@@ -11,6 +11,10 @@ from prime_megatron.errors import InputError
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
+MOST_OF_A_KEY = 2**31 - 1
+MOST = {"num_hidden_layers": 10_000, "num_experts": 100_000, "num_local_experts": 100_000}
+"""What is counted out tensor by tensor."""
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -39,6 +43,8 @@ class Keys:
         value = self.value(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             self.refuse(key, f"a whole number from {least} on")
+        if value > MOST.get(key, MOST_OF_A_KEY):
+            self.refuse(key, f"a whole number up to {MOST.get(key, MOST_OF_A_KEY)}")
         return int(value)
 
     def whole_or_none(self, key: str) -> int | None:
@@ -104,6 +110,8 @@ def check_unread(keys: Keys, vocab: int) -> None:
         for one in value if many else [] if value is None else [value]:
             if isinstance(one, bool) or not isinstance(one, int):
                 raise InputError(f"{key} = {_show(value)} is not a token id (a whole number)")
+            if key == "eos_token_id" and not 0 <= one < vocab:
+                raise InputError(f"{key} = {_show(value)} is outside the vocabulary of {vocab}")
     pad = keys.raw.get("pad_token_id")
     if pad is not None and not -vocab <= pad < vocab:
         raise InputError(f"pad_token_id = {pad} is outside the vocabulary of {vocab}")

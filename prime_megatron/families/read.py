@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from prime_megatron.config.strict_json import parse_json, read_bytes, read_json
 from prime_megatron.errors import InputError
 from prime_megatron.families import FAMILIES
 from prime_megatron.families.base import Family, FamilyConfig
@@ -14,6 +14,9 @@ from prime_megatron.families.keys import Keys
 
 PLAIN_DTYPES = ("F64", "F32", "BF16", "F16")
 """What safetensors calls the dtypes that weights may have."""
+MAX_CONFIG_BYTES = 16 * 2**20
+MAX_HEADER_BYTES = 100 * 10**6
+"""safetensors' own bound."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 OUTPUT_LAYER = "lm_head.weight"
@@ -55,9 +58,8 @@ def read_config(folder: Path | str, *, value_head: bool = False) -> FamilyConfig
 def _has_output_layer(folder: Path) -> bool:
     """By the index or the one file's header, whichever is there."""
     try:
-        weights = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return OUTPUT_LAYER in weights
-    except (OSError, ValueError, KeyError, TypeError):
+        return OUTPUT_LAYER in read_json(folder / INDEX)["weight_map"]
+    except (InputError, KeyError, TypeError):
         return OUTPUT_LAYER in header_dtypes(folder / SINGLE)
 
 
@@ -65,15 +67,17 @@ def read_raw(folder: Path | str) -> dict[str, Any]:
     """config.json as it stands. Raises InputError: no such file, not a JSON object, the folder holds something else."""
     path = Path(folder) / "config.json"
     try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
+        raw: Any = parse_json(read_bytes(path, MAX_CONFIG_BYTES))
     except OSError:
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise InputError(f"{folder}: is a file, and a model is a folder; name the folder that holds it") from None
         if (Path(folder) / ".metadata").exists():
             raise InputError(
                 f"{folder}: a Megatron checkpoint, not a Hugging Face folder; "
                 "convert it: tools/convert_megatron_to_hf.py CHECKPOINT FOLDER"
             ) from None
         raise InputError(f"{path}: no such file; a model folder has a config.json in Hugging Face format") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: not a JSON object")
@@ -120,9 +124,9 @@ def header_dtypes(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > path.stat().st_size:
+            if length > min(path.stat().st_size, MAX_HEADER_BYTES):
                 return {}
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         return {name: str(row["dtype"]) for name, row in header.items() if name != "__metadata__"}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}

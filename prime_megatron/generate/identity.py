@@ -16,19 +16,22 @@ TEXTS = (
 """Files that decide what a model reads and when it ends."""
 
 
+def text_digests(folder: str) -> dict[str, str]:
+    """sha256 of the files of a model folder that decide what it reads, by name."""
+    return {name: file_digest(Path(folder) / name) for name in TEXTS if (Path(folder) / name).is_file()}
+
+
 def model_digests(folder: str) -> dict[str, str]:
-    """sha256 of a model folder's files by name, and under "weights" one of all safetensors files together.
+    """`text_digests`, and under "weights" the sha256 of all safetensors files together.
 
     Raises:
         InputError: no folder, or no safetensors files in it.
     """
-    path = Path(folder)
-    weights = sorted(path.glob("*.safetensors"))
+    weights = sorted(Path(folder).glob("*.safetensors"))
     if not weights:
         raise InputError(f"{folder}: no safetensors files; name an HF model folder or a checkpoint of a run")
-    found = {name: file_digest(path / name) for name in TEXTS if (path / name).is_file()}
     whole = hashlib.sha256("".join(f"{file.name} {file_digest(file)}\n" for file in weights).encode())
-    return found | {"weights": whole.hexdigest()}
+    return text_digests(folder) | {"weights": whole.hexdigest()}
 
 
 def text_digest(value: object) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.data.rows import ROLES, Message
+from prime_megatron.data.messages import Message, read_messages
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.generate.sample import ChatOrText
@@ -29,6 +29,8 @@ class Question:
     ability: str = ""
     """Which verifier scores its answers; empty: none."""
     ground_truth: str = ""
+    other_truths: tuple[str, ...] = ()
+    """Further ground truths; the best verdict of all counts."""
     data_source: str = ""
     extra_info: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -93,6 +95,7 @@ def encode_question(question: Question, tokenizer: Tokenizer, name: str) -> Prom
         data_source=question.data_source,
         text=text,
         extra_info=question.extra_info,
+        other_truths=question.other_truths,
     )
 
 
@@ -100,8 +103,15 @@ def digest_of(questions: Sequence[Question]) -> str:
     """sha256 of everything that is asked and what answers are held against."""
     digest = hashlib.sha256()
     for one in questions:
-        prompt = one.prompt if isinstance(one.prompt, str) else [[m.role, m.content] for m in one.prompt]
-        parts = [one.id, prompt, one.ability, one.ground_truth, one.data_source, dict(one.extra_info)]
+        prompt = one.prompt if isinstance(one.prompt, str) else [m.for_template() for m in one.prompt]
+        parts = [
+            one.id,
+            prompt,
+            one.ability,
+            [one.ground_truth, *one.other_truths],
+            one.data_source,
+            dict(one.extra_info),
+        ]
         digest.update(json.dumps(parts, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 
@@ -116,6 +126,8 @@ def question_of(row: Row, origin: str, place: int, system_prompt: str | None) ->
         prompt = chat if chat[0].role == "system" else (Message("system", system_prompt), *chat)
     reward = row.get("reward_model")
     truth = reward.get("ground_truth") if isinstance(reward, dict) else row.get("ground_truth")
+    listed = truth if isinstance(truth, list) and truth else [truth]
+    truths = tuple(_text(one, "ground_truth", origin) for one in listed)
     extra = row.get("extra_info")
     if extra is not None and not isinstance(extra, dict):
         raise InputError(f"{origin}: extra_info must be an object")
@@ -124,7 +136,8 @@ def question_of(row: Row, origin: str, place: int, system_prompt: str | None) ->
         prompt=prompt,
         origin=origin,
         ability=_text(row.get("ability"), "ability", origin),
-        ground_truth=_text(truth, "ground_truth", origin),
+        ground_truth=truths[0],
+        other_truths=truths[1:],
         data_source=_text(row.get("data_source"), "data_source", origin),
         extra_info=json.loads(json.dumps(extra or {}, default=str)),
     )
@@ -152,16 +165,9 @@ def _prompt(value: Any, origin: str) -> ChatOrText:
         if not value:
             raise InputError(f"{origin}: the prompt is empty")
         return value
-    if not isinstance(value, list) or not value:
+    if not isinstance(value, list):
         raise InputError(f"{origin}: prompt must be text or a list of messages")
-    messages: list[Message] = []
-    for index, item in enumerate(value):
-        role, content = (item.get("role"), item.get("content")) if isinstance(item, dict) else (None, None)
-        if role not in ROLES or not isinstance(content, str):
-            raise InputError(f"{origin}: prompt[{index}] needs a role ({', '.join(ROLES)}) and text as content")
-        if role == "system" and index:
-            raise InputError(f"{origin}: prompt[{index}]: a system message must come first")
-        messages.append(Message(role, content))
-    if messages[-1].role != "user":
+    messages = read_messages(value, "prompt", origin)
+    if messages[-1].role not in ("user", "tool"):
         raise InputError(f"{origin}: prompt ends with a message of {messages[-1].role}; the last must be user's")
-    return tuple(messages)
+    return messages

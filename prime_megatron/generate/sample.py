@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.data.rows import Message
+from prime_megatron.data.messages import Message, read_messages
 from prime_megatron.errors import InputError
 
 ChatOrText = tuple[Message, ...] | str
@@ -56,7 +56,7 @@ def to_json(sample: GeneratedSample) -> dict[str, Any]:
         if value is None:
             continue
         if key == "prompt" and not isinstance(value, str):
-            value = [{"role": message.role, "content": message.content} for message in value]
+            value = [message.for_template() for message in value]
         row[key] = list(value) if isinstance(value, tuple) else value
     return row
 
@@ -174,9 +174,4 @@ def _list(row: Mapping[str, Any], key: str, kind: type, origin: str) -> tuple[An
 def _prompt(value: Any, origin: str) -> ChatOrText:
     if isinstance(value, str):
         return value
-    messages = []
-    for item in value if isinstance(value, list) else [None]:
-        if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("role", "content")):
-            raise InputError(f"{origin}: prompt must be text or a list of messages with role and content")
-        messages.append(Message(item["role"], item["content"]))
-    return tuple(messages)
+    return read_messages(value, "prompt", origin)

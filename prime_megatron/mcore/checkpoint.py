@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import queue
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,14 +32,16 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint.api import CheckpointException
 
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.model import unwrap
 from prime_megatron.mcore.role import Role
+from prime_megatron.mcore.shards import BACKEND, POSITION_FILE, check_shards, read_position
+from prime_megatron.parallel.collectives import agree_on
 
-POSITION_FILE = "position.json"
-"""Adam's step count and the schedule's position."""
-BACKEND = ("torch_dist", 1)
+_DAMAGE = (CheckpointException, OSError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError, AttributeError)
+"""What torch's reader raises of a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,8 @@ def load_role(role: Role, folder: Path) -> None:
         InputError: the checkpoint is of another model, or its tensors do not fit this layout.
     """
     assert role.optimizer is not None, f"{role.name} is frozen"
-    position = json.loads((folder / POSITION_FILE).read_text(encoding="utf-8"))
+    agree_on(lambda: check_shards(folder))
+    position = read_position(folder)
     sharded = _sharded_state(role, loading=True)
     try:
         loaded = dist_checkpointing.load(
@@ -158,6 +162,9 @@ def load_role(role: Role, folder: Path) -> None:
         )
     except (CheckpointingException, KeyError, ValueError) as error:
         raise InputError(f"{folder}: does not fit {role.folder} in this layout: {str(error)[:200]}") from error
+    except _DAMAGE as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise InputError(f"{folder}: cannot be read ({reason}); give another checkpoint") from error
     for index, chunk in enumerate(role.chunks):
         missing, unexpected = unwrap(chunk).load_state_dict(loaded["model"][f"chunk{index}"], strict=False)
         left_out = [name for name in (*missing, *unexpected) if not name.endswith("_extra_state")]

@@ -66,7 +66,9 @@ class Optimizer:
         self.megatron = get_megatron_optimizer(
             settings, list(chunks), get_standard_config_overrides(settings), use_gloo_process_groups=False
         )
-        decay_updates = max(total_updates, config.warmup_steps + 1)
+        # The last of N updates runs at the schedule's place N behind a warm-up, and at N - 1 without one.
+        last = total_updates if config.warmup_steps else total_updates - 1
+        decay_updates = max(last, config.warmup_steps + 1)
         self.scheduler = OptimizerParamScheduler(
             self.megatron,
             init_lr=0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -12,11 +13,11 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from prime_megatron.errors import StopRequested
+from prime_megatron.errors import NotFinite, StopRequested
 from prime_megatron.parallel.collectives import gather_numbers
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, WeightsLost
 from prime_megatron.rollout.exchange import Response, count, exchange
-from prime_megatron.rollout.sampling import SampleKey
+from prime_megatron.rollout.sampling import TRAIN, SampleKey
 from prime_megatron.rollout.stops import cut
 from prime_megatron.types import Group, Prompt, Sample
 from prime_megatron.verify import Answer, Verdict
@@ -39,6 +40,7 @@ def answer_of(prompt: Prompt, response: str) -> Answer:
         prompt=prompt.text,
         data_source=prompt.data_source,
         extra_info=prompt.extra_info,
+        other_truths=prompt.other_truths,
     )
 
 
@@ -120,6 +122,7 @@ class Generator:
 
         Raises:
             StopRequested: on every rank, when ``stop`` was true on one; what was generated is lost.
+            NotFinite: on every rank, in training, when a response of any has a log-prob that is no number.
         """
         turn, replicas = draw.block or 1, self.engine.num_replicas
         mine = [index for index in range(len(prompts)) if index // turn % replicas == self.engine.replica]
@@ -129,15 +132,18 @@ class Generator:
             if made is None:
                 with contextlib.suppress(StopRequested, WeightsLost):
                     made = self._answer([(index, prompts[index]) for index in mine], draw, so_far, stop)
-            everyones = gather_numbers([stop(), made is not None, *count(made or [])])
+            broken = sum(not all(map(math.isfinite, response.sample.logprobs)) for response in made or [])
+            everyones = gather_numbers([stop(), made is not None, broken, *count(made or [])])
             if any(stopped for stopped, *_ in everyones):
                 raise StopRequested
             if all(done for _, done, *_ in everyones):
                 break
             self.publish_again()
         assert made is not None
+        if draw.purpose == TRAIN and any(broken for _, _, broken, *_ in everyones):
+            raise NotFinite
         samples: list[list[Sample]] = [[] for _ in prompts]
-        counts = [(responses, tokens) for _, _, responses, tokens in everyones]
+        counts = [(responses, tokens) for _, _, _, responses, tokens in everyones]
         for response in exchange(made, counts, self.engine.version):
             samples[response.prompt].append(response.sample)
         return [Group(prompt, tuple(own)) for prompt, own in zip(prompts, samples, strict=True)]
@@ -173,17 +179,6 @@ class Generator:
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
-
-def _answer_of(prompt: Prompt, response: str) -> Answer:
-    return Answer(
-        ability=prompt.ability,
-        response=response,
-        ground_truth=prompt.ground_truth,
-        prompt=prompt.text,
-        data_source=prompt.data_source,
-        extra_info=prompt.extra_info,
-        other_truths=prompt.other_truths,
-    )
 
 
 def _requests(prompt: Prompt, draw: Draw) -> list[Request]:

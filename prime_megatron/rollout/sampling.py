@@ -58,12 +58,14 @@ def nucleus(logprobs_BV: Tensor, top_p_B: Tensor) -> Tensor:
 def inverse_cdf(logprobs_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """The token at which the cumulative probability first exceeds uniform * total, int64 [B].
 
-    The sum runs in float64 in the order of token ids; a token of probability 0 is never drawn.
+    The sum runs in float64 in the order of token ids; a token of probability 0 is never drawn. Where the probabilities
+    are no numbers it is the last token.
     """
     cdf_BV = logprobs_BV.exp().double().cumsum(-1)
     total_B1 = cdf_BV[:, -1:]
     target_B1 = torch.minimum(uniform_B.unsqueeze(-1) * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
-    return torch.searchsorted(cdf_BV, target_B1, right=True).squeeze(-1)
+    token_B = torch.searchsorted(cdf_BV, target_B1, right=True).squeeze(-1)
+    return token_B.clamp_max(cdf_BV.shape[-1] - 1)
 
 
 def draw(
@@ -71,7 +73,8 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """Next token (int64 [B]) and its log-prob (float32 [B]), see `Completion.logprobs`.
 
-    top_p_B None: 1 in all rows; greedy_B None: no row is greedy. Uniforms are float64.
+    top_p_B None: 1 in all rows; greedy_B None: no row is greedy. Uniforms are float64. A row whose logits are no
+    numbers has a log-prob that is none, whatever its token.
     """
     logprobs_BV = (logits_BV.float() / temperature_B.unsqueeze(-1)).log_softmax(-1)
     sampled_BV = logprobs_BV

@@ -12,7 +12,7 @@ from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.config import Granularity, Offload, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
-from prime_megatron.evaluate.held_out import Evaluator
+from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.spec import describe_layers
 from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_samples_log
@@ -38,7 +38,7 @@ from prime_megatron.run.watchdog import STALL_FOLDER, Watchdog
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.engine_check import EngineCheck
 from prime_megatron.step.plan import plan_step
-from prime_megatron.step.prm import HeldOut
+from prime_megatron.step.prm import PrmHeldOut
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
 from prime_megatron.weights.sync import WeightSync
 
@@ -128,7 +128,7 @@ class Assembly:
             collector=collector,
             batcher=Batcher.from_config(config, self.topology, self.step_ends()),
             engine_check=EngineCheck(config, roles.policy, reduce, reporter.log.message),
-            prm_held_out=HeldOut(
+            prm_held_out=PrmHeldOut(
                 inputs.labelled,
                 Batcher(self.topology, config.packing),
                 beta=config.prm.beta,
@@ -150,7 +150,12 @@ class Assembly:
         moved = [] if self.config.parallel.offload is Offload.none else self.roles.distinct
         for role in moved:
             role.offload(gradients=False)
-        engine = build_engine(self.config, self.topology, self.inputs.tokenizer.eos_token_ids)
+        engine = build_engine(
+            self.config,
+            self.topology,
+            self.inputs.tokenizer.eos_token_ids,
+            longest=0 if self.inputs.suite is None else self.inputs.suite.longest,
+        )
         if moved:
             engine.sleep(sleep_level())
         for role in moved:
@@ -195,7 +200,7 @@ class Assembly:
             topology=topology,
             plan=plan_step(config),
             family=inputs.family,
-            evaluator=Evaluator(inputs.held_out, generator, config.eval, config.rollout.sampling, config.run.seed),
+            evaluator=Evaluator(self.held_out(), generator),
             clock=Clock(device.synchronize, lambda stage: (log.stage(stage), watchdog.beat(stage))[0]),
             log=log,
             samples=open_samples_log(output, config.log, rank=topology.rank),
@@ -205,6 +210,16 @@ class Assembly:
             restarts=lambda: engine.num_restarts,
             verification=lambda: Verification(self.verifiers.take_usage(), generator.take_waited_s()),
         )
+
+    def held_out(self) -> list[HeldOut]:
+        """What is evaluated: data.eval, and the sets of eval.suite, whose contract the first rank writes."""
+        config, inputs = self.config, self.inputs
+        plain = held_out_sets(inputs.held_out, config.eval, config.rollout.sampling, config.run.seed)
+        if inputs.suite is None:
+            return plain
+        if self.topology.rank == 0:
+            inputs.suite.write_contract(Path(config.run.output_dir), config, self.verify_options())
+        return plain + suite_sets(inputs.suite.ready, config.eval)
 
     def collector(self, generator: Generator, reporter: Reporter) -> Collector | ReplayCollector:
         """Who fills the batches: the engine, or a recording."""

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from prime_megatron.config import PrmConfig, StageConfig, TrainConfig
+from prime_megatron.config import Granularity, PrmConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.data.files import data_files
 from prime_megatron.data.rows import PromptRow, prompt_rows, sft_rows
 from prime_megatron.errors import InputError
 from prime_megatron.families.read import read_config
 from prime_megatron.run.context import prompt_limit
+from prime_megatron.step.plan import plan_step
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers
+
+if TYPE_CHECKING:
+    from prime_megatron.data.tokenizer import Tokenizer
 
 
 def check_data(config: TrainConfig | StageConfig, *, all_here: bool) -> list[str]:
@@ -43,9 +48,12 @@ def check_data(config: TrainConfig | StageConfig, *, all_here: bool) -> list[str
         limit, short = prompt_limit(config, read_config(folder))
         warnings += [] if short is None else [short]
     else:
-        limit = config.data.max_tokens
-    if any(files.values()):
-        _check_usable(config, folder, files, limit, all_here=all_here)
+        limit, positions = config.data.max_tokens, read_config(folder).max_positions
+        if limit > positions:
+            warnings.append(
+                f"data.max_tokens {limit} is more than the {positions} positions that {folder} was made for"
+            )
+    _check_usable(config, folder, files, limit, all_here=all_here)
     return warnings
 
 
@@ -87,14 +95,41 @@ def _check_usable(
     options = ChatOptions(*config.data.template_options())
     tokenizer = load_tokenizer(folder, trust_remote_code=trust, options=options)
     if isinstance(config, StageConfig):
-        rows = sft_rows(files["data.train"])
-        check_usable(rows, lambda row: encode_sft(row, tokenizer, "", 0, limit), f"data.max_tokens {limit}")
+        if files["data.train"]:
+            rows = sft_rows(files["data.train"])
+            check_usable(rows, lambda row: encode_sft(row, tokenizer, "", 0, limit), f"data.max_tokens {limit}")
         return
+    if config.prm.granularity is Granularity.step:
+        tokenizer.step_end_table(config.prm.step_delimiter, read_config(folder).vocab)
+    for other in {model.folder for model in plan_step(config).models} - {folder}:
+        _check_same_tokens(tokenizer, other)
     for key, own in files.items():
         if own:
             prompts = _used_rows(key, own, config)
             longest = f"data.max_prompt_tokens {limit}"
             check_usable(prompts, lambda row: encode_prompt(row, tokenizer, "", 0, limit), longest)
+
+
+def _check_same_tokens(tokenizer: Tokenizer, other: str) -> None:
+    """Every model reads the policy's token ids. Raises InputError for a folder in which one means something else."""
+    from prime_megatron.data.tokenizer import VOCABULARY_FILES, load_tokenizer
+
+    if not (Path(other) / "config.json").is_file():
+        return
+    own, size = tokenizer.hf.get_vocab(), read_config(other).vocab
+    if max(own.values()) >= size:
+        raise InputError(
+            f"{other}/config.json: vocab_size {size} is too small for the token ids of {tokenizer.folder}, which all "
+            "models read; use a model of the same tokenizer"
+        )
+    if any((Path(other) / name).is_file() for name in VOCABULARY_FILES):
+        theirs = load_tokenizer(other).hf.get_vocab()
+        differ = [text for text, id_ in own.items() if theirs.get(text, id_) != id_]
+        if differ:
+            raise InputError(
+                f"{other}: its tokenizer is not that of {tokenizer.folder}, whose token ids all models read: "
+                f"{differ[0]!r} is {theirs[differ[0]]} there and {own[differ[0]]} here ({len(differ)} tokens differ)"
+            )
 
 
 def _used_rows(key: str, files: Sequence[str], config: TrainConfig) -> Iterator[PromptRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig
@@ -26,8 +27,13 @@ def check_models(config: TrainConfig | StageConfig, world_size: int) -> None:
     for folder, value_head in _folders(config):
         if Path(folder).is_dir():
             check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
-    if not supervised and Path(policy_folder_of(config)).is_dir():
-        _check_engine(config, policy_folder_of(config))
+    policy = config.model if supervised else policy_folder_of(config)
+    if Path(policy).is_dir():
+        _check_template(config, policy, trust_remote_code=trust)
+    if not supervised:
+        _check_kernels(config)
+        if Path(policy).is_dir():
+            _check_engine(config, policy)
 
 
 def compare_models(config: TrainConfig | StageConfig) -> None:
@@ -69,6 +75,40 @@ def check_folder(
             source.check(value_head=value_head)
     if has & set(VOCABULARY_FILES) and not value_head:
         load_tokenizer(folder, family.vocab, trust_remote_code=trust_remote_code)
+
+
+def _check_template(config: TrainConfig | StageConfig, folder: str, *, trust_remote_code: bool) -> None:
+    """A chat goes through the template, where the folder has a tokenizer."""
+    from prime_megatron.data.chat import ChatOptions
+    from prime_megatron.data.messages import Message
+    from prime_megatron.data.tokenizer import VOCABULARY_FILES, OpenThought, load_tokenizer
+
+    if not any((Path(folder) / name).is_file() for name in VOCABULARY_FILES):
+        return
+    options = ChatOptions(*config.data.template_options())
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, options=options)
+    question = Message("user", "1 + 1 = ?")
+    if isinstance(config, StageConfig):
+        with contextlib.suppress(OpenThought):  # rows may have a thought where this one has none
+            tokenizer.encode_answer((question, Message("assistant", "2")))
+        return
+    system = config.data.system_prompt
+    before = () if system is None else (Message("system", system),)
+    _, ids = tokenizer.encode_chat((*before, question))
+    if not ids:
+        raise InputError(f"{folder}: the chat template makes nothing of a question; correct chat_template.jinja")
+
+
+def _check_kernels(config: TrainConfig) -> None:
+    """A config for GPUs is checked where there is none, too: launch.device_memory says that it is one."""
+    if config.models.logprob_impl == "triton" and config.launch.device_memory is None:
+        from prime_megatron.device import on_gpu
+
+        if not on_gpu():
+            raise InputError(
+                "models.logprob_impl: triton needs a GPU, and there is none here; set it to auto, or "
+                "launch.device_memory where the run has one"
+            )
 
 
 def _check_engine(config: TrainConfig, folder: str) -> None:

@@ -56,8 +56,10 @@ from prime_megatron.weights.transports import (
 )
 
 
-def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequence[int]) -> Engine:
+def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequence[int], *, longest: int = 0) -> Engine:
     """This rank's replica of the configured engine (a replay's evaluations run on an embedded one). Collective.
+
+    longest: tokens of the longest prompt and response of eval.suite.
 
     Raises:
         InputError: an engine that is not installed, or that cannot be laid out as asked.
@@ -81,7 +83,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
         compare_facts(family, facts, f"{folder}/config.json", "the embedded engine")
         return engine
     rollout = config.rollout
-    settings = driver_settings(config, end_token_ids)
+    settings = driver_settings(config, end_token_ids, longest=longest)
     if settings.in_process:
         member = _member(rollout.tensor, topology, config.parallel.timeout_s)
         return InProcessEngine(member, settings, transport_of(config) == "live", _manifest(config))
@@ -173,13 +175,13 @@ def engine_limits(config: TrainConfig) -> Limits:
     return Limits(rollout.max_restarts, rollout.generate_timeout_s, rollout.alive_timeout_s, rollout.start_timeout_s)
 
 
-def driver_settings(config: TrainConfig, end_token_ids: Sequence[int]) -> DriverSettings:
-    """What the engine is started with."""
+def driver_settings(config: TrainConfig, end_token_ids: Sequence[int], *, longest: int = 0) -> DriverSettings:
+    """What the engine is started with; ``longest`` as in `build_engine`."""
     rollout = config.rollout
     own = rollout.sglang if rollout.engine == "sglang" else rollout.vllm
     folder = policy_folder_of(config)
     model = AutoConfig.from_pretrained(folder, trust_remote_code=config.models.trust_remote_code)
-    wanted = config.data.max_prompt_tokens + rollout.sampling.max_response_tokens
+    wanted = max(longest, config.data.max_prompt_tokens + rollout.sampling.max_response_tokens)
     return DriverSettings(
         model_path=folder,
         device=device.current_device().type,

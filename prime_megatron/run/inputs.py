@@ -20,6 +20,7 @@ from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.run.check_models import compare_models
 from prime_megatron.run.context import prompt_limit
+from prime_megatron.run.suite import AskedSuite, ask_suite
 from prime_megatron.run.survey import Survey, survey
 from prime_megatron.run.truths import NUM_NAMED, Proof, problem_of, prove_truths, refusal_of
 from prime_megatron.types import Group, Prompt
@@ -37,6 +38,8 @@ class Inputs:
     held_out: list[Prompt]
     labelled: list[Group]
     """Of eval.prm_rows."""
+    suite: AskedSuite | None
+    """eval.suite; None: the run has none."""
     survey: Survey
     """The training prompts that are skipped."""
     num_left_out: int
@@ -71,11 +74,13 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers, topology: Topology) -
         trust_remote_code=config.models.trust_remote_code,
         options=ChatOptions(*config.data.template_options()),
     )
-    refusal, train, held = None, _Rows([]), _Rows([])
+    refusal, train, held, suite = None, _Rows([]), _Rows([]), None
     try:
         train = _usable_rows(config.data.train, config.data, verifiers)
         held = _usable_rows(config.data.eval, config.data, verifiers)
-        programs = any(verifiers.runs_programs(row.ability) for row in (*train.rows, *held.rows))
+        suite = ask_suite(config, tokenizer, verifiers)
+        asked = [] if suite is None else [question for ready in suite.ready for question in ready.questions]
+        programs = any(verifiers.runs_programs(row.ability) for row in (*train.rows, *held.rows, *asked))
         if programs and config.verify.code.jail != "none":
             prove_jail(config.verify.code)
     except InputError as error:
@@ -101,7 +106,7 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers, topology: Topology) -
     warnings = (*(line for line in lines if line is not None), *train.warnings, *held.warnings)
     longest = limit + config.rollout.sampling.max_response_tokens
     labelled = read_held_out(config.eval.prm_rows, Encoder(tokenizer, family.vocab, longest, step_end_table_V=None))
-    return Inputs(family, tokenizer, prompts, held_out, labelled, found, train.num_left_out, warnings)
+    return Inputs(family, tokenizer, prompts, held_out, labelled, suite, found, train.num_left_out, warnings)
 
 
 def _usable_rows(paths: Sequence[str], config: DataConfig, verifiers: Verifiers) -> _Rows:

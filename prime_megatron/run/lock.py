@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from prime_megatron.config.strict_json import parse_json, read_bytes
 from prime_megatron.errors import InputError
 
 LOCK_FILE = ".prime-megatron-owner"
 """Below run.output_dir."""
+MAX_LOCK_BYTES = 2**16
 BEAT_S = 5.0
 """Seconds between two signs of life of an owner."""
 PATIENCE_S = 20.0
@@ -111,11 +113,11 @@ def owned(folder: Path) -> Iterator[None]:
 def read_owner(folder: Path) -> Owner | None:
     """Who the lock names, dead or alive; None: nobody."""
     try:
-        return Owner(**json.loads((folder / LOCK_FILE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
+        owner = Owner(**parse_json(read_bytes(folder / LOCK_FILE, MAX_LOCK_BYTES)))
+    except (FileNotFoundError, ValueError, TypeError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, NotADirectoryError):
-        return None
+    texts = (value for name, value in asdict(owner).items() if name != "pid")
+    return owner if type(owner.pid) is int and all(isinstance(text, str) for text in texts) else None
 
 
 def _take(folder: Path, me: Owner) -> None:

@@ -45,6 +45,19 @@ class NonFinite:
         for role, result in results.items():
             self._check(step, role, result, batch)
 
+    def generated(self, step: int) -> None:
+        """The policy generated no numbers: the step is dropped, and its update counts as skipped.
+
+        Raises:
+            RunError: the policy has skipped too many updates in a row.
+        """
+        self.in_a_row["policy"] = self.in_a_row.get("policy", 0) + 1
+        self.warn(
+            f"step {step}: policy: log-probs of its responses are not finite: its weights hold no numbers; the step is "
+            f"dropped ({self.in_a_row['policy']} updates in a row)"
+        )
+        self._end_at(step, "policy", self.in_a_row["policy"])
+
     def state(self) -> dict[str, Any]:
         """The counts."""
         return dict(self.in_a_row)
@@ -66,10 +79,13 @@ class NonFinite:
             f"step {step}: {role}: a loss or gradient was not finite in {len(skipped)} of {len(result.updates)} "
             f"updates; they are skipped ({self.in_a_row[role]} in a row), the batch is in {self.folder}"
         )
-        if worst >= self.max_in_a_row:
+        self._end_at(step, role, worst)
+
+    def _end_at(self, step: int, role: str, num_skipped: int) -> None:
+        if num_skipped >= self.max_in_a_row:
             raise RunError(
-                f"step {step}: {role}: {worst} updates in a row were not finite (run.max_nonfinite "
-                f"{self.max_in_a_row}); their batches are in {self.folder}"
+                f"step {step}: {role}: {num_skipped} updates in a row were not finite (run.max_nonfinite "
+                f"{self.max_in_a_row}); the batches of updates are in {self.folder}"
             )
 
     def _dump(self, step: int, role: str, batch: Mapping[str, Any]) -> None:

@@ -17,15 +17,17 @@ from transformers.utils import logging as hf_logging
 from prime_megatron import device
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.errors import InputError, RunError
+from prime_megatron.families.read import read_config
 from prime_megatron.rollout.embedded.engine import EmbeddedEngine
 from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.generate import Generator, Scorer
 from prime_megatron.rollout.process.driver import DriverSettings
 from prime_megatron.rollout.process.engine import ProcessEngine
 from prime_megatron.rollout.process.limits import Limits
-from prime_megatron.rollout.process.place import SPARE_TOKENS, engine_environment
+from prime_megatron.rollout.process.place import engine_environment
 from prime_megatron.rollout.process.process import EngineProcess
 from prime_megatron.rollout.process.replica import Member
+from prime_megatron.run.context import SPARE_TOKENS
 from prime_megatron.types import Bucket
 from prime_megatron.weights.transports import FolderTransport
 
@@ -75,7 +77,7 @@ def model_context(folder: str, engine: str, *, trust_remote_code: bool) -> int:
         positions = int(config.max_position_embeddings)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{folder}: no model config with max_position_embeddings ({_first(error)})") from None
-    return positions - SPARE_TOKENS.get(engine, 0)
+    return positions - SPARE_TOKENS[engine]
 
 
 @contextmanager
@@ -145,6 +147,7 @@ def _embedded(model: OfflineModel, end_token_ids: Sequence[int]) -> EmbeddedEngi
         dtype=dtype,
         max_concurrent=model.max_concurrent,
         trust_remote_code=model.trust_remote_code,
+        corrections=read_config(model.folder).corrections,
     )
     engine.update_weights([_weights(model, dtype)], VERSION)
     gc.collect()  # the loaded model, whose tensors the engine has copied

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from prime_megatron.config import StageConfig, TrainConfig
+from prime_megatron.config.strict_json import parse_json, read_bytes
 from prime_megatron.errors import InputError
 from prime_megatron.run.lock import LOCK_FILE, check_owner, owned
+from prime_megatron.run.written import delete_written, foreign, is_written
 
 MARKER = ".prime-megatron-run"
 """Lies in every folder that a run made; without it --overwrite deletes nothing."""
 
 DONE_FILE = ".prime-megatron-done"
 """How a run came to its end: its steps, and whether its models were exported."""
+MAX_DONE_BYTES = 4096
 
 
 def mark_done(config: TrainConfig | StageConfig) -> None:
@@ -28,10 +30,10 @@ def mark_done(config: TrainConfig | StageConfig) -> None:
 def is_done(path: Path, *, steps: int, export: bool) -> bool:
     """Whether a run in this folder has done so many steps, and exported its models where that is asked for."""
     try:
-        done = json.loads((path / DONE_FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        done = parse_json(read_bytes(path / DONE_FILE, MAX_DONE_BYTES))
+        return bool(done["steps"] >= steps and (done["exported"] or not export))
+    except (OSError, ValueError, TypeError, KeyError):
         return False
-    return done["steps"] >= steps and (done["exported"] or not export)
 
 
 def check_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None:
@@ -44,7 +46,8 @@ def check_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None
 
     Raises:
         InputError: resume and overwrite together; not a folder; not empty and neither option given; overwrite of a
-            folder that no run made; a checkpoint that is not there; another run writes to the folder.
+            folder that no run made; resume in a folder with files that no run wrote; a checkpoint that is not there;
+            another run writes to the folder.
     """
     if resume is not None and overwrite:
         raise InputError("--resume and --overwrite exclude each other: one continues the run, the other deletes it")
@@ -62,10 +65,20 @@ def check_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None
             f"run.output_dir: {path} is not empty; continue with --resume auto, delete its content with --overwrite, "
             "or choose another folder"
         )
-    if overwrite and not (path / MARKER).exists():
+    for entry in path.iterdir():
+        if is_written(entry.name) and not (entry.is_file() or entry.is_dir() or entry.is_symlink()):
+            raise InputError(f"run.output_dir: {entry} is a pipe or a device where a run writes; choose another folder")
+    if (path / MARKER).exists():
+        return
+    if overwrite:
         raise InputError(
             f"run.output_dir: --overwrite deletes only what a run made, and {path} was not made by one "
             f"(it has no {MARKER}); empty it yourself or choose another folder"
+        )
+    if strange := foreign(path):
+        raise InputError(
+            f"run.output_dir: {path} was not made by a run (it has no {MARKER}) and holds {strange}; give --resume a "
+            "run's folder, or choose an empty one"
         )
 
 
@@ -98,12 +111,8 @@ def own_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> Iterat
 
 def _prepare(path: Path, *, overwrite: bool) -> None:
     try:
-        if overwrite and path.is_dir():
-            for entry in path.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                elif entry.name != MARKER and not entry.name.startswith(LOCK_FILE):
-                    entry.unlink()
+        if overwrite:
+            delete_written(path)
         (path / MARKER).touch()
         (path / DONE_FILE).unlink(missing_ok=True)
     except OSError as error:

@@ -28,7 +28,7 @@ from prime_megatron.run.stop import Stop
 from prime_megatron.run.watchdog import Watchdog
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.engine_check import EngineCheck
-from prime_megatron.step.prm import HeldOut
+from prime_megatron.step.prm import PrmHeldOut
 from prime_megatron.verify import Verifiers
 
 
@@ -47,7 +47,7 @@ class Parts:
     collector: Collector | ReplayCollector
     batcher: Batcher
     engine_check: EngineCheck
-    prm_held_out: HeldOut
+    prm_held_out: PrmHeldOut
     reduce: Reduction
     clock: Clock
     reporter: Reporter

@@ -136,10 +136,11 @@ class Reporter:
             self._alarm(index, record, figures)
         if self.evaluator.due(index, self.config.run.steps):
             with self.clock("eval"):
-                evaluation = self.evaluator.evaluate()
-            if index == 0:
-                self.progress.accuracy_before = evaluation.figures["eval/accuracy"]
-            self.progress.accuracy_after = evaluation.figures["eval/accuracy"]
+                evaluation = self.evaluator.evaluate(index, self.config.run.steps)
+            if evaluation.headline is not None:
+                if index == 0:
+                    self.progress.accuracy_before = evaluation.headline
+                self.progress.accuracy_after = evaluation.headline
             figures |= evaluation.figures
             self._write_held_out(index, evaluation)
         self.progress.evaluated |= {name: value for name, value in figures.items() if name.startswith("eval/")}

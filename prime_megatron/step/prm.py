@@ -53,7 +53,7 @@ def role_logprobs(role: Role, batch: StepBatch) -> Tensor:
     return role.logprobs(micro, batch.num_local_tokens).logprobs_T
 
 
-class HeldOut:
+class PrmHeldOut:
     """Labelled responses that no one learns from: how well a PRM tells right from wrong.
 
     Args:

@@ -8,7 +8,11 @@ _LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?\.?")
 _WITH_TEXT = re.compile(
     r"(?:\(\s*([A-J])\s*\)|([A-J])\s*(?=[.:)]))\s*[.:)]?(?:\s*(?=[^\s+*/^_=<>-])|\s+(?=-))(.*)", re.DOTALL
 )
-_ANOTHER = re.compile(r"\(\s*[A-J]\s*\)|^\s*(?:or|and|nor|not|/|,|;)|(?<![A-Za-z])(?:or|and)\s+\(?[A-J](?![A-Za-z])")
+_NAMED = re.compile(r"(?:option|choice|answer|letter)\s+(?=\(?\s*[A-J](?![A-Za-z]))", re.IGNORECASE)
+_ANOTHER = re.compile(
+    r"\(\s*[A-J]\s*\)|^\s*(?:or|and|nor|not|/|,|;)|(?<![A-Za-z])(?:or|and)\s+\(?[A-J](?![A-Za-z])"
+    r"|^\s*(?:is|isn't|are)\s+(?:not\s|wrong|incorrect|false)"
+)
 
 
 def match_choices(gold: str, given: str) -> bool | None:
@@ -37,6 +41,7 @@ def option_text(gold: str) -> str | None:
 def _read(text: str) -> tuple[str, str] | None:
     """(letter, text of the option)."""
     flat = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip()
+    flat = _NAMED.sub("", flat)
     letter = _LETTER.fullmatch(flat)
     if letter is not None:
         return letter[1], ""

@@ -41,7 +41,7 @@ def quick_equal(ground_truth: str, answer: str) -> bool | None:
 
 def is_nan(text: str) -> bool:
     """Whether the text is the word nan: what a missing value looks like, and no answer to anything."""
-    return len(text) < 32 and normalize(text).strip("+-").casefold() == "nan"
+    return len(text) < 32 and "nan" in text.casefold() and normalize(text).strip("+-").casefold() == "nan"
 
 
 def _number(normalized: str, raw: str) -> tuple[PlainNumber, Unit] | None:
@@ -56,6 +56,8 @@ def _number(normalized: str, raw: str) -> tuple[PlainNumber, Unit] | None:
 
 def _counts_equal(gold: tuple[PlainNumber, Unit], given: tuple[PlainNumber, Unit]) -> bool:
     """Numbers with their units; 2 hours are 120 minutes and are not 2 minutes."""
+    if gold[1] is PLAIN and given[1].multiple == 1:
+        return numbers_equal(gold[0], given[0])
     factor = factor_between(gold[1], given[1])
     if factor is None:
         return False
@@ -89,17 +91,20 @@ def _based_equal(gold: str, given: str) -> bool | None:
         return _value(a) == _value(b)
     if a is not None:
         digits = given.strip("()")
-        if not digits.isascii() or not digits.isalnum() or not digits[:1].isdigit():
+        if re.fullmatch(r"[0-9][0-9A-Fa-f]*", digits) is None:
             return None
         return digits.upper() == a[0]
     number = plain_number(gold)
     return None if b is None or number is None else number.value == _value(b)
 
 
-def base_left_out(gold: str, given: str) -> int | None:
-    """The base of an answer with the digits of a ground truth that names none; None for anything else."""
+def base_left_out(gold: str, given: str) -> tuple[str, ...]:
+    """The base, as a number and in words, of an answer with the digits of a ground truth that names none; () for
+    anything else."""
     based = _based(normalize(given))
-    return based[1] if based is not None and based[0] == normalize(gold).upper() else None
+    if based is None or based[0] != normalize(gold).upper():
+        return ()
+    return (str(based[1]), *(word for word, base in _BASE_WORDS.items() if base == based[1]))
 
 
 def _based(text: str) -> tuple[str, int] | None:

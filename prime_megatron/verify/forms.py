@@ -80,7 +80,7 @@ _JOINER = re.compile(
 )
 _HEADED = re.compile(r"\\text\{\s*([^{}]*?)\s*\}\s*(?=\S)")
 _NEUTRAL = re.compile(
-    r"(?:so|hence|thus|therefore|let|approximately|approx|about|roughly|around|total|exactly|"
+    r"(?:so|hence|thus|therefore|let|usd|eur|gbp|rs\.?|approximately|approx|about|roughly|around|total|exactly|"
     r"the (?:final )?(?:answer|value|result) is|it is|is|it's|we get|we have)[.,:]?\s*",
     re.IGNORECASE,
 )
@@ -94,7 +94,9 @@ _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*$|\\degrees?\s*$")
 _CURRENCY = re.compile(r"(?P<sign>-?)\s*(?P<symbol>\\?\$|[\u00a3\u20ac\u00a5\u20b9])\s*(?P<number>\S.*)", re.DOTALL)
 _BRACKETS = {"\\{": "\\}", "(": ")", "[": "]"}
 _MODULUS = re.compile(r"(.*\S)\s*\\pmod\s*(?:\{[^{}]*\}|[0-9])", re.DOTALL)
-_LONG_WORD = re.compile(r"(?<![A-Za-z\\])(?!gcd|lcm|max|min|mod|log|det|arg|deg|dim|sin|cos|tan|sup|inf)[A-Za-z]{3,}")
+_LONG_WORD = re.compile(
+    r"(?<![A-Za-z\\])(?!gcd|lcm|max|min|mod|log|det|arg|deg|dim|sin|cos|tan|sup|inf)[A-Za-z][a-z]{2,}"
+)
 
 
 def read_form(text: str) -> Form:

@@ -27,6 +27,8 @@ def match(gold: str, given: str, leaf: Leaf) -> bool | None:
 
 
 def _forms(gold: Form, given: Form, leaf: Leaf) -> bool | None:
+    if isinstance(gold, Unclear) and isinstance(given, Unclear) and normalize(gold.text) == normalize(given.text):
+        return True
     if isinstance(gold, Unclear) or isinstance(given, Unclear):
         return None if isinstance(gold, Unclear) else False
     if is_region(gold) or is_region(given):
@@ -58,6 +60,8 @@ def _relations(gold: Form, given: Form, leaf: Leaf) -> bool | None:
     if a is None or b is None:
         # An equation or an inequality. It is no value: x^2 = 42 is not 42.
         closed = isinstance(gold, (Expression, Several, Group)) and _all_closed(gold)
+        if isinstance(given, Relation) and isinstance(gold, (Group, Several)) and "=" not in given.operators:
+            return None  # an inequality that is no plain interval, such as |x| < 2
         return False if b is None and closed else None
     if a.name and b.name and a.name != b.name:
         return None

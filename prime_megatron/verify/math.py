@@ -56,8 +56,11 @@ def decide(response: str, ground_truth: str, prompt: str = "") -> Verdict | tupl
 
 def _base_is_asked_for(answer: str, gold: str, before: str) -> bool:
     """Whether the answer has the ground truth's digits and names the base that the question or the working is in."""
-    base = base_left_out(gold, answer) if len(answer) <= MAX_CHARS and len(gold) <= MAX_CHARS else None
-    return base is not None and re.search(rf"_\s*\{{?{base}(?![0-9])|base[\s~$-]*{base}(?![0-9])", before) is not None
+    names = base_left_out(gold, answer) if len(answer) <= MAX_CHARS and len(gold) <= MAX_CHARS else ()
+    if not names:
+        return False
+    named = rf"_\s*\{{?{names[0]}(?![0-9])|base[\s~$-]*(?:{'|'.join(names)})(?![0-9])"
+    return re.search(named, before) is not None
 
 
 def _why_unequal(verdict: Verdict) -> str | None:

@@ -29,6 +29,11 @@ _ALL_WORDS = frozenset(
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
+def _is_variable(text: str) -> bool:
+    """Whether the text is a name that a line can be drawn of; |x| < 2 is not about a name."""
+    return is_name(text) and "|" not in text
+
+
 def is_region(form: Form) -> bool:
     """Whether the answer can only be meant as part of the line (a pair in brackets may be a point)."""
     if isinstance(form, Several):
@@ -143,7 +148,7 @@ def _builder(form: Group) -> Relation | None:
         sides = item.sides
         for mark in ("|", ":"):
             head, found, rest = sides[0].rpartition(mark)
-            if found and is_name(head):
+            if found and _is_variable(head):
                 return Relation((rest.strip(), *sides[1:]), item.operators)
             if item.operators[0] == "\\in" and len(sides) > 2:
                 head, found, rest = sides[1].rpartition(mark)
@@ -152,7 +157,7 @@ def _builder(form: Group) -> Relation | None:
     if text is None:
         return None
     head, *rest = split_command(text, ("\\mid", "\\vert"))
-    if len(rest) != 1 or not is_name(split_command(head, ("\\in",))[0]):
+    if len(rest) != 1 or not _is_variable(split_command(head, ("\\in",))[0]):
         return None
     inner = read_form(rest[0])
     return inner if isinstance(inner, Relation) else None
@@ -161,12 +166,12 @@ def _builder(form: Group) -> Relation | None:
 def _of_relation(form: Relation) -> tuple[Span, ...] | None:
     """x < a, a < x < b and their like, for any name x."""
     sides, operators = form.sides, form.operators
-    if operators == ("\\in",) and is_name(sides[0]):
+    if operators == ("\\in",) and _is_variable(sides[0]):
         return spans_of(read_form(sides[1]))
     if len(sides) == 2:
-        if is_name(sides[0]):
+        if _is_variable(sides[0]):
             name_first, other, operator = True, sides[1], operators[0]
-        elif is_name(sides[1]):
+        elif _is_variable(sides[1]):
             name_first, other, operator = False, sides[0], operators[0]
         else:
             return None
@@ -175,7 +180,7 @@ def _of_relation(form: Relation) -> tuple[Span, ...] | None:
         if operator not in _FLIPPED or _is_infinite_text(other):
             return (LINE,) if operator in _FLIPPED and _is_infinite_text(other) else None
         return (_half_line(other, operator if name_first else _FLIPPED[operator]),)
-    if len(sides) == 3 and is_name(sides[1]) and all(operator in _FLIPPED for operator in operators):
+    if len(sides) == 3 and _is_variable(sides[1]) and all(operator in _FLIPPED for operator in operators):
         left, right = _half_line(sides[0], _FLIPPED[operators[0]]), _half_line(sides[2], operators[1])
         return _meet(left, right)
     return None

@@ -12,7 +12,9 @@ _TEXT = re.compile(_TEXT_COMMAND + r"\s*\{([^{}]*)\}")
 _BARE_FRAC = re.compile(r"\\(?:nice|s|d|t|c)frac(?![a-zA-Z])")
 _COLOR = re.compile(r"\\(?:textcolor|color)\s*\{[A-Za-z0-9!., #]*\}\s*")
 _UNDERLINE = re.compile(r"\\(?:underline|ensuremath|displaystyle|textstyle|mathop)(?![a-zA-Z])\s*")
-_SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])")
+_SIZING = re.compile(
+    r"\\(?:left|right|[bB]igg?[lrm]?|bf|it|rm|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])"
+)
 _DELIMITERS = re.compile(r"\\[()\[\]]")
 _TEX_SPACE = re.compile(r"(?<!\\)(?:\\[,;:! ]|\\q?quad(?![a-zA-Z]))|~")
 _RELATIONS = {
@@ -33,7 +35,7 @@ _CONSTANT = re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|gamma|lambda|infini
 _CALL = re.compile(r"(?<![A-Za-z\\])(sqrt|exp|abs)\s*\(")
 _ANGLE = re.compile(r"\\(sin|cos|tan|cot|sec|csc)\s*(\(?)\s*([0-9.]+)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(\)?)")
 _ASCII = (
-    ("**", "^"), ("*", "\\cdot "), ("<=", "\\le "), (">=", "\\ge "), ("!=", "\\ne "), ("+/-", "\\pm "),
+    ("**", "^"), ("*", "\\cdot "), ("<=", "\\le "), (">=", "\\ge "), (" != ", "\\ne "), ("+/-", "\\pm "),
     ("=>", "\\Rightarrow "), ("->", "\\to "),
 )  # fmt: skip
 _PLUS_MINUS = re.compile(r"\+\s*-\s*(?=[0-9.\\a-zA-Z(])")
@@ -42,13 +44,17 @@ _LEAD_IN = re.compile(
     r"\s*(?:is|=|:)\s*:?\s*(?:\}\s*)?(?P<rest>.+)",
     re.IGNORECASE | re.DOTALL,
 )  # fmt: skip
+_LEADING = re.compile(r"^\s*(?:=|\\approx(?![a-zA-Z]))")
+_DEGREES = re.compile(r"\\ang\s*\{([0-9.]+)\}")
+_BASE = re.compile(r"^\s*([0-9A-Fa-f]+)\s*\\text\s*\{\s*(?:in\s+)?base\s*[}]?\s*([0-9]{1,2})\s*\}?\s*$")
+_LINE_LESS = re.compile(r"(\\mathbb\s*\{?R\}?)\s*(?:-|\\backslash(?![a-zA-Z]))\s*(?=\\\{)")
 _EMPTY = re.compile(r"\\\{\s*\\\}")
 
 
 def respell(text: str) -> str:
     r"""The same answer in LaTeX of one kind. Words stay in \text{...}; linear in the length of the text."""
     text = _unwrap(to_ascii_math(text).strip())
-    if "\\" in text:
+    if "\\" in text or "~" in text or "{" in text:
         text = _commands(text)
     parts = _split_text(text)
     text = "".join(part if part.startswith("\\text{") else _plain(part) for part in parts)
@@ -67,7 +73,7 @@ def _unwrap(text: str) -> str:
     text = _DELIMITERS.sub(" ", text) if "\\(" in text or "\\[" in text else text
     if text.count("$") - text.count("\\$") > 0 and not re.fullmatch(r"\s*-?\$\s*[0-9][^$]*", text):
         text = re.sub(r"(?<!\\)\$", " ", text)
-    text = text.strip()
+    text = _LEADING.sub("", text).strip()
     return text[:-1].rstrip() if text.endswith(".") and not text.endswith("\\.") else text
 
 
@@ -75,10 +81,11 @@ def _commands(text: str) -> str:
     text = _BARE_FRAC.sub(r"\\frac", _SIZING.sub("", text))
     text = _UNDERLINE.sub("", _COLOR.sub("", text))
     text = _RELATION.sub(_relation, text)
+    text = _LINE_LESS.sub(r"\1\\setminus ", _BASE.sub(r"\1_{\2}", _DEGREES.sub(r"\1^\\circ", text)))
     if "\\overline" in text or "\\dot" in text:
         text = _SEGMENT.sub(r"\1", _REPEATING.sub(_repeating, text))
     text = re.sub(r"(?<=[0-9])(?:\\,|\\!\s*|\\ |~)(?=[0-9]{3}(?![0-9]))", "", text)
-    text = _TEX_SPACE.sub(" ", text).replace("{,}", "")
+    text = _TEX_SPACE.sub(" ", text).replace("{,}", "").replace("{:}", ":")
     text = _TEXT.sub(r"\\text{\1}", text)
     text = re.sub(r"(\^\s*\{?\s*\\circ\s*\}?)\s*([CF])$", r"\1\\text{\2}", text)
     text = _ANGLE.sub(r"\\\1(\3\\pi/180)", text)

@@ -66,7 +66,7 @@ class MathGrader:
         equal = math_verify.verify(gold, given, float_rounding=6, timeout_seconds=None)
         measured = _measured(gold, given)
         if measured is not None and (measured or equal):
-            return ("correct", "equal values") if measured else ("wrong", "values close to each other and not equal")
+            return ("correct", "equal values") if measured else ("wrong", "another value, or none that is finite")
         if equal:
             return "correct", "math-verify: equal"
         if all(isinstance(value, str) for value in given):

@@ -3,14 +3,14 @@
 import re
 
 from prime_megatron.verify.compare import is_nan, quick_equal
-from prime_megatron.verify.forms import Unclear, Words, read_form
+from prime_megatron.verify.forms import Words, read_form
 from prime_megatron.verify.limits import MAX_CHARS, refuse
 from prime_megatron.verify.spelling import respell
 
 _NO_ANSWER = re.compile(
     r"(?:please\s+)?(?:see|refer\s+to|as\s+shown\s+in|check)\s+(?:the\s+|attached\s+)*"
     r"(?:figure|solution|diagram|proof|explanation|above|below|answer|text|graph|table|picture|image|attachment)s?\b.*"
-    r"|(?:proof|prove(?:d|n)?)(?:\s+(?:omitted|given|below|above|required|by|that|of)\b.*)?|q\.?e\.?d"
+    r"|(?:proof|prove(?:d|n)?)(?:\s+(?:omitted|given|below|above|required|by|that)\b.*)?|q\.?e\.?d"
     r"|(?:answer|solution|result)?\s*(?:is\s+)?not\s*(?:found|available|given|provided|applicable)|n/?a|null|todo|tbd"
     r"|answers?\s+(?:may\s+|will\s+)?var(?:y|ies)|(?:answer|solution)?\s*omitted|no\s+answer(?:\s+(?:given|provided))?"
     r"|unanswered|error|[?.\u2026_-]+",
@@ -46,7 +46,7 @@ def needs_computing(truth: str) -> bool:
     if len(truth) > MAX_CHARS or refuse(truth, truth) is not None:
         return False  # answers are compared with it as text
     spelled = respell(truth)
-    if isinstance(read_form(spelled), (Words, Unclear)):
+    if isinstance(read_form(spelled), Words):
         return False
     # Numbers, choices and numbers in a base are told apart from another one without it.
     return quick_equal(truth, "1") is None and quick_equal(truth, "A") is None

@@ -1,5 +1,6 @@
 """Words after a number: units with their size, multiples, and everything else, which is no unit."""
 
+import functools
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -20,11 +21,10 @@ for _dimension, _words in {
     "weight": "lb:16 lbs:16 pound:16 oz:1 ounce:1",
     "volume": "l:1 liter:1 litre:1 ml:1/1000 milliliter:1/1000 millilitre:1/1000",
     "cups": "gallon:16 gal:16 quart:4 qt:4 pint:2 pt:2 cup:1",
-    "dollars": "dollar:1 usd:1 buck:1 cent:1/100 penny:1/100 nickel:1/20 dime:1/10",
+    "dollars": "dollar:1 usd:1 buck:1 cent:1/100 penny:1/100 nickel:1/20 dime:1/10 quarter:1/4",
     "euros": "euro:1 eur:1", "sterling": "gbp:1",
     "angle": "degree:1 deg:1", "radians": "radian:1 rad:1",
     "temperature": "c:1 celsius:1", "fahrenheit": "f:1 fahrenheit:1", "kelvin": "k:1 kelvin:1",
-    "speed": "mph:1", "speed_metric": "kph:1 kmh:1",
     "energy": "j:1 joule:1 kj:1000 kilojoule:1000", "force": "n:1 newton:1",
     "power": "w:1 watt:1 kw:1000 kilowatt:1000",
     "electric": "v:1 volt:1", "current": "a:1 ampere:1 amp:1", "frequency": "hz:1 hertz:1 khz:1000",
@@ -37,26 +37,27 @@ _SYMBOLS = {
     "$": "dollars", "\\$": "dollars", "\u00a3": "sterling", "\u20ac": "euros", "\u00a5": "yen", "\u20b9": "rupees",
 }  # fmt: skip
 
+_SHORT = {"mph": ("miles", "/", "hour"), "kph": ("km", "/", "hour"), "kmh": ("km", "/", "hour")}
 _MULTIPLES = {
-    "dozen": _F(12), "score": _F(20), "hundred": _F(100), "thousand": _F(1000), "million": _F(10**6),
+    "dozen": _F(12), "hundred": _F(100), "thousand": _F(1000), "million": _F(10**6),
     "billion": _F(10**9), "trillion": _F(10**12), "half": _F(1, 2), "halves": _F(1, 2), "third": _F(1, 3),
-    "quarter": _F(1, 4), "fourth": _F(1, 4), "fifth": _F(1, 5), "sixth": _F(1, 6), "seventh": _F(1, 7),
+    "fourth": _F(1, 4), "fifth": _F(1, 5), "sixth": _F(1, 6), "seventh": _F(1, 7),
     "eighth": _F(1, 8), "ninth": _F(1, 9), "tenth": _F(1, 10), "hundredth": _F(1, 100),
-    "thousandth": _F(1, 1000), "millionth": _F(1, 10**6), "pair": _F(2), "couple": _F(2), "gross": _F(144),
+    "thousandth": _F(1, 1000), "millionth": _F(1, 10**6),
 }  # fmt: skip
 # A word of these after a number says something other than what the number counts.
 NOT_UNITS = frozenset(
     "or and not nor but yet if when unless though although maybe perhaps possibly probably likely about approximately"
-    " roughly around almost nearly exactly only just is isn't isnt are was were be been am has have had do does did can"
+    " roughly around almost nearly just is isn't isnt are was were be been am has have had do does did can"
     " could may might must shall should will would i we you he she they it its this that these those which what who"
-    " wrong incorrect false untrue correct right true guess think believe something anything everything nothing else"
-    " other another than then more less fewer greater smaller bigger larger higher lower over under above below between"
-    " plus minus divided multiplied squared cubed factorial root mod modulo base power pi e infinity inf"
-    " infinitely vs versus to from until through up down off without except instead no none neither either both any"
-    " some all each-other negative positive percentage pct percent points increase decrease at least most zero one two"
+    " wrong incorrect false untrue correct true guess think believe something anything everything nothing else"
+    " than then greater smaller bigger larger higher lower over under above below between"
+    " plus minus divided multiplied squared cubed factorial mod modulo base power pi e infinity inf"
+    " infinitely vs versus to until through up down off without except instead no none neither either both any"
+    " each-other percentage pct percent increase decrease at least most zero one two"
     " three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
     " nineteen twenty thirty forty fifty sixty seventy eighty ninety k x y z ish so because since answer error sorry"
-    " pm noon midnight".split()
+    " am pm noon midnight".split()
 )
 _HAN_UNITS = re.compile(
     "(?:元|个|人|米|天|岁|只|本|张|次|分钟|小时|秒|厘米|分米|千米|公里|克|千克|公斤|升|毫升|度|支|棵|条|块|平方米"
@@ -89,6 +90,7 @@ def of_symbol(symbol: str) -> Unit:
     return Unit(_F(1), frozenset({(_SYMBOLS[symbol], 1)}), _F(1))
 
 
+@functools.lru_cache(maxsize=1024)
 def read_unit(words: str) -> Unit | None:
     r"""The unit that the words name; None where they are none.
 
@@ -103,6 +105,7 @@ def read_unit(words: str) -> Unit | None:
     if not re.fullmatch(r"[A-Za-z .,()'/^{}0-9*\\-]*", text) or "\\" in text.replace("\\cdot", ""):
         return None
     tokens = re.findall(r"/|[A-Za-z'-]+(?:\^\{?-?[0-9]\}?)?", text.replace("\\cdot", " "))
+    tokens = [part for token in tokens for part in _SHORT.get(token.lower(), (token,))]
     multiple = _F(1)
     if tokens and tokens[0].lower() in ("of", "a", "an"):
         return None if any(t.lower() in ("it", "them", "that") for t in tokens) else Unit(_F(1), None, _F(1))

@@ -156,7 +156,36 @@ def test_long_prompts_are_skipped_and_counted(folder: Path, tmp_path: Path, caps
     config = merge(good(folder, tmp_path), {"data": {"train": [str(data)], "max_prompt_tokens": 20}})
     assert main(["train", write(tmp_path / "run.yaml", merge(config, {"run": {"steps": 2}}))]) == 0
     last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["data/skipped_prompts"] >= 1
+    assert (last["data/skipped_prompts"], last["data/rows"], last["data/left_out_rows"]) == (1, 4, 0)
+    out = capsys.readouterr().out
+    assert f"1 of 5 rows are skipped: 1 over data.max_prompt_tokens 20 (raise it); the first is {data}, row 1" in out
+
+
+def test_rows_that_are_not_learned_are_told_and_counted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As rows of the data, however often the run meets them: one too long, one of weight 0, one with another column."""
+    masked = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "3", "weight": 0}]
+    rows = [{"prompt": "1+1?", "response": "2"}, {"prompt": "1+" * 30 + "1?", "response": "31"}, {"messages": masked}]
+    rows.append({"prompt": "1+2?", "response": "3", "split": "train"})
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "run": {"output_dir": str(tmp_path / "out"), "steps": 3},
+        "model": str(folder / "model"),
+        "dtype": "float32",
+        "batch_size": 2,
+        "data": {"train": [str(data)], "max_tokens": 20},
+        "checkpoint": {"save_final": False, "export_final": False},
+        "log": {"tensorboard": False},
+    }
+    assert main(["sft", write(tmp_path / "sft.yaml", config)]) == 0
+    last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [last[f"sft/{name}_rows"] for name in ("skipped", "masked")] == [1, 1] and last["sft/rows"] == 2
+    out = capsys.readouterr().out
+    assert "2 of 4 rows are skipped: 1 over data.max_tokens 20 (raise it), 1 of weight 0 alone" in out
+    assert f"{data}: nothing reads 'split', which is left out (1 rows, the first is row 4)" in out
+    assert "a response ends with '<eos>' (1: the chat template's end of turn" in out
 
 
 def test_sft_rows(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,3 +111,112 @@ def test_a_file_that_is_gone_is_one_line(tmp_path: Path, before: Any) -> None:
     (tmp_path / "data.jsonl").unlink()
     with pytest.raises(InputError, match=r"data.jsonl: cannot be read \(No such file"):
         contents_of(before[0])
+
+
+ROLES = {
+    "models.policy.path": {"policy": {"path": "policy"}},
+    "models.prm.path": {"policy": {"path": "policy"}, "prm": {"path": "prm"}},
+    "models.reference": {"policy": {"path": "policy"}, "reference": "reference"},
+    "models.critic.path": {"policy": {"path": "policy"}, "critic": {"path": "critic"}},
+}
+JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+
+
+def four_models(tmp_path: Path, key: str) -> TrainConfig:
+    def placed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: placed(one) for name, one in value.items()}
+        return str(tmp_path / value)
+
+    sections = {
+        "run": {"output_dir": "out", "steps": 10},
+        "models": placed(ROLES[key]),
+        "data": {"train": [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]},
+        "rollout": {"engine": "replay", "replay": str(tmp_path / "replay.jsonl")},
+    }
+    return TrainConfig.model_validate_json(json.dumps(sections))
+
+
+def put_models(tmp_path: Path) -> None:
+    for name in ("policy", "prm", "reference", "critic"):
+        write_folder(tmp_path / name, config_of("Qwen2ForCausalLM", "qwen2"), shards=2)
+        # Large enough for samples of its bytes to leave most of them out.
+        extra = {"more": torch.zeros(4 * 2**20, dtype=torch.uint8)}
+        path = sorted((tmp_path / name).glob("*.safetensors"))[0]
+        save_file(load_file(path) | extra, path, metadata={"format": "pt"})
+        for file in JSON_FILES:
+            if not (tmp_path / name / file).exists():
+                (tmp_path / name / file).write_text('{"a": 1}')
+        (tmp_path / name / "additional_chat_templates").mkdir()
+        (tmp_path / name / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+    for name in ("a.jsonl", "b.jsonl", "replay.jsonl"):
+        (tmp_path / name).write_text('{"a": 1}\n' * 50)
+
+
+def refused(saved: dict[str, Any], held: Any, config: TrainConfig) -> list[str]:
+    """The lines that refuse the config; nothing where it is the same run."""
+    try:
+        check_same_run(saved, config, held, contents_of(config.model_dump(mode="json")))
+    except InputError as error:
+        return str(error).splitlines()[1:]
+    return []
+
+
+def test_one_byte_and_one_key_of_every_model_and_data_file_are_seen(tmp_path: Path) -> None:
+    put_models(tmp_path)
+    for key, models in ROLES.items():
+        config = four_models(tmp_path, key)
+        saved = config.model_dump(mode="json")
+        held = contents_of(saved)
+        folder = tmp_path / list(models)[-1]
+        assert refused(saved, held, config) == []
+        for path in (*sorted(folder.glob("*.safetensors")), folder / "additional_chat_templates" / "tools.jinja"):
+            content = bytearray(path.read_bytes())
+            for place in (-1, len(content) // 2, len(content) // 3):
+                content[place] ^= 1
+                path.write_bytes(content)
+                what = "weights" if path.suffix == ".safetensors" else "additional_chat_templates/tools.jinja"
+                assert refused(saved, held, config) == [f"  {key}: the content is not what it was ({what})"]
+                content[place] ^= 1
+                path.write_bytes(content)
+        for name in JSON_FILES:
+            text = (folder / name).read_text()
+            (folder / name).write_text(json.dumps(json.loads(text) | {"one_key": 1}))
+            assert refused(saved, held, config) == [f"  {key}: the content is not what it was ({name})"]
+            (folder / name).write_text(text)
+        (folder / "README.md").write_text("text that no one reads")
+        assert refused(saved, held, config) == []
+    for name, line in (("a.jsonl", "data.train: the content is not what it was (file 1)"),
+                       ("b.jsonl", "data.train: the content is not what it was (file 2)"),
+                       ("replay.jsonl", "rollout.replay: the content is not what it was (file 1)")):  # fmt: skip
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace("1", "2", 1))
+        assert refused(saved, held, config) == [f"  {line}"]
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace("2", "1", 1))
+
+
+def test_a_checkpoint_that_sampled_its_weights_goes_on(tmp_path: Path, before: Any) -> None:
+    saved, held = before
+    older = {key: {part: digest for part, digest in parts.items() if "every byte" not in part}
+             for key, parts in held.items()}  # fmt: skip
+    assert older != held
+    now = config(tmp_path / "model", tmp_path / "data.jsonl")
+    assert refused(saved, older, now) == []
+    _weight(tmp_path / "model", tmp_path / "data.jsonl")
+    assert refused(saved, older, now) != []
+
+
+def test_data_in_a_folder_or_by_a_pattern_is_known_by_its_files(tmp_path: Path, before: Any) -> None:
+    (tmp_path / "rows").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / "rows" / name).write_text('{"a": 1}\n')
+    for entry in (tmp_path / "rows", tmp_path / "rows" / "*.jsonl"):
+        now = config(tmp_path / "model", entry)
+        saved = now.model_dump(mode="json")
+        held = contents_of(saved)
+        assert refused(saved, held, now) == []
+        (tmp_path / "rows" / "b.jsonl").write_text('{"a": 2}\n')
+        assert refused(saved, held, now) == ["  data.train: the content is not what it was (file 2)"]
+        (tmp_path / "rows" / "b.jsonl").write_text('{"a": 1}\n')
+        (tmp_path / "rows" / "c.jsonl").write_text('{"a": 1}\n')
+        assert refused(saved, held, now) == ["  data.train: the content is not what it was (file 3)"]
+        (tmp_path / "rows" / "c.jsonl").unlink()

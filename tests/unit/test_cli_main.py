@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +84,29 @@ def test_module_and_script_pass_the_exit_code_on() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: unknown verb 'tran'; did you mean train?\n"
+
+
+def test_no_option_is_ever_abbreviated() -> None:
+    """In the command line and in every tool: --over would be --overwrite."""
+    root = Path(__file__).parents[2]
+    found = []
+    for path in sorted([*(root / "prime_megatron").rglob("*.py"), *(root / "tools").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            module = isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Call)
+            if name in ("ArgumentParser", "add_parser") and not module:
+                given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                if given.get("allow_abbrev", "") != "False":
+                    found.append(f"{path.relative_to(root)}:{node.lineno}")
+    assert found == []
+
+
+@pytest.mark.parametrize("verb", ["train", "sft", "verify", "slurm", "validate"])
+def test_an_abbreviated_option_is_unknown(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    short = {"train": "--resum=auto", "sft": "--overw", "verify": "--overw", "slurm": "--dry", "validate": "--proc=2"}
+    needed = ["a.jsonl", "--output", "b.jsonl"] if verb == "verify" else ["a.yaml"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, *needed, short[verb]])
+    assert ended.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -225,10 +226,28 @@ def test_what_only_a_training_run_has_is_refused_as_early(tmp_path: Path, capsys
         "rollout.sampling.max_response_tokens: 9000 leaves no room": text.replace(
             "data: {", "rollout: {engine: embedded, sampling: {max_response_tokens: 9000}}\ndata: {"
         ),
+        "model_b: its tokenizer is not that of": text.replace(
+            "models: {", f"models: {{prm: {{path: {site.root}/model_b}}, "
+        ),
+        "model_c/config.json: vocab_size 3 is too small": text.replace(
+            "models: {", f"models: {{reference: {site.root}/model_c, "
+        ),
+        "prm.step_delimiter 'Next step': no token": text + "prm: {granularity: step, step_delimiter: Next step}\n",
         "no row is left to use (data.skip_abilities)": text.replace("data: {", "data: {skip_abilities: [math], "),
     }
     sizes = json.loads((site.model / "config.json").read_text()) | {"max_position_embeddings": 4000}
     (site.model / "config.json").write_text(json.dumps(sizes))
+    for name, ids in (("model_b", {"<eos>": 0, "+": 1, "1": 2, "2": 3}), ("model_c", None)):
+        shutil.copytree(site.model, site.root / name)
+        for file in (site.root / name).glob("*token*"):
+            if ids is None:
+                file.unlink()
+            elif file.name == "tokenizer.json":
+                row = json.loads(file.read_text())
+                row["model"]["vocab"] = ids
+                file.write_text(json.dumps(row))
+    small = json.loads((site.root / "model_c" / "config.json").read_text()) | {"vocab_size": 3}
+    (site.root / "model_c" / "config.json").write_text(json.dumps(small))
     for words, changed in cases.items():
         site.config.write_text(changed)
         for verb in ("train", "validate"):

@@ -137,7 +137,7 @@ def test_dumped_config_loads_as_the_same(write, name):
         ("prm:", "FILE:6: prm: expected a section of `key: value` lines, got nothing (null)"),
         ("prm: 3", "FILE:6: prm: expected a section of `key: value` lines, got 3"),
         ("  eval: e.jsonl", 'FILE:6: data.eval: expected a list (write [e.jsonl]), got text "e.jsonl"'),
-        ("  eval: [e.jsonl, 3]", "FILE:6: data.eval[1]: expected text, got 3"),
+        ("  eval: [e.jsonl, 3]", 'FILE:6: data.eval[1]: expected text (write "3"), got 3'),
         ("preset: papr", None),
     ],
 )

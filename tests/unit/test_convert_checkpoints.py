@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from prime_megatron.convert.to_hf import MegatronToHf
 from prime_megatron.convert.to_megatron import HfToMegatron
 from prime_megatron.errors import InputError
+from prime_megatron.mcore.index import read_index
 from tests.support.folders import config_of, read_tensors, write_folder
+from tests.support.payload import Payload
 
 QWEN2 = config_of("Qwen2ForCausalLM", "qwen2")
 """Two groups of two query heads of size 6 over hidden 12: linear_qkv has 2 x (12 + 6 + 6) rows."""
@@ -191,3 +194,73 @@ def test_a_template_with_other_heads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"other/config.json: heads is 12, .*own/hf/config.json .* says 4"):
         MegatronToHf(tmp_path / "own", tmp_path / "out", None, tmp_path / "other")
     MegatronToHf(tmp_path / "own", tmp_path / "out", None, tmp_path / "model").run(ignore)
+
+
+def _payload_index(folder: Path, ran: Path) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(Payload(ran)))
+
+
+def _payload_beside_an_index(folder: Path, ran: Path) -> None:
+    metadata = read_index(folder)
+    metadata.planner_data = {"mine": Payload(ran)}
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+def _payload_shard(folder: Path, ran: Path) -> None:
+    for path in folder.glob("*.distcp"):
+        path.write_bytes(pickle.dumps(Payload(ran)) * 3000)
+
+
+def _payload_dtypes(folder: Path, ran: Path) -> None:
+    (folder / "hf_dtypes.json").write_bytes(pickle.dumps(Payload(ran)))
+
+
+def _payload_config(folder: Path, ran: Path) -> None:
+    (folder / "hf" / "config.json").write_bytes(pickle.dumps(Payload(ran)))
+
+
+def _deep_config(folder: Path, ran: Path) -> None:
+    (folder / "hf" / "config.json").write_text("[" * 5000 + "]" * 5000)
+
+
+def _put_outside(folder: Path, ran: Path) -> None:
+    metadata = read_index(folder)
+    for stored in metadata.storage_data.values():
+        stored.relative_path = "../" + stored.relative_path
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+@pytest.mark.parametrize("way", ["convert", "verify"])
+@pytest.mark.parametrize(
+    "plant",
+    [_payload_index, _payload_beside_an_index, _payload_shard, _payload_dtypes, _payload_config, _deep_config,
+     _put_outside],
+)  # fmt: skip
+def test_a_foreign_checkpoint_runs_nothing(plant: Callable[[Path, Path], None], way: str, tmp_path: Path) -> None:
+    """Planted before the conversion, and between it and the comparison, which reads by other code."""
+    write_folder(tmp_path / "model", QWEN2)
+    HfToMegatron(tmp_path / "model", tmp_path / "own", None).run(ignore)
+    if way == "verify":
+        conversion = MegatronToHf(tmp_path / "own", tmp_path / "out", None, None)
+        conversion.run(ignore)
+        if plant in (_payload_dtypes, _payload_config, _deep_config):
+            return  # the comparison does not read these
+    plant(tmp_path / "own", tmp_path / "ran")
+    with pytest.raises(InputError) as refused:
+        if way == "verify":
+            conversion.verify(ignore)
+        else:
+            MegatronToHf(tmp_path / "own", tmp_path / "out", None, None).run(ignore)
+    assert "\n" not in str(refused.value) and str(tmp_path / "own") in str(refused.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_common_pt_is_never_read(tmp_path: Path) -> None:
+    write_folder(tmp_path / "model", QWEN2)
+    HfToMegatron(tmp_path / "model", tmp_path / "own", None).run(ignore)
+    torch.save(Payload(tmp_path / "ran"), tmp_path / "own" / "common.pt")
+    (tmp_path / "own" / "metadata.json").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    conversion = MegatronToHf(tmp_path / "own", tmp_path / "out", None, None)
+    conversion.run(ignore)
+    conversion.verify(ignore)
+    assert not (tmp_path / "ran").exists()

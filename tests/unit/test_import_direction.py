@@ -34,7 +34,7 @@ ALLOWED = {
     "rollout": {"weights", "families", "verify", "algo.filtering", "parallel"} | BASE,
     "step": {"algo", "kernels", "mcore", "data", "metrics", "parallel", "rollout.collect"} | BASE,
     "plan": {"families", "parallel", "step.plan", "kernels.head_chunks", "config", "errors"},
-    "checkpoint": {"mcore", "parallel", "metrics"} | BASE,
+    "checkpoint": {"mcore", "parallel", "metrics", "data.files"} | BASE,
     "convert": {"families", "mcore", "parallel"} | BASE,
     "generate": {"rollout", "verify", "data"} | BASE,
     "evaluate": {"generate", "rollout", "verify", "data", "algo", "parallel"} | BASE,
@@ -59,8 +59,8 @@ CONFINED = {
 }
 # Pure Python on plain data: testable and readable without torch.
 WITHOUT_TORCH = (
-    "config/", "errors", "run/lock", "run/output_dir", "run/signals", "slurm/", "plan/", "step/plan", "families/count",
-    "families/read", "kernels/head_chunks",
+    "config/", "errors", "run/lock", "run/output_dir", "run/written", "run/signals", "slurm/", "plan/", "step/plan",
+    "families/count", "families/read", "kernels/head_chunks",
 )  # fmt: skip
 
 

@@ -289,3 +289,19 @@ def test_other_kinds_of_layers_are_refused(tmp_path: Path) -> None:
         EmbeddedEngine(
             str(tmp_path), end_token_ids=[1], device=torch.device("cpu"), dtype=torch.float32, max_concurrent=1
         )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_of_no_numbers_draws_a_token_without_a_log_prob(value: float) -> None:
+    """Beside it, the other rows draw as ever."""
+    logits = torch.randn(3, 7)
+    whole = logits.clone()
+    logits[1] = value
+    uniform = torch.tensor([0.1, 0.999999, 0.5], dtype=torch.float64)
+    for top_p in (None, torch.tensor([1.0, 0.5, 0.9])):
+        for greedy in (None, torch.tensor([False, True, False])):
+            token, logprob = draw(logits, torch.ones(3), top_p, greedy, uniform)
+            expected = draw(whole, torch.ones(3), top_p, greedy, uniform)
+            assert 0 <= int(token[1]) < 7 and not torch.isfinite(logprob[1])
+            assert torch.equal(token[[0, 2]], expected[0][[0, 2]])
+            assert torch.equal(logprob[[0, 2]], expected[1][[0, 2]])

@@ -70,7 +70,12 @@ def test_an_empty_file_and_blank_lines(tmp_path: Path, capsys: pytest.CaptureFix
         ("[1]", "in.jsonl, row 2: a list, not an object with the keys ability, response, ground_truth"),
         ('{"ability": "exact", "response": "x"}', "in.jsonl, row 2: no key 'ground_truth'"),
         ('{"response": "x", "ground_truth": "x"}', "in.jsonl, row 2: no key 'ability'"),
-        (json.dumps({**GOOD, "ground_truth": 7}), "in.jsonl, row 2: 'ground_truth' is a int, not a string"),
+        (json.dumps({**GOOD, "response": 7}), "in.jsonl, row 2: 'response' is a int, not a string"),
+        (
+            json.dumps({**GOOD, "ground_truth": {"a": 7}}),
+            "in.jsonl, row 2: 'ground_truth' is a dict, not a string, a number or a list of these",
+        ),
+        (json.dumps({**GOOD, "ground_truth": []}), "row 2: 'ground_truth' is a list, not a string, a number or a list"),
         (json.dumps({**GOOD, "response": None}), "in.jsonl, row 2: 'response' is a NoneType, not a string"),
         (json.dumps({**GOOD, "ability": "mth"}), "in.jsonl, row 2: unknown ability 'mth'"),
         (json.dumps({**GOOD, "ability": "code"}), "in.jsonl, row 2: ground_truth: it must be a JSON object"),
@@ -143,6 +148,9 @@ def test_rows_in_flight_are_bounded() -> None:
                         break
             return self.futures[-1]
 
+        def truth_problem(self, ground_truth: str) -> None:
+            return None
+
         def close(self) -> None:
             for future in self.futures:
                 if not future.done():
@@ -161,3 +169,17 @@ def test_rows_in_flight_are_bounded() -> None:
             seen.append(row["uid"])
             assert read - len(seen) < cli.WINDOW
     assert seen == list(range(1, cli.WINDOW + 200))
+
+
+def test_several_truths_and_numbers_as_truth(tmp_path: Path) -> None:
+    truths = [["5", 7, 2.5], 7, 2.5, [8, "9"], " "]
+    rows = [
+        {"ability": "math", "response": r, "ground_truth": t} for t in truths for r in ("\\boxed{7}", "\\boxed{5/2}")
+    ]
+    source, out = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    run(source, "--output", out)
+    scored = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["ground_truth"] for row in scored] == [row["ground_truth"] for row in rows]
+    assert [row["score"] for row in scored] == [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
+    assert [row["verdict"] for row in scored[-2:]] == ["error", "error"]
+    assert scored[-1]["reason"] == "the ground truth is empty"

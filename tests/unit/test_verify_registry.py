@@ -105,3 +105,16 @@ def test_a_verdict_is_one_of_those_that_there_are() -> None:
 def test_bad_options(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         VerifyOptions(**options)  # type: ignore[arg-type]
+
+
+def test_an_answer_that_equals_any_of_several_truths_is_right() -> None:
+    with build_verifiers() as verifiers:
+        answers = [
+            Answer("exact", "\\boxed{b}", "a", other_truths=("b", "c")),
+            Answer("exact", "\\boxed{a}", "a", other_truths=("b",)),
+            Answer("exact", "\\boxed{d}", "a", other_truths=("b",)),
+            Answer("math", "\\boxed{0.5}", "7", other_truths=("\\frac{1}{2}",)),
+        ]
+        assert [(v.score, v.verdict) for v in verifiers.score(answers)] == [
+            (1.0, "correct"), (1.0, "correct"), (0.0, "wrong"), (1.0, "correct"),
+        ]  # fmt: skip

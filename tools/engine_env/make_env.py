@@ -166,7 +166,9 @@ def lock(engine: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("engine", choices=("sglang", "vllm"))
     parser.add_argument("directory", type=Path, nargs="?", help="the environment (made or replaced)")
     parser.add_argument("--lock", action="store_true", help="rewrite the lock file and do nothing else")

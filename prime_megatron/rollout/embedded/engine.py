@@ -207,7 +207,7 @@ class EmbeddedEngine:
             rows.logprobs[row_B, rows.count] = logprob
             rows.count += live
             rows.position += live
-            rows.ended |= live & torch.isin(rows.token, self._end)
+            rows.ended |= live & (torch.isin(rows.token, self._end) | ~logprob.isfinite())
             live &= ~rows.ended & (rows.count < rows.limit)
             visible += 1
         return ~live

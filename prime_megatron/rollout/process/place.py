@@ -1,4 +1,4 @@
-"""Where an engine's process runs: its devices or cores, and the tokens that it keeps for itself."""
+"""Where an engine's process runs: its devices or cores."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import torch
 
 from prime_megatron import device
 from prime_megatron.errors import InputError
-
-SPARE_TOKENS = {"sglang": 8, "vllm": 0}
-"""Of the model's longest sequence, what an engine keeps for itself."""
 
 
 def engine_environment(tensor: int, leader: int) -> dict[str, str]:
