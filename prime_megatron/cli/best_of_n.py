@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from prime_megatron.cli.options import new_verb
+from prime_megatron.cli.options import new_verb, path_option
 from prime_megatron.cli.scoring import check_output
 from prime_megatron.evaluate.best_of_n import METHODS, Row, table
 from prime_megatron.evaluate.scored import SCORES, candidates, read_scored
@@ -49,7 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--ability", default="math", metavar="NAME", help="of rows that name none (default: math)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of drawn subsets (default: 0)")
-    parser.add_argument("--output", type=Path, metavar="OUT.json", help="write the figures, too")
+    parser.add_argument("--output", type=path_option, metavar="OUT.json", help="write the figures, too")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.json if it exists")
     parser.set_defaults(run=run)
 

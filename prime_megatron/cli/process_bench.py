@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.cli.options import new_verb
+from prime_megatron.cli.options import new_verb, path_option
 from prime_megatron.cli.scoring import check_output, start_scoring
 from prime_megatron.cli.worker import is_worker, run_worker, world_size
 from prime_megatron.config import ScoreConfig
@@ -62,7 +62,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--tune-share", type=float, default=0.2, metavar="P", help="of the problems, to tune on (default: 0.2)"
     )
-    parser.add_argument("--output", type=Path, metavar="OUT.jsonl", help="write every row's steps and verdict, too")
+    parser.add_argument(
+        "--output", type=path_option, metavar="OUT.jsonl", help="write every row's steps and verdict, too"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.jsonl if it exists")
     parser.set_defaults(run=run, overrides=[])
 

@@ -6,10 +6,9 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from prime_megatron.cli.options import new_verb
+from prime_megatron.cli.options import new_verb, path_option
 from prime_megatron.cli.scoring import check_output, start_scoring
 from prime_megatron.cli.worker import is_worker, run_worker, world_size
 from prime_megatron.config import ScoreConfig
@@ -49,9 +48,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
     )
     parser.add_argument("prm", metavar="PRM", help="HF folder of the PRM")
-    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="the responses")
+    parser.add_argument("input", type=path_option, metavar="IN.jsonl", help="the responses")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings: reference, beta, parallel.*, ...")
-    parser.add_argument("--output", type=Path, required=True, metavar="OUT.jsonl", help="where the scored rows go")
+    parser.add_argument(
+        "--output", type=path_option, required=True, metavar="OUT.jsonl", help="where the scored rows go"
+    )
     parser.add_argument(
         "--check",
         type=int,

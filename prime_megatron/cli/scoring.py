@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prime_megatron.cli.launch import Rendezvous, start
+from prime_megatron.cli.options import check_output_file
 from prime_megatron.cli.worker import run_worker
 from prime_megatron.config import LaunchConfig, ScoreConfig
 from prime_megatron.errors import InputError
@@ -24,10 +25,7 @@ def start_scoring(words: list[str], config: ScoreConfig, body: Callable[[], int]
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Whether a file may be written. Raises InputError."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; give --overwrite to replace it")
+    """Whether --output may be written. Raises InputError."""
+    check_output_file(path, "--output", overwrite=overwrite)
     if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder for the output")
+        raise InputError(f"--output {path}: there is no folder {path.parent}")
