@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from prime_megatron.algo.labels import mean_by_label
 from prime_megatron.config import EvalConfig, SamplingConfig
@@ -130,7 +131,7 @@ def suite_sets(ready: Sequence[ReadySet], config: EvalConfig) -> list[HeldOut]:
             draw=one.draw,
             every=one.config.every or config.every,
             vote=_vote_in(one) if one.grader.votes else None,
-            metrics=lambda figures, one=one: suite_metrics(one.name, figures),
+            metrics=partial(suite_metrics, one.name),
             name=one.name,
         )
         for one in ready

@@ -97,7 +97,7 @@ def _math(name: str, config: SetConfig, place: int, origin: str, row: Row, syste
     row_id = str(place) if config.id is None else str(_column(row, config.id, origin))
     solution = truth if config.solution is None else _answer(_column(row, config.solution, origin), "solution", origin)
     prompt = worded(config, text, system)
-    question = Question(row_id, prompt, origin, config.grader, truth, name)
+    question = Question(row_id, prompt, origin, config.grader, truth, data_source=name)
     return Item(question, canonical=_canonical(config, truth, solution))
 
 
@@ -113,7 +113,7 @@ def _canonical(config: SetConfig, truth: str, solution: str) -> str:
 
 def _program(name: str, config: SetConfig, origin: str, problem: Problem, system: str | None) -> Item:
     prompt = worded(config, problem.question, system)
-    question = Question(problem.id, prompt, origin, "code", problem.truth, name)
+    question = Question(problem.id, prompt, origin, "code", problem.truth, data_source=name)
     canonical = None if problem.solution is None else fenced(problem.solution)
     return Item(question, problem.before, problem.after, problem.entry_point, problem.start, canonical)
 

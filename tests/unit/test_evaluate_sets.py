@@ -149,6 +149,7 @@ HUMANEVAL = {
 @needs_jail
 def test_humaneval_takes_whole_functions_and_bodies(tmp_path: Path, verifiers: Verifiers) -> None:
     items = read(tmp_path, [HUMANEVAL], form="humaneval")
+    assert (items[0].question.data_source, items[0].question.other_truths) == ("s", ())
     fence = "```python\n{}\n```"
     responses = [
         str(items[0].canonical),
