@@ -1,5 +1,7 @@
 """The errors that speak to the user, the one that ends a step early, and the exit codes."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 
@@ -14,7 +16,8 @@ class ExitCode(IntEnum):
     REQUEUE = 85
     """Stopped by a signal or a wall-clock limit with its state saved: start it again with --resume auto."""
     GAVE_UP = 86
-    """The run ended itself with its state saved, and would end the same way again: nothing for a queue to repeat."""
+    """The run ended itself with what it had learned saved, and would end the same way again: nothing for a queue to
+    repeat."""
     INTERRUPTED = 130
     """Ctrl-C."""
 
@@ -40,4 +43,19 @@ class EngineDied(Exception):
 
 
 class RunError(Exception):
-    """The run cannot go on (a starved batch, a dead engine, a failed sync); exit code 1, one line, no traceback."""
+    """The run cannot go on (a starved batch, a dead engine, a failed sync); one line, no traceback.
+
+    Between steps, where all ranks meet it, it becomes a `RunEnded`; anywhere else the exit code is 1.
+    """
+
+
+class PeerLost(RunError):
+    """Another rank does not answer: nothing can be saved together any more."""
+
+
+class Diverged(RunError):
+    """The weights hold no numbers: there is nothing worth saving."""
+
+
+class RunEnded(RunError):
+    """The run ended itself, on all ranks, with the last finished step saved; exit code 86 (see ``run.ending``)."""

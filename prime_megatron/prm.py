@@ -10,7 +10,8 @@ from torch import Tensor
 from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.statistics import Statistics, prm_statistics
 from prime_megatron.checkpoint.run import Stateful
-from prime_megatron.config import PrmConfig, PrmLossKind
+from prime_megatron.config import PrmConfig
+from prime_megatron.config.check_algorithm import SIBLING_LOSSES
 from prime_megatron.config.load import dump_yaml
 from prime_megatron.data.chat import ChatOptions
 from prime_megatron.data.tokenizer import load_tokenizer
@@ -100,7 +101,7 @@ class PrmStage:
         groups = self.stream.take(self.config.batch_size)
         batch, objective = self.batcher(groups), self.config.prm
         reference_T = role_logprobs(self.reference, batch)
-        scored_T = None if objective.loss is PrmLossKind.ce else role_logprobs(self.learner, batch)
+        scored_T = role_logprobs(self.learner, batch) if objective.loss in SIBLING_LOSSES else None
         result = train_prm(self.learner, batch, reference_T, scored_T, objective)
         rollout = batch.rollout
         q_N = log_ratios(rollout, result.logprobs.logprobs_T, reference_T)  # of the update's own forward

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prime_megatron.config import TrainConfig, UpdateOrder
-from prime_megatron.errors import ExitCode, NotFinite, StopRequested
+from prime_megatron.errors import ExitCode, InputError, NotFinite, RunError, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
 from prime_megatron.parallel.collectives import agree_on
 from prime_megatron.run.assemble import open_parts
+from prime_megatron.run.ending import Ending
 from prime_megatron.run.output_dir import mark_done
 from prime_megatron.run.parts import Parts
 from prime_megatron.step.advantages import step_advantages
 from prime_megatron.step.batch import StepBatch
+from prime_megatron.step.loss_weights import loss_weights
 from prime_megatron.step.losses import critic_loss, policy_loss
 from prime_megatron.step.metrics import StepRecord
 from prime_megatron.step.plan import OldLogprobs, plan_step
@@ -40,23 +42,28 @@ class PrimeTrainer:
     def run(self, *, resume: str | None) -> int:
         """The steps that are left, reported and saved; returns the exit code.
 
-        A stop (signal, wall-clock limit) drops a step that is in its rollout and lets a later one finish.
+        A stop (signal, wall-clock limit) drops a step that is in its rollout and lets a later one finish. So does an
+        end that the run itself decides.
+
+        Raises:
+            RunEnded: the run ended itself; the last finished step is saved.
         """
-        parts, steps = self.parts, self.config.run.steps
+        parts, steps, ending = self.parts, self.config.run.steps, Ending()
         self.version = parts.checkpoints.resume(resume)
-        parts.reporter.go_on_after(self.version or -1)
+        parts.reporter.go_on_after(self.version)
         parts.reporter.start()
         with parts.guarded():
-            self.publish(self.version)
-            if self.version == 0:
-                parts.reporter.step(0, None)
-            while self.version < steps and not parts.stop.agreed():
-                self.finish_step(self.version + 1)
+            with ending.noted():
+                self.publish(self.version)
+                parts.reporter.begin(self.version)
+                while self.version < steps and not parts.stop.agreed():
+                    self.finish_step(self.version + 1)
             parts.watchdog.saving()
             parts.colocation.sleep_engine()
-            if self.version < steps or self.config.checkpoint.save_final:
-                parts.checkpoints.save_last(self.version)
+            if self.version < steps or ending.why or self.config.checkpoint.save_final:
+                ending.save(parts.checkpoints, self.version)
             parts.checkpoints.close()
+        ending.tell(self.version)
         if self.version < steps:
             parts.reporter.log.message(f"stopped after step {self.version}: {parts.stop.reason}")
             return ExitCode.REQUEUE
@@ -66,7 +73,7 @@ class PrimeTrainer:
         return ExitCode.DONE
 
     def finish_step(self, index: int) -> None:
-        """Step, report, save; a step that is stopped in its rollout, or generates no numbers, leaves no trace."""
+        """Step, report, save; a step that ends in its rollout, or generates no numbers, leaves no trace."""
         parts = self.parts
         place = parts.prompts.state()
         try:
@@ -74,6 +81,9 @@ class PrimeTrainer:
         except StopRequested:
             parts.prompts.restore(place)
             return
+        except (RunError, InputError):
+            parts.prompts.restore(place)
+            raise
         except NotFinite:
             parts.prompts.restore(place)
             parts.nonfinite.generated(index)
@@ -181,10 +191,10 @@ class PrimeTrainer:
         return critic.train_values(batch.critic, loss)
 
     def update_policy(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> TrainResult:
-        """PPO's clipped update, one optimizer step per mini-batch."""
-        loss = policy_loss(
-            self.config.policy, batch.rollout, scores, advantages, self.plan.old_logprobs, first=batch.policy[0]
-        )
+        """The policy's objective, one optimizer step per mini-batch."""
+        config, longest = self.config.policy, self.config.rollout.sampling.max_response_tokens
+        weights = loss_weights(config, batch.rollout, scores, batch.policy, longest, self.parts.reduce)
+        loss = policy_loss(config, scores, advantages, weights, self.plan.old_logprobs, first=batch.policy[0])
         policy = self.parts.roles.policy
         return policy.train(batch.policy, loss, batch.num_local_tokens, temperature=self._temperature)
 

@@ -17,8 +17,10 @@ KL penalty k_t (kl_coef times the estimate; 0 unless policy.kl_place is "reward"
 | prime_value | 0                               | o                        | k_s              | G_t - w_p * v_t    |
 
 v_t = sum_{s < t} beta * q_s, the PRM's value of the text before token t, from the bare log-ratio: neither scaled,
-smoothed nor normed, as it must be in the outcome's units. KL is not z-scored in grpo, so that kl_coef keeps its
-meaning. Siblings share a data-parallel rank, so only whitening needs ``reduce``:
+floored, smoothed nor normed, as it must be in the outcome's units. grpo without scale_by_deviation divides by 1
+(Dr.GRPO, arXiv 2503.20783). KL is not z-scored in grpo, so that kl_coef keeps its meaning. o is the outcome less the
+penalty for its response's length (``algo.overlong``). Siblings share a data-parallel rank, so only whitening needs
+``reduce``:
 
     A <- (A - mean) / sqrt(var + 1e-8), over all response tokens of all ranks, var Bessel-corrected
 
@@ -109,8 +111,8 @@ def _sources(
         if kl_T is not None:
             kl_T = token_leave_one_out(kl_T, mask_T, sequence_T, siblings, config.leave_one_out)
     elif config.estimator is Estimator.grpo:
-        process_T = token_z_score(process_T, carrier_T, sequence_T, siblings)
-        outcome_N = outcome_z_score(outcome_N, siblings)
+        process_T = token_z_score(process_T, carrier_T, sequence_T, siblings, scaled=config.scale_by_deviation)
+        outcome_N = outcome_z_score(outcome_N, siblings, scaled=config.scale_by_deviation)
     elif config.estimator is Estimator.prime_value:
         process_T = torch.zeros_like(process_T)
     rewards_T = config.process_weight * process_T

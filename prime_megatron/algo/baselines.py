@@ -41,23 +41,24 @@ def token_leave_one_out(
     return torch.where(mask_T, centred_T, 0.0)
 
 
-def outcome_z_score(outcome_N: Tensor, siblings: Siblings) -> Tensor:
-    """(o_i - mean_j o_j) / (std_j o_j + 1e-6), Bessel-corrected over the group: [N]."""
-    mean_N, std_N = _moments(outcome_N, siblings)
+def outcome_z_score(outcome_N: Tensor, siblings: Siblings, *, scaled: bool) -> Tensor:
+    """(o_i - mean_j o_j) / (std_j o_j + 1e-6), Bessel-corrected over the group: [N]; not scaled: no division."""
+    mean_N, std_N = _moments(outcome_N, siblings, scaled)
     return ((outcome_N.double() - mean_N) / std_N).to(outcome_N.dtype)
 
 
-def token_z_score(rewards_T: Tensor, mask_T: Tensor, sequence_T: Tensor, siblings: Siblings) -> Tensor:
-    """(r_t - mean_j m_j) / (std_j m_j + 1e-6) at mask tokens, 0 elsewhere: [T] (paper, appendix B.3)."""
-    mean_N, std_N = _moments(segment_mean(rewards_T, mask_T, sequence_T, siblings.size_N.numel()), siblings)
+def token_z_score(rewards_T: Tensor, mask_T: Tensor, sequence_T: Tensor, siblings: Siblings, *, scaled: bool) -> Tensor:
+    """(r_t - mean_j m_j) / (std_j m_j + 1e-6) at mask tokens, 0 elsewhere: [T] (paper, appendix B.3); not scaled: no
+    division."""
+    mean_N, std_N = _moments(segment_mean(rewards_T, mask_T, sequence_T, siblings.size_N.numel()), siblings, scaled)
     scored_T = (rewards_T.double() - mean_N[sequence_T]) / std_N[sequence_T]
     return torch.where(mask_T, scored_T, 0.0).to(rewards_T.dtype)
 
 
-def _moments(values_N: Tensor, siblings: Siblings) -> tuple[Tensor, Tensor]:
-    """Mean and (deviation + eps) of each sequence's group, float64 [N]; (0, 1) for a group of one."""
+def _moments(values_N: Tensor, siblings: Siblings, scaled: bool) -> tuple[Tensor, Tensor]:
+    """Mean and (deviation + eps; not scaled: 1) of each sequence's group, float64 [N]; (0, 1) for a group of one."""
     alone_N = siblings.size_N <= 1.0
     mean_N = siblings.sum(values_N.double()) / siblings.size_N
     square_N = siblings.sum((values_N.double() - mean_N) ** 2)
     std_N = (square_N / (siblings.size_N - 1.0).clamp(min=1.0)).sqrt() + STD_EPS
-    return torch.where(alone_N, 0.0, mean_N), torch.where(alone_N, 1.0, std_N)
+    return torch.where(alone_N, 0.0, mean_N), torch.where(alone_N, 1.0, std_N) if scaled else torch.ones_like(std_N)

@@ -27,15 +27,6 @@ def beyond_clamp(log_ratio_T: Tensor) -> Tensor:
     return log_ratio_T > MAX_LOG_RATIO
 
 
-def importance_weights(old_logprobs_T: Tensor, engine_logprobs_T: Tensor, mask_T: Tensor, cap: float) -> Tensor:
-    """min(trainer prob / engine prob, cap) on mask tokens, 1 elsewhere: [T], no gradient.
-
-    Truncated importance sampling (Ionides 2008): corrects for an engine whose probabilities are not the trainer's.
-    """
-    with torch.no_grad():
-        return torch.where(mask_T, clamped_ratio(old_logprobs_T - engine_logprobs_T).clamp(max=cap), 1.0)
-
-
 def kl_estimate(log_ratio_T: Tensor, estimator: KlEstimator) -> Tensor:
     """Estimate of KL(p || q) from one token sampled from p, [T], nats; differentiable. With d = log p - log q:
 

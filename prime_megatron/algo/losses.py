@@ -1,6 +1,7 @@
 """The losses of the policy, the PRM and SFT: each as its plain definition and in closed form with its statistics.
 
-`plain` is the definition, which autograd differentiates; `terms` is what the fused head calls on chunks. Weights
+`plain` is the definition, which autograd differentiates; `terms` is what the fused head calls on chunks. A policy's
+objective is one formula for both (`algo.objectives`). Weights
 already hold the division by the counts of the mini-batch over all ranks, so that packing, micro-batching and layout
 cannot change a loss (both public codes take a mean of micro-batch means). Statistics are sums over valid tokens or
 sequences; `algo.metric_table` names them. The critic's loss is in `value_loss`.
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from prime_megatron.algo.kl import MAX_LOG_RATIO, beyond_clamp, clamped_ratio, kl_estimate, kl_slope
+from prime_megatron.algo.objectives import OBJECTIVES, Objective, ObjectiveTokens, Surrogate
 from prime_megatron.algo.token_loss import TokenTerms
 from prime_megatron.config.algorithm import KlEstimator
 
@@ -42,47 +44,50 @@ class NllLoss:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """PPO's clipped loss with an entropy bonus and a KL term: sum_t w_t (L_t - entropy_coef H_t + kl_coef KL_t).
+    """A policy objective with an entropy bonus and a KL term: sum_t w_t (L_t - entropy_coef H_t + kl_coef KL_t).
 
-    L_t = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), r = exp(logprob - old_logprob) (arXiv 1707.06347, eq. 7),
-    KL_t of the log-ratio logprob - ref_logprob; exponentials behind the clamp of `algo.kl`.
+    L_t is the objective's loss of token t (``algo.objectives``: one formula, differentiated by autograd), KL_t that of
+    the log-ratio logprob - ref_logprob; exponentials behind the clamp of `algo.kl`.
     advantages_T, weights_T, old_logprobs_T, ref_logprobs_T: fp32 [T]; weight 0 where a token does not count. An
     importance weight of a token is a factor of its advantage. old_logprobs_T None: the policy has not moved since it
-    sampled, so that r is 1 by construction. ref_logprobs_T is needed where kl_coef is not 0. needs_entropy also asks
-    for entropy as a statistic.
+    sampled, so that its ratio is 1 by construction. ref_logprobs_T is needed where kl_coef is not 0. needs_entropy also
+    asks for entropy as a statistic. boundaries: cu_seqlens from 0 to T, needed by an objective of whole sequences.
     """
 
     advantages_T: torch.Tensor
     weights_T: torch.Tensor
     old_logprobs_T: torch.Tensor | None
+    objective: Objective = OBJECTIVES["ppo"]
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float = 3.0
     entropy_coef: float = 0.0
     kl_coef: float = 0.0
     kl_estimator: KlEstimator = KlEstimator.k3
     ref_logprobs_T: torch.Tensor | None = None
     needs_entropy: bool = True
-    boundaries: tuple[int, ...] | None = field(default=None, init=False)
+    boundaries: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.kl_coef != 0 and self.ref_logprobs_T is None:
             raise ValueError("kl_coef needs ref_logprobs_T")
         if self.entropy_coef != 0 and not self.needs_entropy:
             raise ValueError("entropy_coef needs needs_entropy=True")
+        if self.objective.whole_sequences and self.boundaries is None:
+            raise ValueError(f"{self.objective.name} needs boundaries")
 
     def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
-        """Stats: those of `_policy_stats`, and where asked policy_entropy_sum, policy_kl_ref_sum."""
-        weights_t, advantages_t = self.weights_T[tokens], self.advantages_T[tokens]
+        """Stats: those of `_policy_stats`, the objective's figures, and where asked policy_entropy_sum,
+        policy_kl_ref_sum."""
+        weights_t = self.weights_T[tokens]
         valid_t = (weights_t != 0).float()
-        old_t = logprobs_t if self.old_logprobs_T is None else self.old_logprobs_T[tokens]
-        log_ratio_t = logprobs_t - old_t
-        ratio_t = clamped_ratio(log_ratio_t)
-        free_t = -advantages_t * ratio_t
-        held_t = -advantages_t * ratio_t.clamp(1 - self.clip_low, 1 + self.clip_high)
-        clipped_t, beyond_t = held_t > free_t, beyond_clamp(log_ratio_t)
-        loss_t = torch.maximum(free_t, held_t)
-        slope_t = torch.where(clipped_t | beyond_t, 0.0, free_t)  # d(-A r)/dlogp = -A r
-        stats = _policy_stats(valid_t, loss_t, log_ratio_t, clipped_t, advantages_t > 0)
+        with torch.enable_grad():
+            leaf_t = logprobs_t.detach().requires_grad_()
+            surrogate = self._surrogate(leaf_t, tokens)
+            (slope_t,) = torch.autograd.grad((weights_t * surrogate.loss_t).sum(), leaf_t)
+        log_ratio_t = logprobs_t - self._old(logprobs_t, tokens)
+        loss_t = surrogate.loss_t.detach()
+        stats = _policy_stats(valid_t, loss_t, log_ratio_t, surrogate)
         dentropy_t = None
         if self.needs_entropy:
             stats["policy_entropy_sum"] = (valid_t * entropy_t).sum()
@@ -94,43 +99,66 @@ class PolicyLoss:
             kl_t = kl_estimate(above_ref_t, self.kl_estimator)
             stats["policy_kl_ref_sum"] = (valid_t * kl_t).sum()
             loss_t = loss_t + self.kl_coef * kl_t
-            slope_t = slope_t + self.kl_coef * kl_slope(above_ref_t, self.kl_estimator)
-        return TokenTerms((weights_t * loss_t).sum(), weights_t * slope_t, dentropy_t, stats)
+            slope_t = slope_t + weights_t * (self.kl_coef * kl_slope(above_ref_t, self.kl_estimator))
+        return TokenTerms((weights_t * loss_t).sum(), slope_t, dentropy_t, stats)
 
     def plain(self, logprobs_T: torch.Tensor, entropy_T: torch.Tensor) -> torch.Tensor:
-        old_T = logprobs_T.detach() if self.old_logprobs_T is None else self.old_logprobs_T
-        ratio_T = clamped_ratio(logprobs_T - old_T)
-        clipped_T = torch.clamp(ratio_T, 1 - self.clip_low, 1 + self.clip_high)
-        loss_T = -torch.minimum(self.advantages_T * ratio_T, self.advantages_T * clipped_T)
-        loss_T = loss_T - self.entropy_coef * entropy_T
+        loss_T = self._surrogate(logprobs_T, slice(0, logprobs_T.shape[0])).loss_t - self.entropy_coef * entropy_T
         if self.kl_coef != 0:
             assert self.ref_logprobs_T is not None
             loss_T = loss_T + self.kl_coef * kl_estimate(logprobs_T - self.ref_logprobs_T, self.kl_estimator)
         return (self.weights_T * loss_T).sum()
 
+    def _old(self, logprobs_t: torch.Tensor, tokens: slice) -> torch.Tensor:
+        return logprobs_t.detach() if self.old_logprobs_T is None else self.old_logprobs_T[tokens]
+
+    def _surrogate(self, logprobs_t: torch.Tensor, tokens: slice) -> Surrogate:
+        lengths: tuple[int, ...] = (logprobs_t.shape[0],)
+        if self.boundaries is not None:
+            _, lengths = _sequences_of(self.boundaries, tokens)
+        return self.objective.surrogate(
+            ObjectiveTokens(
+                logprobs_t=logprobs_t,
+                old_logprobs_t=self._old(logprobs_t, tokens),
+                advantages_t=self.advantages_T[tokens],
+                lengths=lengths,
+                clip_low=self.clip_low,
+                clip_high=self.clip_high,
+                dual_clip=self.dual_clip,
+            )
+        )
+
 
 def _policy_stats(
-    valid_t: torch.Tensor,
-    loss_t: torch.Tensor,
-    log_ratio_t: torch.Tensor,
-    clipped_t: torch.Tensor,
-    raised_t: torch.Tensor,
+    valid_t: torch.Tensor, loss_t: torch.Tensor, log_ratio_t: torch.Tensor, surrogate: Surrogate
 ) -> dict[str, torch.Tensor]:
-    """Sums over valid tokens: their number, PPO's loss, tokens that the clip (by bound) or the clamp leaves without a
-    gradient, k3 of KL(old || new), the ratio, and moments of ratio - 1 (of the ratio itself they would cancel)."""
+    """Sums over valid tokens: their number, the objective's loss, tokens that its clip (by bound) or the clamp leaves
+    without a gradient, k3 of KL(old || new), the ratio, moments of ratio - 1 (of the ratio itself they would cancel),
+    and the objective's figures."""
     shift_t = torch.expm1(log_ratio_t.clamp(max=MAX_LOG_RATIO))
+    nowhere_t = torch.zeros_like(valid_t)
     sums = {
         "num_tokens": torch.ones_like(valid_t),
         "loss_sum": loss_t,
-        "clip_low_sum": clipped_t & ~raised_t,
-        "clip_high_sum": clipped_t & raised_t,
+        "clip_low_sum": nowhere_t if surrogate.low_t is None else surrogate.low_t,
+        "clip_high_sum": nowhere_t if surrogate.high_t is None else surrogate.high_t,
         "beyond_clamp_sum": beyond_clamp(log_ratio_t),
         "kl_old_sum": kl_estimate(-log_ratio_t, KlEstimator.k3),
         "ratio_sum": clamped_ratio(log_ratio_t),
         "ratio_shift_sum": shift_t,
         "ratio_shift_square_sum": shift_t.square(),
+        **{f"objective_{word}_sum": value_t.detach() for word, value_t in surrogate.figures.items()},
     }
     return {f"policy_{name}": (valid_t * values_t).sum() for name, values_t in sums.items()}
+
+
+def _sequences_of(boundaries: tuple[int, ...], tokens: slice) -> tuple[slice, tuple[int, ...]]:
+    """Which sequences the tokens are, and their lengths; empty ones at the end go to the last tokens."""
+    first, last = (bisect_left(boundaries, edge) for edge in (tokens.start, tokens.stop))
+    if tokens.stop == boundaries[-1]:
+        last = len(boundaries) - 1
+    assert boundaries[first] == tokens.start and boundaries[last] == tokens.stop, "a cut sequence"
+    return slice(first, last), tuple(b - a for a, b in pairwise(boundaries[first : last + 1]))
 
 
 @dataclass(frozen=True)
@@ -155,12 +183,7 @@ class PrmLoss:
 
     def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
         """Stats: prm_loss_sum, weighted."""
-        first, last = (bisect_left(self.boundaries, edge) for edge in (tokens.start, tokens.stop))
-        if tokens.stop == self.boundaries[-1]:
-            last = len(self.boundaries) - 1  # empty sequences at the end
-        assert self.boundaries[first] == tokens.start and self.boundaries[last] == tokens.stop, "a cut sequence"
-        sequences, mask_t = slice(first, last), self.mask_T[tokens]
-        lengths = [b - a for a, b in pairwise(self.boundaries[first : last + 1])]
+        (sequences, lengths), mask_t = _sequences_of(self.boundaries, tokens), self.mask_T[tokens]
         lengths_n = torch.tensor(lengths, dtype=torch.int64).to(logprobs_t.device, non_blocking=True)
         q_t = torch.where(mask_t, logprobs_t - self.ref_logprobs_T[tokens], 0.0)
         sums_n = torch.segment_reduce(q_t, "sum", lengths=lengths_n, unsafe=True)

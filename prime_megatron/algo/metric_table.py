@@ -71,23 +71,26 @@ RATIOS = (
     Ratio("prm/accuracy", "prm_right_sum", _PRM, "share",
           "Responses whose Q = sum_t (log PRM - log reference) has the sign of outcome - 1/2, before the update; Q = 0 "
           "counts one half."),
-    Ratio("prm/ce", "prm_ce_sum", _PRM, "nats", "Cross-entropy of sigmoid(beta Q) against the outcome."),
-    Ratio("prm/brier", "prm_brier_sum", _PRM, "1", "Squared difference of sigmoid(beta Q) and the outcome."),
+    Ratio("prm/ce", "prm_ce_sum", _PRM, "nats", "Cross-entropy of p against the outcome, p = sigmoid(beta Q); with "
+          "prm.loss ce_intercept p = sigmoid(beta Q + the intercept)."),
+    Ratio("prm/brier", "prm_brier_sum", _PRM, "1", "Squared difference of prm/ce's p and the outcome."),
     Ratio("prm/pair_accuracy", "prm_pair_accuracy_sum", "prm_pair_groups", "share",
           "Pairs of a prompt's responses with different outcomes that Q orders alike, over prompts with such a pair."),
-    Ratio("prm/probability_mean", "prm_probability_sum", _PRM, "1", "sigmoid(beta Q)."),
+    Ratio("prm/probability_mean", "prm_probability_sum", _PRM, "1", "prm/ce's p."),
     Ratio("prm/log_ratio_mean", "prm_log_ratio_sum", _PRM, "nats", "Q."),
     Ratio("prm/loss", "prm_loss_sum", "prm_updates", "nats",
-          "The loss that the PRM learns from (prm.loss), the mean over its mini-batches."),
+          "The loss that the PRM learns from (prm.loss), the mean over its mini-batches and prm.passes."),
     Ratio("process_reward/sequence_mean", "process_sequence_mean_sum", "advantage_sequences", "1",
           "Mean over responses of the mean process reward in each."),
     Ratio("process_reward/total_mean", "process_total_sum", "advantage_sequences", "1",
           "Process rewards summed over a response."),
     Ratio("process_reward/mean", "process_reward_sum", _TOKENS, "1", "Process reward of a response token."),
+    Ratio("process_reward/improbable_tokens", "reward_improbable_tokens", "reward_tokens", "share",
+          "Response tokens of a probability below 0.01 under the PRM's reference."),
     Ratio("return/mean", "return_sum", _TOKENS, "1", "Return of a response token, before whitening."),
     Ratio("advantage/mean", "advantage_sum", _TOKENS, "1", "Advantage of a response token."),
     Ratio("policy/loss", "policy_loss_sum", _POLICY, "1",
-          "PPO's clipped loss, importance weights included, entropy and KL terms not."),
+          "The objective's loss a token (policy.objective), importance weights included, entropy and KL terms not."),
     Ratio("policy/clip_low", "policy_clip_low_sum", _POLICY, "share",
           "Tokens without a gradient because the ratio is below 1 - clip_low and the advantage negative."),
     Ratio("policy/clip_high", "policy_clip_high_sum", _POLICY, "share",
@@ -101,9 +104,17 @@ RATIOS = (
     Ratio("policy/kl_reference", "policy_kl_ref_sum", _POLICY, "nats",
           "KL(policy || reference), estimator policy.kl_estimator; with policy.kl_place loss."),
     Ratio("policy/importance_weight", "importance_weight_sum", _IMPORTANCE, "1",
-          "min(trainer's probability / engine's, policy.importance_cap); with a cap."),
+          "Weight made of the trainer's probability over the engine's; with policy.importance_cap."),
     Ratio("policy/importance_capped", "importance_capped_sum", _IMPORTANCE, "share",
-          "Tokens whose importance weight the cap cuts; with a cap."),
+          "Tokens whose ratio is above policy.importance_cap."),
+    Ratio("policy/importance_below", "importance_below_sum", _IMPORTANCE, "share",
+          "Tokens whose ratio is below policy.importance_floor; in the modes mask and reject."),
+    Ratio("policy/importance_dropped", "importance_dropped_sum", _IMPORTANCE, "share",
+          "Tokens that policy.importance_mode mask or reject takes out of the loss."),
+    Ratio("outcome/overlong", "overlong_sum", "overlong_sequences", "share",
+          "Responses with a penalty for their length; with advantage.overlong_buffer."),
+    Ratio("outcome/overlong_penalty", "overlong_penalty_sum", "overlong_sequences", "1",
+          "What their length takes from the outcomes; with advantage.overlong_buffer."),
     Ratio("critic/loss", "value_loss_sum", _VALUE, "1", "The critic's clipped squared error, halved."),
     Ratio("critic/clipped", "value_clipped_sum", _VALUE, "share", "Tokens whose value the clip holds."),
     Ratio("critic/value_mean", "value_sum", _VALUE, "1", "Value of the text before a response token."),
@@ -129,8 +140,18 @@ EXTREMES = (
 )
 DERIVED = (
     Derived("policy/clip_fraction", "share", "policy/clip_low + policy/clip_high."),
+    Derived("policy/kept", "share",
+            "Response tokens in the policy's loss: not of a masked truncated response, not rejected."),
+    Derived("policy/objective_<figure>", "1",
+            "Mean over tokens of a figure of the objective's own: dual_clip (share held by the second clip), "
+            "sequence_ratio (gspo's ratio), weight_low and weight_high (cispo's weights at a bound), or a user's."),
     Derived("prm/calibration_error", "1",
             "Expected calibration error: sum over 10 bins of (n_b / N) |mean probability - mean outcome|."),
+    Derived("process_reward/improbable_share", "share",
+            "Part of the sum of |process reward| on tokens of a probability below 0.01 under the PRM's reference; far "
+            "above process_reward/improbable_tokens, the PRM pays for what the reference holds impossible."),
+    Derived("process_reward/outcome_correlation", "1",
+            "Correlation over responses of the mean process reward with the outcome, each less its siblings' mean."),
     Derived("critic/explained_variance", "1", "1 - mean((return - value)^2) / var(return)."),
 )  # fmt: skip
 
@@ -150,10 +171,22 @@ def finish(statistics: Statistics) -> dict[str, float]:
             metrics[f"{extreme.name}max"] = _finite(float(maxima[f"{extreme.key}_max"]))
             metrics[f"{extreme.name}min"] = _finite(-float(maxima[f"{extreme.key}_negated_min"]))
     if "policy_clip_low_sum" in sums:
+        if _TOKENS in sums:
+            metrics["policy/kept"] = _ratio(float(sums[_POLICY]), float(sums[_TOKENS]))
         metrics["policy/clip_fraction"] = metrics["policy/clip_low"] + metrics["policy/clip_high"]
+    for key, total in sums.items():
+        if key.startswith("policy_objective_"):
+            name = key.removeprefix("policy_").removesuffix("_sum")
+            metrics[f"policy/{name}"] = _ratio(float(total), float(sums[_POLICY]))
     if "prm_bin_count" in sums:
         gap = (sums["prm_bin_probability"] - sums["prm_bin_outcome"]).abs().sum()
         metrics["prm/calibration_error"] = _ratio(float(gap), float(sums["prm_sequences"]))
+    if "reward_size_sum" in sums:
+        size = float(sums["reward_size_sum"])
+        product = float(sums["reward_outcome_product"])
+        metrics["process_reward/improbable_share"] = float(sums["reward_improbable_sum"]) / size if size else 0.0
+        deviations = math.sqrt(float(sums["reward_centred_square"] * sums["outcome_centred_square"]))
+        metrics["process_reward/outcome_correlation"] = product / deviations if deviations else 0.0
     if "value_residual_square_sum" in sums:
         num_tokens = float(sums["value_num_tokens"])
         residual = _ratio(float(sums["value_residual_square_sum"]), num_tokens)

@@ -2,7 +2,7 @@
 
 For response token t of a sequence with outcome o and last response token L, in this order:
 
-    1. log-ratio      q_t = log prm(y_t) - log ref(y_t)                     0 outside the response
+    1. log-ratio      q_t = log((prm(y_t) + e) / (ref(y_t) + e))            ratio_floor e; 0 outside the response
     2. scale          q_t <- beta * q_t                                     scale_by_beta
     3. ground truth   q_L <- o - sum of q_t over the other response tokens  use_gt: the sequence then sums to o
     4. smoothing      r_t = q_t + lambda * r_{t+1}                          lambda = 0: r = q
@@ -12,10 +12,14 @@ For response token t of a sequence with outcome o and last response token L, in 
 Step 6 comes last because it bounds the returns that the policy sees, whatever the steps before did; its maximum is
 over all data-parallel ranks (both public codes take it over one rank, so their rewards depend on the layout). With
 batch norm and without use_gt, beta cancels but for the 1e-6. The recipe applies step 3 only when lambda > 0; here
-use_gt acts alone too. Every response token keeps its reward; the recipe drops the last one's.
+use_gt acts alone too. Every response token keeps its reward; the recipe drops the last one's. The floor e (ours; 0
+leaves log prm - log ref) keeps |q_t| below log((1 + e) / e): without it a token that the reference holds impossible
+can earn any reward. It acts in the reward alone, never in the PRM's loss or in its value of a text.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -31,6 +35,18 @@ NORM_EPS = 1e-6
 def log_ratio(prm_logprobs_T: Tensor, ref_logprobs_T: Tensor, response_mask_T: Tensor) -> Tensor:
     """q_t = log prm - log ref on response tokens, 0 elsewhere: [T], nats; differentiable in both."""
     return torch.where(response_mask_T, prm_logprobs_T - ref_logprobs_T, 0.0)
+
+
+def floored_log_ratio(prm_logprobs_T: Tensor, ref_logprobs_T: Tensor, response_mask_T: Tensor, floor: float) -> Tensor:
+    """q_t = log((prm + floor) / (ref + floor)) on response tokens, 0 elsewhere: [T], nats.
+
+    floor in [0, 1), a probability; 0: `log_ratio`. |q_t| < log((1 + floor) / floor); equal scores give exactly 0.
+    """
+    if floor == 0.0:
+        return log_ratio(prm_logprobs_T, ref_logprobs_T, response_mask_T)
+    log_floor = torch.full((), math.log(floor), dtype=prm_logprobs_T.dtype, device=prm_logprobs_T.device)
+    q_T = torch.logaddexp(prm_logprobs_T, log_floor) - torch.logaddexp(ref_logprobs_T, log_floor)
+    return torch.where(response_mask_T, q_T, 0.0)
 
 
 def sequence_log_ratio(
@@ -76,7 +92,7 @@ def process_rewards(
     with torch.no_grad():
         num_sequences = batch.outcome_N.numel()
         sequence_T = batch.sequence_T
-        q_T = log_ratio(prm_logprobs_T, ref_logprobs_T, batch.response_mask_T)
+        q_T = floored_log_ratio(prm_logprobs_T, ref_logprobs_T, batch.response_mask_T, config.ratio_floor)
         if config.scale_by_beta:
             q_T = config.beta * q_T
         if config.use_gt:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from prime_megatron.algo.kl import clamped_ratio, importance_weights
+from prime_megatron.algo.importance import Importance
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.algo.segments import Siblings, segment_count, segment_mean, segment_sum
 from prime_megatron.types import Advantages, RolloutBatch
@@ -71,16 +71,20 @@ def prm_right(q_N: Tensor, outcome_N: Tensor) -> Tensor:
     return torch.where(q_N == 0.0, 0.5, ((q_N > 0.0) == (outcome_N > 0.5)).double())
 
 
-def prm_statistics(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float) -> Statistics:
+def prm_statistics(
+    q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float, intercept_N: Tensor | None = None
+) -> Statistics:
     """How well Q = sum_t (log prm - log ref), [N], not scaled by beta, tells the outcomes.
 
     accuracy: Q > 0 against outcome > 1/2; Q = 0 (a PRM equal to its reference) counts one half. Pair accuracy within
     a prompt: pairs with different outcomes, weighted by the difference, ordered alike by Q (a tie counts one half),
     averaged over the prompts that have such a pair; the public codes' dpo_acc gives the others 1/2 instead.
-    Calibration: probability sigmoid(beta * Q) and outcome summed in NUM_BINS bins. Brier score and loss (ce).
+    Calibration: probability sigmoid(beta * Q + intercept) and outcome summed in NUM_BINS bins. Brier score and loss
+    (ce). intercept_N: [N], that of prm.loss ce_intercept; None: 0.
     """
     q_N, outcome_N = q_N.detach().double(), outcome_N.double()
-    probability_N = torch.sigmoid(beta * q_N)
+    logit_N = beta * q_N if intercept_N is None else beta * q_N + intercept_N.double()
+    probability_N = torch.sigmoid(logit_N)
     right_N = prm_right(q_N, outcome_N)
     siblings = Siblings.of(group_N)
     q_GK, outcome_GK = siblings.table(q_N), siblings.table(outcome_N)
@@ -92,7 +96,7 @@ def prm_statistics(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float)
     weight_G = weight_GKK.sum((1, 2))
     accuracy_G = (weight_GKK * agree_GKK).sum((1, 2)) / torch.where(weight_G > 0.0, weight_G, 1.0)
     bin_N = (probability_N * NUM_BINS).long().clamp(0, NUM_BINS - 1)  # NaN as a whole number is any
-    loss_N = softplus(beta * q_N) - outcome_N * beta * q_N
+    loss_N = softplus(logit_N) - outcome_N * logit_N
     return Statistics(
         {
             "prm_sequences": _count(q_N.numel(), q_N),
@@ -110,16 +114,18 @@ def prm_statistics(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float)
     )
 
 
-def importance_statistics(batch: RolloutBatch, old_logprobs_T: Tensor, cap: float) -> Statistics:
-    """Importance weights over response tokens, and how many of them the cap cuts."""
+def importance_statistics(batch: RolloutBatch, correction: Importance) -> Statistics:
+    """Importance weights over response tokens; how many ratios lie above and below the bounds, and are left without a
+    weight."""
     mask_T = batch.response_mask_T
-    weights_T = importance_weights(old_logprobs_T, batch.engine_logprobs_T, mask_T, cap)
-    capped_T = mask_T & (clamped_ratio(old_logprobs_T - batch.engine_logprobs_T) > cap)
+    dropped_T = mask_T & (~correction.keep_T | (correction.weights_T == 0))
     return Statistics(
         {
             "importance_tokens": mask_T.double().sum(),
-            "importance_weight_sum": weights_T[mask_T].double().sum(),
-            "importance_capped_sum": capped_T.double().sum(),
+            "importance_weight_sum": correction.weights_T[mask_T].double().sum(),
+            "importance_capped_sum": correction.above_T.double().sum(),
+            "importance_below_sum": correction.below_T.double().sum(),
+            "importance_dropped_sum": dropped_T.double().sum(),
         }
     )
 

@@ -108,6 +108,9 @@ class Checkpoints:
         try:
             if self._pending is not None:
                 self._complete()
+        except RunError as error:
+            self.log.warn(str(error))
+        try:
             if self.saved_step != step:
                 self._save(step, background=False)
         except RunError as error:

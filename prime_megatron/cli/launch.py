@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from prime_megatron.cli.peers import check_endpoint, trouble_of
 from prime_megatron.cli.srun import node_rank
 from prime_megatron.cli.worker import LAUNCHED, as_error
 from prime_megatron.config import LaunchConfig
@@ -64,6 +65,10 @@ def rendezvous_of(args: argparse.Namespace, launch: LaunchConfig) -> Rendezvous:
     number = args.node_rank
     if number is None and launch.nodes > 1:
         number = node_rank()
+    if args.rdzv_endpoint is not None:
+        check_endpoint(args.rdzv_endpoint)
+    if args.rdzv_timeout_s < 1:
+        raise InputError(f"--rdzv-timeout-s {args.rdzv_timeout_s}: give seconds, 1 or more")
     rendezvous = Rendezvous(args.rdzv_endpoint, number, args.rdzv_id, args.rdzv_timeout_s)
     if launch.nodes > 1 and rendezvous.endpoint is None:
         raise InputError(f"launch.nodes is {launch.nodes}: give --rdzv-endpoint HOST:PORT, the same on every node")
@@ -182,7 +187,7 @@ def _run_agent(
     try:
         launch_agent(config, command[0], command[1:])
     except ChildFailedError as error:
-        return _verdict(dict(error.failures), stop.seen)
+        return verdict(dict(error.failures), stop.seen)
     except SignalException as error:
         return 128 + int(error.sigval)
     except RendezvousError as error:
@@ -193,10 +198,18 @@ def _run_agent(
         what = "another node was lost" if met else f"the nodes did not meet at {rendezvous.endpoint}"
         print(as_error(f"{what}: {error}"), file=sys.stderr)
         return ExitCode.FAILED
+    except (RuntimeError, OSError) as error:  # of the agents' own store
+        trouble = trouble_of(error, f"--rdzv-endpoint {rendezvous.endpoint}")
+        if stop.seen:
+            return ExitCode.REQUEUE
+        if trouble is None:
+            raise
+        print(as_error(trouble.text), file=sys.stderr)
+        return trouble.code
     return ExitCode.DONE
 
 
-def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
+def verdict(failures: dict[int, Any], stop_seen: bool) -> int:
     """Print the failure that came first and return its exit code.
 
     Args:
@@ -205,49 +218,64 @@ def _verdict(failures: dict[int, Any], stop_seen: bool) -> int:
     """
     rank = first_failure(failures)
     failure = failures[rank]
-    code = int(failure.exitcode)
+    code, report = int(failure.exitcode), _report_of(failure)
+    if report is not None and report.exit_code is not None and code == -signal.SIGTERM:
+        code = report.exit_code  # the agent ended it, as another one had ended, before it could end so
     if code == ExitCode.REQUEUE or (stop_seen and code < 0):
         return ExitCode.REQUEUE
-    if code == ExitCode.GAVE_UP:
-        return code
-    report = _report_of(failure)
     if report is not None:
-        print(as_error(report[1]), file=sys.stderr)
-    if code != ExitCode.BAD_INPUT:
+        print(as_error(report.text), file=sys.stderr)
+    if code not in (ExitCode.BAD_INPUT, ExitCode.GAVE_UP):
         end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         print(as_error(f"rank {rank} (process {failure.pid}) {end}; the run is over"), file=sys.stderr)
     sys.stderr.flush()
-    return code if code in (ExitCode.BAD_INPUT, ExitCode.FAILED) else ExitCode.FAILED
+    return code if code in (ExitCode.BAD_INPUT, ExitCode.GAVE_UP) else ExitCode.FAILED
 
 
 def first_failure(failures: dict[int, Any]) -> int:
     """The rank whose failure made the others fail.
 
     A process killed from outside leaves no report, and the others report a lost connection: it comes first. SIGTERM
-    is how the agent ends the others, so it comes last. Reports come by their time.
+    is how the agent ends the others, so it comes last: SIGKILL, too, once a rank has waited for one that does not
+    answer. Reports come by their time.
     """
+    reports = [report for failure in failures.values() if (report := _report_of(failure)) is not None]
+    waited = any(report.late for report in reports)
 
     def order(rank: int) -> tuple[int, float]:
         failure = failures[rank]
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and not waited:
             return (0, 0.0)
         report = _report_of(failure)
         if report is not None:
-            return (1, report[0])
-        return (3 if failure.exitcode == -signal.SIGTERM else 2, float(failure.timestamp))
+            return (1, report.time_s)
+        return (3 if failure.exitcode in (-signal.SIGTERM, -signal.SIGKILL) else 2, float(failure.timestamp))
 
     return min(sorted(failures), key=order)
 
 
-def _report_of(failure: Any) -> tuple[float, str] | None:
-    """(time in seconds, text) that the worker left, if it did."""
+@dataclass(frozen=True)
+class _Report:
+    """What a worker left."""
+
+    time_s: float
+    text: str
+    exit_code: int | None
+    """The one that it was about to end with; None in the agent's own reports."""
+    late: bool
+    """It waited for others in vain: what ended them ended them later."""
+
+
+def _report_of(failure: Any) -> _Report | None:
+    """The worker's report, if it left one."""
     path = Path(failure.error_file)
     if not path.is_file():
         return None
     message = json.loads(path.read_text(encoding="utf-8"))["message"]
-    if "time_s" not in message["extraInfo"]:
-        return float(message["extraInfo"]["timestamp"]), str(message["message"])
-    return float(message["extraInfo"]["time_s"]), str(message["message"])
+    extra, text = message["extraInfo"], str(message["message"])
+    if "time_s" not in extra:
+        return _Report(float(extra["timestamp"]), text, None, late=False)
+    return _Report(float(extra["time_s"]), text, int(extra["exit_code"]), bool(extra["late"]))
 
 
 def _free_port() -> int:

@@ -11,6 +11,8 @@ import signal
 import sys
 
 from prime_megatron import __version__
+from prime_megatron.cli.peers import allow_open_files
+from prime_megatron.cli.streams import lasting
 from prime_megatron.cli.worker import as_error
 from prime_megatron.errors import ExitCode, InputError, RunError
 from prime_megatron.run.signals import STOP_SIGNALS, heard
@@ -41,7 +43,7 @@ examples:
   prime-megatron verify answers.jsonl --output scored.jsonl
 
 exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (start again with --resume auto),
-86 ended itself with its state saved (starting again would end the same way)
+86 ended itself with what it had learned saved (starting again would end the same way)
 """
 
 _STOPPABLE = ("train", "sft", "prm")
@@ -54,8 +56,17 @@ def main(argv: list[str] | None = None) -> int:
     # Before anything is imported or read: from here on a stop signal ends a run with the code that asks for another
     # turn. The launcher and the trainer take over once there is something to hand on or to save.
     stoppable = bool(arguments) and arguments[0] in _STOPPABLE
+    with lasting(runs=stoppable) as verdict:
+        return verdict(_run(arguments, stoppable=stoppable))
+
+
+def _run(arguments: list[str], *, stoppable: bool) -> int:
     try:
         with heard(STOP_SIGNALS, _stopped) if stoppable else contextlib.nullcontext():
+            if stoppable:
+                allow_open_files()
+                # What torch's C++ parts warn of when a peer is not there is no news: the cause is told in one line.
+                os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
             args = _parse(arguments)
             return int(args.run(args))
     except InputError as error:

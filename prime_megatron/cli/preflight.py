@@ -41,6 +41,19 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     _check_replay(config.rollout.replay)
     _check_suite(config)
     check_custom(config.verify.custom)
+    check_objective(config)
+
+
+def check_objective(config: TrainConfig) -> None:
+    """Import and try a policy objective of the user's own; the others are known.
+
+    Raises:
+        InputError: naming what is wrong with it.
+    """
+    if ":" in config.policy.objective:
+        from prime_megatron.algo.objectives import objective_named  # with torch
+
+        objective_named(config.policy.objective)
 
 
 def check_stage_inputs(config: StageConfig, *, resume: str | None, overwrite: bool) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from itertools import chain
 
 from prime_megatron.cli.options import add_config, new_verb
-from prime_megatron.cli.preflight import check_folders
-from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig
-from prime_megatron.config.check import check_parallel, check_train_config
+from prime_megatron.cli.preflight import check_folders, check_objective
+from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig, UpdateOrder
+from prime_megatron.config.check import check_parallel, check_train_config, needs_prm
 from prime_megatron.config.check_stage import check_stage_config
 from prime_megatron.config.load import dump_yaml, load_stage_config, load_train_config
 from prime_megatron.plan.fit import CONTEXT_BYTES, check_fit, device_of, plan_for, read_families
@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         check_folders(train, all_here=False)
         check_models(train, world_size)
         check_custom(train.verify.custom)
+        check_objective(train)
         print(dump_yaml(train), end="")
         first = [_layout(train.parallel, world_size), _batch(train), *describe_custom(train.verify.custom)]
         comments = chain(first, _memory(train, world_size, args.device_memory))
@@ -97,10 +98,12 @@ def _layout(parallel: ParallelConfig, world_size: int) -> str:
 
 
 def _batch(config: TrainConfig) -> str:
-    prompts, samples = config.rollout.prompts_per_step, config.rollout.samples_per_prompt
+    prompts, samples, prm = config.rollout.prompts_per_step, config.rollout.samples_per_prompt, ""
+    if needs_prm(config) and config.prm.update is not UpdateOrder.none:
+        prm = f", {config.models.prm.num_mini_batches * config.prm.passes} PRM updates"
     return (
         f"step: {prompts} prompts x {samples} responses = {prompts * samples} sequences, "
-        f"{config.models.policy.num_mini_batches} policy updates; {config.run.steps} steps"
+        f"{config.models.policy.num_mini_batches} policy updates{prm}; {config.run.steps} steps"
     )
 
 

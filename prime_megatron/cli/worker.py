@@ -11,8 +11,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
-from prime_megatron.errors import ExitCode, InputError, RunError
+from prime_megatron.cli.peers import check_place, trouble_of
+from prime_megatron.errors import ExitCode, InputError, RunEnded, RunError
 from prime_megatron.run.parentage import end_with_parent
 
 LAUNCHED = "PRIME_MEGATRON_LAUNCHED"
@@ -31,10 +33,9 @@ def world_size() -> int:
     """Processes of the run, as the launcher set it.
 
     Raises:
-        InputError: RANK is set and WORLD_SIZE is not.
+        InputError: RANK is set and its partners are not, or make no sense.
     """
-    if "WORLD_SIZE" not in os.environ:
-        raise InputError("RANK is set in the environment and WORLD_SIZE is not: start with torchrun, or unset RANK")
+    check_place()
     return int(os.environ["WORLD_SIZE"])
 
 
@@ -58,20 +59,27 @@ def run_worker(body: Callable[[], int]) -> int:
     try:
         return body()
     except InputError as error:
-        _report(str(error), everyone=False)
-        return ExitCode.BAD_INPUT
+        return _report(str(error), ExitCode.BAD_INPUT, everyone=False)
+    except RunEnded as error:
+        return _report(str(error), ExitCode.GAVE_UP, everyone=False)
     except RunError as error:
-        _report(str(error), everyone=False)
-        return ExitCode.FAILED
+        return _report(str(error), ExitCode.FAILED, everyone=False)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        _report(_disk_full(error) if full else traceback.format_exc(), everyone=True)
-        return ExitCode.FAILED
-    except Exception:
-        _report(traceback.format_exc(), everyone=True)
-        return ExitCode.FAILED
+        return _report(_disk_full(error), ExitCode.FAILED, everyone=True) if full else _report_unexpected(error)
+    except Exception as error:
+        return _report_unexpected(error)
+
+
+def _report_unexpected(error: Exception) -> ExitCode:
+    """A peer that is not there is one line; anything else is a bug, and shows where."""
+    meeting = f"MASTER_ADDR:MASTER_PORT {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    trouble = trouble_of(error, meeting)
+    if trouble is None:
+        return _report(traceback.format_exc(), ExitCode.FAILED, everyone=True)
+    return _report(trouble.text, trouble.code, everyone=True, late=trouble.late)
 
 
 def _disk_full(error: OSError) -> str:
@@ -89,16 +97,21 @@ def _quiet_libraries() -> None:
             warnings.filterwarnings("ignore", category=category, module=module)
 
 
-def _report(text: str, *, everyone: bool) -> None:
+def _report(text: str, code: ExitCode, *, everyone: bool, late: bool = False) -> ExitCode:
+    """Tell the launcher, or print; returns the code. The launcher is told it, too: another rank's end may kill this one
+    before it ends."""
     path = os.environ.get(ERROR_FILE)
     if LAUNCHED in os.environ and path:
         # The agent's own format, in whole seconds; time_s tells apart failures within one second.
         now = time.time()
-        extra = {"timestamp": str(int(now)), "time_s": now}
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": {"message": text, "extraInfo": extra}}, file)
+        extra = {"timestamp": str(int(now)), "time_s": now, "exit_code": int(code), "late": late}
+        try:
+            Path(path).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}), encoding="utf-8")
+        except OSError:  # no room, no more open files
+            print(as_error(text), file=sys.stderr, flush=True)
     elif everyone or os.environ["RANK"] == "0":
         print(as_error(text), file=sys.stderr, flush=True)
+    return code
 
 
 def as_error(text: str) -> str:

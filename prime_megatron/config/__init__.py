@@ -4,9 +4,12 @@ from prime_megatron.config.algorithm import (
     AdvantageAlgorithm,
     Estimator,
     Granularity,
+    ImportanceLevel,
+    ImportanceMode,
     KlEstimator,
     KlPlace,
     LeaveOneOut,
+    LossAggregation,
     PolicyAlgorithm,
     PrmAlgorithm,
     PrmLossKind,
@@ -45,9 +48,9 @@ from prime_megatron.config.run import (
 
 __all__ = [
     "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "DataConfig", "Estimator", "EvalConfig",
-    "FilterConfig", "Granularity", "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig",
-    "ModelsConfig", "Offload", "OptimizerConfig", "PackingConfig", "ParallelConfig", "PolicyAlgorithm",
-    "PrmAlgorithm", "PrmConfig", "PrmData", "PrmLossKind", "PrmObjective", "PrmReference", "RewardNorm",
-    "RolloutConfig", "SamplingConfig", "ScoreConfig", "SftConfig", "StageConfig", "TrainConfig",
-    "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+    "FilterConfig", "Granularity", "ImportanceLevel", "ImportanceMode", "KlEstimator", "KlPlace",
+    "LaunchConfig", "LeaveOneOut", "LogConfig", "LossAggregation", "ModelsConfig", "Offload", "OptimizerConfig",
+    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmConfig", "PrmData", "PrmLossKind",
+    "PrmObjective", "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig", "ScoreConfig", "SftConfig",
+    "StageConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

@@ -28,6 +28,8 @@ class PrmLossKind(StrEnum):
 
     ce = "ce"
     """Binary cross-entropy of sigmoid(beta * sum_t q_t) against the outcome."""
+    ce_intercept = "ce_intercept"
+    """ce with the prompt's difficulty as intercept: sigmoid(beta * sum_t q_t + logit of the siblings' mean outcome)."""
     dpo = "dpo"
     """-log sigmoid of beta times the signed difference to the siblings of the opposite outcome (detached)."""
     bon_acc = "bon_acc"
@@ -101,6 +103,40 @@ class KlEstimator(StrEnum):
     k3 = "k3"
 
 
+class LossAggregation(StrEnum):
+    """How the losses of a mini-batch's tokens become one number; N its sequences, all ranks'."""
+
+    token_mean = "token_mean"
+    """Mean over tokens: long responses count more (DAPO)."""
+    sequence_mean = "sequence_mean"
+    """Mean over sequences of the mean over each one's tokens (GRPO, GSPO)."""
+    sequence_sum = "sequence_sum"
+    """Mean over sequences of the sum over each one's tokens."""
+    constant_length = "constant_length"
+    """Sum over tokens, divided by N * rollout.sampling.max_response_tokens (Dr.GRPO)."""
+
+
+class ImportanceLevel(StrEnum):
+    """Of what the probability ratio of trainer to engine is taken."""
+
+    token = "token"
+    sequence = "sequence"
+    """The whole response: the product over its tokens."""
+    geometric = "geometric"
+    """The whole response: the geometric mean over its tokens."""
+
+
+class ImportanceMode(StrEnum):
+    """What a ratio of trainer to engine does."""
+
+    cap = "cap"
+    """Weighs the token, at most by importance_cap (truncated importance sampling)."""
+    mask = "mask"
+    """Weighs the token, and by 0 outside [importance_floor, importance_cap] (IcePop)."""
+    reject = "reject"
+    """What lies outside [importance_floor, importance_cap] leaves the loss and its mean; the rest weighs 1."""
+
+
 class PrmObjective(Section):
     """What the implicit PRM learns."""
 
@@ -108,6 +144,9 @@ class PrmObjective(Section):
     """Reward coefficient: r = beta * log(prm / ref)."""
     loss: PrmLossKind = PrmLossKind.ce
     """What the PRM learns from the outcome."""
+    passes: PositiveInt = 1
+    """Times that the PRM learns from a step's batch, each num_mini_batches optimizer steps; with update after the
+    scores are those of the first pass, so that no response is scored by a PRM that has learnt from its outcome."""
     bon_n: PositiveInt = 4
     """n of the best-of-n losses."""
 
@@ -125,6 +164,10 @@ class PrmAlgorithm(PrmObjective):
     """Text that ends a reasoning step (granularity=step): a token that contains it closes the step."""
     scale_by_beta: bool = True
     """Process reward beta * q (paper, recipe) or q (original)."""
+    ratio_floor: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """e of the floored log-ratio q = log((prm + e) / (ref + e)) in the reward, which then stays within
+    log((1 + e) / e); the PRM's loss keeps the bare one. 0: the bare log-ratio, as in the paper and both public codes,
+    unbounded on tokens that the reference holds impossible. docs/process-rewards.md says when to set it."""
     norm: RewardNorm = RewardNorm.batch_norm
     """How process rewards are scaled over the global batch."""
     smoothing_lambda: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -154,18 +197,35 @@ class AdvantageAlgorithm(Section):
     """The critic's new value stays within this of its old one in the loss (estimator=gae); none: off."""
     whiten: bool = True
     """Subtract the mean and divide by the deviation over all valid tokens of the global batch; reinforce++ always."""
+    scale_by_deviation: bool = True
+    """grpo divides by the siblings' deviation; false: by nothing, as Dr.GRPO."""
+    overlong_buffer: PositiveInt | None = None
+    """Tokens before rollout.sampling.max_response_tokens over which a response's outcome falls linearly (DAPO's soft
+    overlong punishment), for the outcome source alone: filter, PRM and metrics see the outcome as it was verified.
+    none: off."""
+    overlong_penalty: PositiveFloat = 1.0
+    """What the outcome has lost at the limit."""
     impl: Free[Literal["auto", "triton", "torch", "naive"]] = "auto"
     """Implementation of rewards and advantages: auto takes the fused path where it has what the config asks for,
     triton and torch insist on it, naive takes the definition. They agree to rounding."""
 
 
 class PolicyAlgorithm(Section):
-    """The policy's loss: PPO clip, entropy bonus, KL."""
+    """The policy's loss: objective, aggregation, entropy bonus, KL, correction for the engine."""
 
+    objective: str = "ppo"
+    """ppo, dual_clip, gspo, cispo (prime_megatron/algo/objectives), or package.module:function of one's own:
+    docs/policy-objectives.md."""
     clip_low: PositiveFloat = 0.2
-    """Lower clip of the ratio: 1 - clip_low."""
+    """Lower clip of the ratio: 1 - clip_low; for cispo of the weight, where 1 means none."""
     clip_high: PositiveFloat = 0.2
     """Upper clip of the ratio: 1 + clip_high."""
+    dual_clip: float = Field(default=3.0, gt=1.0)
+    """c of dual_clip: where the advantage A is negative, the loss is at most c * |A|."""
+    loss_aggregation: LossAggregation = LossAggregation.token_mean
+    """How the tokens' losses become one number."""
+    mask_truncated: bool = False
+    """Responses cut at the length limit leave the policy's loss and its mean (they stay their siblings' baseline)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     kl_place: KlPlace = KlPlace.none
@@ -175,4 +235,11 @@ class PolicyAlgorithm(Section):
     kl_estimator: KlEstimator = KlEstimator.k3
     """Estimator of the KL penalty."""
     importance_cap: PositiveFloat | None = None
-    """Truncated importance sampling: weight tokens by min(trainer prob / engine prob, cap); none: off."""
+    """Upper bound of the ratio of the trainer's probability to the engine's, which corrects the loss for an engine that
+    computes otherwise; none: no correction."""
+    importance_floor: float = Field(default=0.0, ge=0.0)
+    """Lower bound of that ratio, of the modes mask and reject."""
+    importance_level: ImportanceLevel = ImportanceLevel.token
+    """Of what the ratio is taken."""
+    importance_mode: ImportanceMode = ImportanceMode.cap
+    """What the ratio does."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from prime_megatron.config.algorithm import Estimator, KlPlace, PrmLossKind, UpdateOrder
+from prime_megatron.config.algorithm import Estimator, UpdateOrder
+from prime_megatron.config.check_algorithm import check_algorithm
 from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
@@ -13,8 +14,6 @@ from prime_megatron.config.warn import WARNINGS
 from prime_megatron.errors import InputError
 
 __all__ = ["check_parallel", "check_train_config", "needs_prm", "policy_folder_of"]
-
-SIBLING_LOSSES = (PrmLossKind.dpo, PrmLossKind.bon_acc, PrmLossKind.bon_rm)
 
 
 def check_train_config(
@@ -39,10 +38,8 @@ def check_train_config(
     _check_held_out_prm(config)
     _check_rollout(config, world_size)
     _check_verify(config)
-    _check_prm(config)
-    _check_advantage(config)
+    check_algorithm(config)
     check_reward_path(config, backend)
-    _check_policy(config)
     _check_batch(config)
     return tuple(line for warn in WARNINGS for line in warn(config, data_size))
 
@@ -134,60 +131,6 @@ def _check_engine(config: TrainConfig) -> None:
 def _check_verify(config: TrainConfig) -> None:
     for ability, path in config.verify.custom.items():
         split(path, f"verify.custom.{ability}")
-
-
-def _check_prm(config: TrainConfig) -> None:
-    if not needs_prm(config):
-        return
-    if config.prm.loss in SIBLING_LOSSES:
-        if config.prm.update is not UpdateOrder.reverse:
-            raise InputError(
-                f"prm.loss: {config.prm.loss} compares the scores of siblings, which are known only once all are "
-                f"scored, and prm.update is {config.prm.update}; set prm.update to reverse"
-            )
-        if config.rollout.samples_per_prompt < 2:
-            raise InputError(
-                f"prm.loss: {config.prm.loss} compares siblings, and rollout.samples_per_prompt is 1; set it above 1"
-            )
-    if not config.prm.step_delimiter:
-        raise InputError("prm.step_delimiter: is empty; give the text that ends a reasoning step")
-
-
-def _check_advantage(config: TrainConfig) -> None:
-    advantage, samples = config.advantage, config.rollout.samples_per_prompt
-    if advantage.estimator in (Estimator.rloo, Estimator.grpo) and samples < 2:
-        raise InputError(
-            f"advantage.estimator: {advantage.estimator} compares a response with its siblings, and "
-            f"rollout.samples_per_prompt is {samples}; set it to at least 2"
-        )
-    if advantage.estimator is Estimator.prime_value and advantage.process_weight == 0:
-        raise InputError(
-            "advantage.estimator: prime_value takes its values from the PRM, and advantage.process_weight 0 leaves "
-            "the PRM out; set process_weight above 0"
-        )
-    if advantage.estimator is Estimator.gae and advantage.gamma_process != advantage.gamma_outcome:
-        raise InputError(
-            f"advantage.estimator: gae has one value function, so one discount, and gamma_process "
-            f"{advantage.gamma_process} is not gamma_outcome {advantage.gamma_outcome}; make them equal"
-        )
-    if advantage.process_weight == 0 and advantage.outcome_weight == 0:
-        raise InputError("advantage: process_weight and outcome_weight are both 0: nothing would be learnt; raise one")
-
-
-def _check_policy(config: TrainConfig) -> None:
-    policy = config.policy
-    if policy.kl_place is KlPlace.none and policy.kl_coef > 0:
-        raise InputError(
-            f"policy.kl_coef: {policy.kl_coef} has no effect with policy.kl_place none; "
-            "set kl_place to reward or loss, or kl_coef to 0"
-        )
-    if policy.kl_place is not KlPlace.none and policy.kl_coef == 0:
-        raise InputError(
-            f"policy.kl_place: {policy.kl_place} with policy.kl_coef 0 runs a reference for nothing; "
-            "set kl_coef above 0 or kl_place to none"
-        )
-    if policy.clip_low >= 1:
-        raise InputError(f"policy.clip_low: {policy.clip_low} would clip the ratio at or below 0; keep it under 1")
 
 
 def _check_batch(config: TrainConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prime_megatron.config.check import SIBLING_LOSSES
+from prime_megatron.config.check_algorithm import SIBLING_LOSSES
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
 from prime_megatron.config.run import StageConfig

@@ -57,12 +57,16 @@ def explain(model: type[BaseModel], detail: Any, origin: dict[KeyPath, str], pat
 def unknown_override(model: type[BaseModel], parts: tuple[str, ...]) -> str | None:
     """What is wrong with an override's key, or None when the config has it."""
     section: type[BaseModel] | None = model
+    named_by_user = False
     for depth, part in enumerate(parts):
+        if section is None and named_by_user and depth == len(parts) - 1:
+            return None
         if section is None:
             return f"unknown key {'.'.join(parts)}: {'.'.join(parts[:depth])} is a value, not a section"
         if part not in section.model_fields:
             return _unknown(model, parts[: depth + 1])
-        section = section_of(section.model_fields[part].annotation)
+        annotation = section.model_fields[part].annotation
+        section, named_by_user = section_of(annotation), typing.get_origin(annotation) is dict
     return None
 
 

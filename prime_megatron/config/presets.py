@@ -1,6 +1,8 @@
 """Presets: partial configs, merged below the user's file. Each reproduces a source's algorithm, not its defects.
 
-paper is arXiv 2502.01456; original is PRIME-RL/PRIME, training/verl; recipe is verl-project/verl-recipe, prime.
+default and local_credit are ours; paper is arXiv 2502.01456; original is PRIME-RL/PRIME, training/verl; recipe is
+verl-project/verl-recipe, prime. dapo, drgrpo, gspo and cispo are policy objectives of other papers, outcomes alone:
+docs/policy-objectives.md.
 Where a source is silent the key is left out and the config's own default holds.
 """
 
@@ -142,10 +144,102 @@ _DEFAULT: dict[str, Any] = {
     },
 }
 
+_LOCAL_CREDIT: dict[str, Any] = {
+    # Ours, for tasks where most of a response does not decide its outcome: docs/process-rewards.md. beta * q_t is the
+    # difference of two values, so an advantage already: it is not summed to the end, where the noise of all later
+    # tokens would come back, and not normed, so that it starts at 0 and grows with what the PRM has learnt.
+    "prm": {
+        "beta": 0.5,  # of responses of some 50 tokens; a longer one sums up more of them in the PRM's logit
+        "update": "after",
+        "scale_by_beta": True,
+        "norm": "none",
+        "ratio_floor": 0.05,  # bounds the reward of a token that the reference holds impossible
+    },
+    "advantage": {
+        "leave_one_out": "paper",
+        "gamma_process": 0.0,
+        "process_weight": 3.0,
+        "whiten": True,
+    },
+    "models": {
+        # The PRM learns three times as fast as the policy: whoever sets one rate sets the other. The second moment
+        # decays sooner, and the rate rises over ten steps: Adam's first step moves every weight by a whole rate.
+        "policy": {"optimizer": {"lr": 5e-7, "betas": [0.9, 0.98], "warmup_steps": 10}},
+        "prm": {
+            "num_mini_batches": 4,
+            "optimizer": {"lr": 1.5e-6, "betas": [0.9, 0.98], "warmup_steps": 40, "clip_grad": 10.0},
+        },
+    },
+}
+
+_GROUP_RELATIVE: dict[str, Any] = {
+    # What the objectives' papers share: outcomes alone, compared within a prompt's responses; no KL, no entropy bonus.
+    "advantage": {"estimator": "grpo", "process_weight": 0.0, "outcome_weight": 1.0, "whiten": False},
+    "policy": {"entropy_coef": 0.0, "kl_place": "none", "kl_coef": 0.0},
+}
+
+_DAPO: dict[str, Any] = {
+    # arXiv 2503.14476, sections 3 and 4.1
+    "advantage": {
+        "overlong_buffer": 4096,  # soft overlong punishment, equation 13
+        "overlong_penalty": 0.5,  # 1 there, of outcomes -1 and 1; ours are 0 and 1
+    },
+    "policy": {
+        "objective": "ppo",
+        "clip_low": 0.2,  # clip-higher
+        "clip_high": 0.28,
+        "loss_aggregation": "token_mean",
+    },
+    "rollout": {
+        "prompts_per_step": 512,
+        "samples_per_prompt": 16,
+        "filter": {"lower": 0.01, "upper": 0.99},  # dynamic sampling: neither all right nor all wrong
+        "sampling": {"temperature": 1.0, "top_p": 1.0, "max_response_tokens": 20480},  # 16384 and the buffer
+    },
+    "models": {
+        "policy": {
+            "num_mini_batches": 16,  # 512 responses each
+            "optimizer": {"lr": 1e-6, "schedule": "constant", "warmup_steps": 320},  # 20 steps of 16 updates
+        }
+    },
+}
+
+_DRGRPO: dict[str, Any] = {
+    # arXiv 2503.20783, section 3.2: neither the deviation nor a response's length divides
+    "advantage": {"scale_by_deviation": False},
+    "policy": {"objective": "ppo", "clip_low": 0.2, "clip_high": 0.2, "loss_aggregation": "constant_length"},
+}
+
+_GSPO: dict[str, Any] = {
+    # arXiv 2507.18071, equation 5 and section 5.1
+    "policy": {
+        "objective": "gspo",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "loss_aggregation": "sequence_mean",
+    },
+    "models": {"policy": {"num_mini_batches": 4}},
+}
+
+_CISPO: dict[str, Any] = {
+    # arXiv 2506.13585, section 3.1; it does not tell its upper bound
+    "policy": {
+        "objective": "cispo",
+        "clip_low": 1.0,  # none
+        "loss_aggregation": "token_mean",
+    },
+    "models": {"policy": {"num_mini_batches": 16}},
+}
+
 PRESETS: Mapping[str, dict[str, Any]] = {
     "default": _merge(_SHARED_ALGORITHM, _DEFAULT),
+    "local_credit": _merge(_SHARED_ALGORITHM, _LOCAL_CREDIT),
     "paper": _merge(_SHARED_ALGORITHM, _PUBLISHED_SIZES, _PAPER),
     "original": _merge(_SHARED_ALGORITHM, _PUBLISHED_SIZES, _ORIGINAL),
     "recipe": _merge(_SHARED_ALGORITHM, _RECIPE),
+    "dapo": _merge(_GROUP_RELATIVE, _DAPO),
+    "drgrpo": _merge(_GROUP_RELATIVE, _DRGRPO),
+    "gspo": _merge(_GROUP_RELATIVE, _GSPO),
+    "cispo": _merge(_GROUP_RELATIVE, _CISPO),
 }
 """Preset name -> nested partial config in YAML's own types, to merge below the user's file."""

@@ -9,7 +9,7 @@ from prime_megatron.config.layout import Backend
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.errors import InputError
 
-FUSED_ESTIMATORS = (Estimator.rloo, Estimator.reinforce, Estimator.reinforce_pp)
+FUSED_ESTIMATORS = (Estimator.rloo, Estimator.grpo, Estimator.reinforce, Estimator.reinforce_pp)
 
 
 def uncovered(config: TrainConfig) -> str | None:

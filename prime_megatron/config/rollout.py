@@ -64,14 +64,17 @@ class SamplingConfig(Section):
 class FilterConfig(Section):
     """Which prompts teach (paper, section 3.3)."""
 
-    lower: float = Field(default=0.2, ge=0.0, le=1.0)
+    lower: Free[float] = Field(default=0.2, ge=0.0, le=1.0)
     """Keep a prompt when lower <= mean outcome, inclusive."""
-    upper: float = Field(default=0.8, ge=0.0, le=1.0)
+    upper: Free[float] = Field(default=0.8, ge=0.0, le=1.0)
     """Keep a prompt when mean outcome <= upper, inclusive."""
-    drop_truncated: bool = False
+    drop_truncated: Free[bool] = False
     """Drop a group with a response that was cut at the length limit."""
     max_rounds: Free[PositiveInt] = 8
-    """Generation rounds of one step before the run stops with the pass rate."""
+    """Generation rounds of one step before it is starved."""
+    on_starved: Free[Literal["stop", "smaller_batch"]] = "stop"
+    """What becomes of a starved step. stop: the run saves what it has learned, says why, and ends with exit code 86.
+    smaller_batch: it learns from the prompts that passed (rollout/missing counts the others); none at all is a stop."""
     max_age: NonNegativeInt = 1
     """Steps that a surplus group may wait before it is dropped and counted; 0: surplus is dropped at once."""
 

@@ -103,7 +103,9 @@ class TrainConfig(Section):
     A run that is resumed may change what is marked `Free`: a field here, or every field of a section.
     """
 
-    preset: Free[Literal["default", "paper", "original", "recipe"]] = "default"
+    preset: Free[
+        Literal["default", "local_credit", "paper", "original", "recipe", "dapo", "drgrpo", "gspo", "cispo"]
+    ] = "default"
     """Algorithm settings of a source, below what the file sets itself: see config/presets.py."""
     run: RunSection
     """The run itself."""

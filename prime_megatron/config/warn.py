@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prime_megatron.config.algorithm import Estimator, UpdateOrder
+from prime_megatron.config.algorithm import Estimator, PrmLossKind, UpdateOrder
 from prime_megatron.config.roles import needs_prm
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.config.schedule import warn_schedule
+
+RARE_SUCCESS = 0.1
+"""Mean outcome of a step's responses below which success is rare."""
 
 
 def _warn_sampling(config: TrainConfig, data_size: int) -> list[str]:
@@ -28,6 +31,16 @@ def _warn_filter(config: TrainConfig, data_size: int) -> list[str]:
     return [
         f"rollout.filter: with {samples} samples of outcome 0 or 1 no mean lies within "
         f"{rollout.filter.lower} to {rollout.filter.upper}: only fractional outcomes can pass"
+    ]
+
+
+def _warn_unsolved(config: TrainConfig, data_size: int) -> list[str]:
+    learns = needs_prm(config) and config.prm.update is not UpdateOrder.none
+    if config.rollout.filter.lower > 0 or not learns or config.prm.loss is not PrmLossKind.ce:
+        return []
+    return [
+        "rollout.filter.lower 0 keeps prompts that no response solves: where success is rare, prm.loss ce teaches the "
+        "PRM to lower every sampled token; set lower above 0, or prm.loss to ce_intercept"
     ]
 
 
@@ -56,11 +69,12 @@ def _warn_schedules(config: TrainConfig, data_size: int) -> list[str]:
     roles = ["policy"] + ["prm"] * (needs_prm(config) and config.prm.update is not UpdateOrder.none)
     roles += ["critic"] * (config.advantage.estimator is Estimator.gae)
     models = {name: getattr(config.models, name) for name in roles}
+    passes = {"policy": 1, "prm": config.prm.passes, "critic": 1}
     return [
         line
         for name, model in models.items()
         for line in warn_schedule(
-            f"models.{name}.optimizer", model.optimizer, config.run.steps * model.num_mini_batches
+            f"models.{name}.optimizer", model.optimizer, config.run.steps * model.num_mini_batches * passes[name]
         )
     ]
 
@@ -74,9 +88,17 @@ def _warn_frozen(config: TrainConfig, data_size: int) -> list[str]:
     return []
 
 
+def warn_rare_success(config: TrainConfig, outcome: float) -> str | None:
+    """For a step whose generated responses have this mean outcome: success is rare, and the PRM's loss cannot bear
+    prompts that nothing solves. None: neither."""
+    lines = _warn_unsolved(config, 1)
+    return f"the mean outcome is {outcome:.3f}, and {lines[0]}" if lines and outcome < RARE_SUCCESS else None
+
+
 WARNINGS: tuple[Callable[[TrainConfig, int], list[str]], ...] = (
     _warn_sampling,
     _warn_filter,
+    _warn_unsolved,
     _warn_idle_ranks,
     _warn_frozen,
     _warn_delimiter,

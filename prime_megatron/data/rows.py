@@ -226,10 +226,11 @@ def _with_system(messages: tuple[Message, ...], row: dict[str, Any], origin: str
 
 
 def _truths(value: Any, origin: str) -> list[str]:
-    """The ground truths as text, at least one; numbers as JSON writes them."""
+    """The ground truths as text, at least one; numbers as JSON writes them. Whether a text can be
+    one (a blank one, say) is for its ability's verifier to tell."""
     texts = []
     for one in value if isinstance(value, list) else [value]:
-        if one is None or (isinstance(one, str) and not one.strip()):
+        if one is None:
             raise InputError(f"{origin}: no ground truth; set reward_model.ground_truth")
         if isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one):
             one = str(one)

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def"
 """The implicit PRM's rewards by transformers alone: what a scoring run is checked against, and, as text, the usage of a
 PRM's model card. Nothing of ours is imported here."""
 

@@ -1,13 +1,14 @@
 """From PRM and reference log-probabilities to advantages, fused, on packed sequences: the path that most runs take.
 
-The definition is ``algo.process_reward`` and ``algo.advantage``; this is their RLOO and REINFORCE at token
+The definition is ``algo.process_reward`` and ``algo.advantage``; this is their RLOO, GRPO and REINFORCE at token
 granularity without smoothing, with KL not in the reward (``config.reward_path.uncovered`` says when a config is that).
 For response token t of sequence i, outcome o, K siblings in its group, m_j the mean process reward of sibling j:
 
-    1. q_t  = scale * (log prm - log ref)
+    1. q_t  = scale * log((prm + e) / (ref + e)), e the ratio_floor, 0 for the bare log-ratio
     2. r_t  = q_t / (max over all sequences and t of |sum_{s >= t} q_s| + 1e-6)            batch_norm
     3. r~_t = K/(K-1) r_t - 1/(K-1) sum_j m_j   (code)   or   r_t - mean_{j != i} m_j       (paper)
        o~   = o - mean_{j != i} o_j
+       or r~_t = (r_t - mean_j m_j) / std_j m_j, o~ alike    (z_score);   the same without division    (mean)
     4. G_t  = w_p sum_{s >= t} gamma_p^(s-t) r~_s + w_o gamma_o^(L-t) o~, L the last response token
     5. A_t  = (G_t - mean G) / sqrt(var G + 1e-8), Bessel-corrected                         whiten
 

@@ -8,9 +8,12 @@ its alternative here: gathers other than index_select, conversions from bool, wh
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from prime_megatron.algo.advantage import WHITEN_EPS
+from prime_megatron.algo.baselines import STD_EPS
 from prime_megatron.algo.process_reward import NORM_EPS
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
@@ -86,7 +89,7 @@ def _plain_advantages(
     largest = returns_T.new_zeros(())
     for block in blocks:
         at, rewards_t = block.tokens, rewards_T[block.tokens]
-        torch.sub(batch.prm_logprobs_T[at], batch.ref_logprobs_T[at], out=rewards_t).mul_(form.scale)
+        _log_ratio(batch, form, at, rewards_t).mul_(form.scale)
         _masked_(rewards_t, block.bits(mask_T))
         # Until pass two, returns hold the sums of r to the end, and advantages the numbers of valid tokens to the end.
         sum_N[block.at] = block.suffix_sums(rewards_t, returns_T[at], torch.float64)
@@ -98,7 +101,7 @@ def _plain_advantages(
         norm = 1.0 / (reduce.max(largest) + NORM_EPS).double()
         rewards_T.mul_(norm)
     mean_N = sum_N * norm / count_N.clamp(min=1)
-    gain_N, base_N, outcome_N = leave_one_out(mean_N, batch.group_N, batch.outcome_N.double(), form.leave_one_out)
+    gain_N, base_N, outcome_N = baselines(mean_N, batch.group_N, batch.outcome_N.double(), form.baseline)
     gain_N, base_N, final_N = (
         x.float() for x in (form.process_weight * norm * gain_N, form.process_weight * base_N,
                             form.outcome_weight * outcome_N)
@@ -129,7 +132,8 @@ def _discounted_advantages(
     num_tokens, valid_T = batch.response_mask_T.shape[0], batch.response_mask_T.view(torch.int8)
     sequence_T = torch.repeat_interleave(end_N - begin_N, output_size=num_tokens)
     bits_T = valid_T.to(torch.int32).neg_()
-    rewards_T = _masked_((batch.prm_logprobs_T - batch.ref_logprobs_T).mul_(form.scale), bits_T)
+    rewards_T = torch.empty_like(batch.prm_logprobs_T)
+    _masked_(_log_ratio(batch, form, slice(None), rewards_T).mul_(form.scale), bits_T)
     running = _running_sum(rewards_T, torch.float64)
     sum_N = running[end_N] - running[begin_N]
     if form.batch_norm:
@@ -141,7 +145,7 @@ def _discounted_advantages(
     seen = _running_sum(valid_T, torch.int64)
     count_N = (seen[end_N] - seen[begin_N]).double()
     mean_N = sum_N / count_N.clamp(min=1)
-    gain_N, base_N, outcome_N = leave_one_out(mean_N, batch.group_N, batch.outcome_N.double(), form.leave_one_out)
+    gain_N, base_N, outcome_N = baselines(mean_N, batch.group_N, batch.outcome_N.double(), form.baseline)
     centred_T = (form.process_weight * gain_N)[sequence_T].mul_(rewards_T.double())
     centred_T.sub_((form.process_weight * base_N)[sequence_T]).mul_(valid_T.double())
     returns_T = _discounted(centred_T, form.gamma_process, begin_N, end_N)
@@ -153,6 +157,15 @@ def _discounted_advantages(
     moments = torch.stack((count_N.sum(), returns_T.sum(), torch.dot(returns_T, returns_T)))
     mean, scale = whitening(reduce.sum(moments))
     return rewards_T, plain_T, _masked_(returns_T.sub_(mean).mul_(scale).float(), bits_T)
+
+
+def _log_ratio(batch: RewardBatch, form: RewardForm, at: slice, out: torch.Tensor) -> torch.Tensor:
+    """log((prm + e) / (ref + e)) of the tokens `at` into `out`, e the form's ratio_floor."""
+    prm_t, ref_t = batch.prm_logprobs_T[at], batch.ref_logprobs_T[at]
+    if form.ratio_floor == 0.0:
+        return torch.sub(prm_t, ref_t, out=out)
+    log_floor = out.new_full((), math.log(form.ratio_floor))
+    return torch.logaddexp(prm_t, log_floor, out=out).sub_(torch.logaddexp(ref_t, log_floor))
 
 
 def _masked_(values_T: torch.Tensor, bits_T: torch.Tensor) -> torch.Tensor:
@@ -169,21 +182,32 @@ def whitening(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, torch.rsqrt(variance + WHITEN_EPS)
 
 
-def leave_one_out(
+def baselines(
     mean_N: torch.Tensor, group_N: torch.Tensor, outcome_N: torch.Tensor, form: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(gain, base, outcome) of every sequence: r~ = gain * r - base. A table of who is whose sibling, [N, N]."""
     sibling_NN = (group_N[:, None] == group_N[None, :]).double()
     size_N = sibling_NN.sum(1)
     others_N = (size_N - 1).clamp(min=1)
-    sums_N2 = sibling_NN @ torch.stack((mean_N, outcome_N), 1)
     alone_N = size_N == 1
-    if form == "code":
-        gain_N, base_N = size_N / others_N, sums_N2[:, 0] / others_N
+    values_N2 = torch.stack((mean_N, outcome_N), 1)
+    sums_N2 = sibling_NN @ values_N2
+    if form in ("z_score", "mean"):
+        centre_N2 = sums_N2 / size_N[:, None]
+        scale_N2 = torch.ones_like(centre_N2)
+        if form == "z_score":
+            squares_N2 = sibling_NN @ (values_N2 - centre_N2).square()  # siblings have one centre
+            scale_N2 = 1.0 / ((squares_N2 / others_N[:, None]).sqrt() + STD_EPS)
+        gain_N, base_N = scale_N2[:, 0], scale_N2[:, 0] * centre_N2[:, 0]
+        final_N = scale_N2[:, 1] * (outcome_N - centre_N2[:, 1])
     else:
-        gain_N, base_N = torch.ones_like(size_N), (sums_N2[:, 0] - mean_N) / others_N
-    outcome_N = outcome_N - torch.where(alone_N, 0.0, (sums_N2[:, 1] - outcome_N) / others_N)
-    return torch.where(alone_N, 1.0, gain_N), torch.where(alone_N, 0.0, base_N), outcome_N
+        final_N = outcome_N - (sums_N2[:, 1] - outcome_N) / others_N
+        if form == "code":
+            gain_N, base_N = size_N / others_N, sums_N2[:, 0] / others_N
+        else:
+            gain_N, base_N = torch.ones_like(size_N), (sums_N2[:, 0] - mean_N) / others_N
+    alone = (torch.where(alone_N, 1.0, gain_N), torch.where(alone_N, 0.0, base_N))
+    return *alone, torch.where(alone_N, outcome_N, final_N)
 
 
 def _running_sum(values_T: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

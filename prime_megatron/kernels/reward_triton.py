@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from prime_megatron.algo.advantage import WHITEN_EPS
+from prime_megatron.algo.baselines import STD_EPS
 from prime_megatron.algo.process_reward import NORM_EPS
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
@@ -30,19 +31,28 @@ def _decayed(left_value, left_decay, right_value, right_decay):
 
 
 @triton.jit
-def _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes):
+def _floored(logprob, log_floor):
+    """log(exp(logprob) + exp(log_floor)); the exponent is never above 0."""
+    return tl.maximum(logprob, log_floor) + tl.log(1.0 + tl.exp(-tl.abs(logprob - log_floor)))
+
+
+@triton.jit
+def _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes, log_floor, FLOOR: tl.constexpr):
     """(valid, log-ratio or 0) of the tokens begin + first + lanes, those before `begin` being invalid."""
     inside = first + lanes >= 0
     at = begin + first
     valid = tl.load(mask_ptr + at + lanes, mask=inside, other=0) != 0
     prm = tl.load(prm_ptr + at + lanes, mask=inside, other=0.0)
     ref = tl.load(ref_ptr + at + lanes, mask=inside, other=0.0)
+    if FLOOR:
+        prm, ref = _floored(prm, log_floor), _floored(ref, log_floor)
     return valid, tl.where(valid, prm - ref, 0.0)
 
 
 @triton.jit
 def _scan_kernel(
-    prm_ptr, ref_ptr, mask_ptr, cu_ptr, peak_ptr, mean_ptr, count_ptr, last_ptr, scale, BLOCK: tl.constexpr
+    prm_ptr, ref_ptr, mask_ptr, cu_ptr, peak_ptr, mean_ptr, count_ptr, last_ptr, scale, log_floor,
+    FLOOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Per sequence: max |suffix sum| of q, mean of q, number of valid tokens and position of the last."""
     n = tl.program_id(0)
@@ -53,10 +63,10 @@ def _scan_kernel(
     counts = tl.zeros([BLOCK], tl.int32)
     lasts = tl.full([BLOCK], -1, tl.int32)
     carry = 0.0
-    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes)
+    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes, log_floor, FLOOR)
     while first > -BLOCK:
         # The next block is asked for before this one is summed up.
-        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes)
+        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes, log_floor, FLOOR)
         q = q * scale
         suffix = tl.cumsum(q, 0, reverse=True) + carry
         peaks = tl.maximum(peaks, tl.where(first + lanes >= 0, tl.abs(suffix), 0.0))
@@ -74,16 +84,17 @@ def _scan_kernel(
 @triton.jit
 def _return_kernel(
     prm_ptr, ref_ptr, mask_ptr, cu_ptr, group_ptr, outcome_ptr, mean_ptr, count_ptr, last_ptr, peak_ptr,
-    reward_ptr, return_ptr, moment_ptr, scale, process_weight, outcome_weight, log2_gamma_p, log2_gamma_o,
-    NUM_SEQUENCES: tl.constexpr, BATCH_NORM: tl.constexpr, CODE_FORM: tl.constexpr, PLAIN_P: tl.constexpr,
-    PLAIN_O: tl.constexpr, EPS: tl.constexpr, SIBLINGS: tl.constexpr, BLOCK: tl.constexpr,
+    reward_ptr, return_ptr, moment_ptr, scale, log_floor, process_weight, outcome_weight, log2_gamma_p, log2_gamma_o,
+    FLOOR: tl.constexpr, NUM_SEQUENCES: tl.constexpr, BATCH_NORM: tl.constexpr, FORM: tl.constexpr,
+    STD_EPS: tl.constexpr, PLAIN_P: tl.constexpr, PLAIN_O: tl.constexpr, EPS: tl.constexpr, SIBLINGS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Per sequence: its baselines from its siblings, then rewards, returns and the returns' moments."""
     n = tl.program_id(0)
     begin = tl.load(cu_ptr + n)
     first = (tl.load(cu_ptr + n + 1) - begin).to(tl.int32) - BLOCK
     lanes = tl.arange(0, BLOCK)
-    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes)
+    valid, q = _block(prm_ptr, ref_ptr, mask_ptr, begin, first, lanes, log_floor, FLOOR)
     group, mean, outcome = tl.load(group_ptr + n), tl.load(mean_ptr + n), tl.load(outcome_ptr + n)
     last = (tl.load(last_ptr + n) - begin).to(tl.int32)
     size = 0.0
@@ -98,24 +109,55 @@ def _return_kernel(
         outcomes += tl.sum(tl.where(same, tl.load(outcome_ptr + who, mask=real, other=0.0), 0.0), 0)
     others = tl.maximum(size - 1.0, 1.0)
     alone = size < 1.5
-    factor = scale
+    norm = 1.0
     if BATCH_NORM:
-        divisor = tl.load(peak_ptr) + EPS
-        factor = scale / divisor
-        means = means / divisor
-        mean = mean / divisor
-    if CODE_FORM:
-        gain = tl.where(alone, 1.0, size / others)
-        base = tl.where(alone, 0.0, means / others)
-    else:
+        norm = 1.0 / (tl.load(peak_ptr) + EPS)
+    factor = scale * norm
+    means = means * norm
+    mean = mean * norm
+    final = outcome - (outcomes - outcome) / others
+    if FORM == "code":
+        gain = size / others
+        base = means / others
+    elif FORM == "paper":
         gain = 1.0
-        base = tl.where(alone, 0.0, (means - mean) / others)
-    final = outcome_weight * (outcome - tl.where(alone, 0.0, (outcomes - outcome) / others))
+        base = (means - mean) / others
+    else:
+        # In float64: siblings that are all alike differ from their mean by rounding, which a deviation of 0 magnifies.
+        total = tl.zeros([], tl.float64)
+        total_o = tl.zeros([], tl.float64)
+        square = tl.zeros([], tl.float64)
+        square_o = tl.zeros([], tl.float64)
+        for turn in tl.static_range(2):
+            for block in tl.static_range(0, NUM_SEQUENCES, SIBLINGS):
+                who = block + tl.arange(0, SIBLINGS)
+                real = who < NUM_SEQUENCES
+                same = real & (tl.load(group_ptr + who, mask=real, other=0) == group)
+                value = tl.load(mean_ptr + who, mask=real, other=0.0).to(tl.float64)
+                value_o = tl.load(outcome_ptr + who, mask=real, other=0.0).to(tl.float64)
+                if turn == 0:
+                    total += tl.sum(tl.where(same, value, 0.0), 0)
+                    total_o += tl.sum(tl.where(same, value_o, 0.0), 0)
+                else:
+                    off = value - total / size
+                    off_o = value_o - total_o / size
+                    square += tl.sum(tl.where(same, off * off, 0.0), 0)
+                    square_o += tl.sum(tl.where(same, off_o * off_o, 0.0), 0)
+        gain = 1.0
+        scale_o = 1.0
+        if FORM == "z_score":
+            gain = (1.0 / (tl.sqrt(square / others) * norm + STD_EPS)).to(tl.float32)
+            scale_o = (1.0 / (tl.sqrt(square_o / others) + STD_EPS)).to(tl.float32)
+        base = gain * (total / size).to(tl.float32) * norm
+        final = scale_o * (outcome - total_o / size).to(tl.float32)
+    gain = tl.where(alone, 1.0, gain)
+    base = tl.where(alone, 0.0, base)
+    final = outcome_weight * tl.where(alone, outcome, final)
     carry = 0.0
     totals = tl.zeros([BLOCK], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
     while first > -BLOCK:
-        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes)
+        valid_next, q_next = _block(prm_ptr, ref_ptr, mask_ptr, begin, first - BLOCK, lanes, log_floor, FLOOR)
         reward = q * factor
         centred = tl.where(valid, process_weight * (gain * reward - base), 0.0)
         if PLAIN_P:
@@ -166,10 +208,12 @@ def triton_advantages(
     mask_T = batch.response_mask_T.view(torch.uint8)
     peak_N, mean_N, count_N = torch.empty(3, num_sequences, device=where)
     last_N = torch.empty(num_sequences, dtype=torch.int64, device=where)
+    floored = form.ratio_floor > 0.0
+    log_floor = math.log(form.ratio_floor) if floored else 0.0
     if num_sequences:
         _scan_kernel[(num_sequences,)](
             batch.prm_logprobs_T, batch.ref_logprobs_T, mask_T, batch.cu_seqlens, peak_N, mean_N, count_N, last_N,
-            form.scale, BLOCK=BLOCK, num_warps=NUM_WARPS,
+            form.scale, log_floor, FLOOR=floored, BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
     peak = peak_N
     if form.batch_norm:
@@ -179,9 +223,10 @@ def triton_advantages(
     if num_sequences:
         _return_kernel[(num_sequences,)](
             batch.prm_logprobs_T, batch.ref_logprobs_T, mask_T, batch.cu_seqlens, batch.group_N, batch.outcome_N,
-            mean_N, count_N, last_N, peak, rewards_T, returns_T, moments_N3, form.scale, form.process_weight,
-            form.outcome_weight, _log2(form.gamma_process), _log2(form.gamma_outcome), NUM_SEQUENCES=num_sequences,
-            BATCH_NORM=form.batch_norm, CODE_FORM=form.leave_one_out == "code", PLAIN_P=form.gamma_process == 1.0,
+            mean_N, count_N, last_N, peak, rewards_T, returns_T, moments_N3, form.scale, log_floor,
+            form.process_weight, form.outcome_weight, _log2(form.gamma_process), _log2(form.gamma_outcome),
+            FLOOR=floored, NUM_SEQUENCES=num_sequences,
+            BATCH_NORM=form.batch_norm, FORM=form.baseline, STD_EPS=STD_EPS, PLAIN_P=form.gamma_process == 1.0,
             PLAIN_O=form.gamma_outcome == 1.0, EPS=NORM_EPS, SIBLINGS=SIBLING_BLOCK, BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
     if not form.whiten:

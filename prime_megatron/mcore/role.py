@@ -54,6 +54,11 @@ class TrainResult(Learning):
     logprobs: LogProbs
     """Of the update's own forwards, float32 [T]: each mini-batch under the weights before its step."""
 
+    def followed_by(self, later: Learning) -> TrainResult:
+        """This pass over a batch and a later one over the same: sums and updates of both, log-probs of this one."""
+        stats = {key: total + later.stats[key] for key, total in self.stats.items()}
+        return TrainResult(stats, self.updates + later.updates, self.logprobs)
+
 
 class Role:
     """A Megatron model laid out over the topology, with or without an optimizer.
@@ -161,7 +166,8 @@ class Role:
         assert not self.memory.offloaded, f"{self.name} is in host memory"
         for chunk in self.chunks:
             chunk.eval()
-        kept = run_pipeline(self.chunks, self._localize(micro_batches), consume, train=False)
+        # Megatron's schedules know no empty list; a step of one mini-batch has no later ones to score.
+        kept = run_pipeline(self.chunks, self._localize(micro_batches), consume, train=False) if micro_batches else []
         return self._scatter(micro_batches, [row["scored"] for row in kept], num_tokens, num_rows=num_rows)
 
     def learn(

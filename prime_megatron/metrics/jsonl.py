@@ -66,10 +66,7 @@ class JsonlFile:
             self._file.flush()
         except OSError as error:
             self._abandon()
-            raise RunError(
-                f"{self.path}: cannot be written ({error.strerror}); checkpoints are as they were: "
-                "mend it and start again with --resume auto"
-            ) from None
+            raise RunError(f"{self.path}: cannot be written ({error.strerror})") from None
 
     def _abandon(self) -> None:
         """Close without a second attempt to write what is buffered."""

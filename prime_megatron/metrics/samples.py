@@ -11,6 +11,7 @@ the file. So every rank picks the responses (`SamplesLog.choose`), gives its own
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,17 @@ class SamplesLog:
         """Go on after this step: rows of later steps are dropped."""
         if self._file is not None:
             self._file.truncate(step)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file, for `cut`; 0 without one."""
+        return self._file.path.stat().st_size if self._file is not None and self._file.path.exists() else 0
+
+    def cut(self, num_bytes: int) -> None:
+        """Drop what was written after the file had this size, in the last step that it holds."""
+        if num_bytes < self.num_bytes and self._file is not None:
+            self._file.close()
+            os.truncate(self._file.path, num_bytes)
 
     def close(self) -> None:
         if self._file is not None:

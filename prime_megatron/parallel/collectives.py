@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prime_megatron.device import current_device
-from prime_megatron.errors import InputError
+from prime_megatron.errors import InputError, RunError
 
 T = TypeVar("T")
 
@@ -68,6 +68,33 @@ def on_first_rank(enter: Callable[[], AbstractContextManager[None]]) -> Iterator
     with ExitStack() as stack:
         agree_on(lambda: stack.enter_context(enter()))
         yield
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What ends this block with an error on one rank ends it so on all. Collective over the world.
+
+    Only for blocks in which no rank that failed is waited for by the others. An OSError (a full disk) is a RunError.
+
+    Raises:
+        RunError, InputError: that of the first rank that met one.
+    """
+    mine: tuple[type[Exception], str] | None = None
+    try:
+        yield
+    except (RunError, InputError) as error:
+        mine = (InputError if isinstance(error, InputError) else RunError, str(error))
+    except OSError as error:
+        mine = (RunError, str(error))
+    raise_first(mine)
+
+
+def raise_first(mine: tuple[type[Exception], str] | None) -> None:
+    """Raise the first rank's error, class and text, on all ranks; nothing where none has any. Collective."""
+    first = next((error for error in gather_all(mine) if error is not None), None)
+    if first is not None:
+        kind, text = first
+        raise kind(text)
 
 
 def agree_on(action: Callable[[], None]) -> None:

@@ -42,6 +42,8 @@ class Collected:
     """Groups of the batch that an earlier step generated."""
     expired: int
     """Waiting groups that grew too old and were dropped."""
+    missing: int = 0
+    """Groups by which the batch is smaller than rollout.prompts_per_step (filter.on_starved smaller_batch)."""
 
     @property
     def verifier_failures(self) -> dict[str, int]:
@@ -87,10 +89,11 @@ class Collector:
         """Surplus groups that passed the filter, with the step that made them."""
 
     def collect(self, step: int) -> Collected:
-        """A batch of ``prompts_per_step`` groups. Collective over the world.
+        """A batch of ``prompts_per_step`` groups, or of fewer where ``filter.on_starved`` lets it. Collective.
 
         Raises:
-            RunError: the filter still starves the batch after ``filter.max_rounds`` rounds.
+            RunError: the filter still starves the batch after ``filter.max_rounds`` rounds, and the config does not
+                let it be smaller, or nothing at all was kept.
             StopRequested: a rank wants to stop; the waiting groups are as before, prompts were drawn.
         """
         config = self.config
@@ -101,6 +104,8 @@ class Collector:
         rounds = 0
         while len(kept) < config.prompts_per_step:
             if rounds == config.filter.max_rounds:
+                if kept and config.filter.on_starved == "smaller_batch":
+                    break
                 self.on_starved(step, rejected)
                 raise RunError(starved_message(step, len(kept), rounds, tally, generated, config))
             missing, most = config.prompts_per_step - len(kept), 4 * config.prompts_per_step
@@ -125,6 +130,7 @@ class Collector:
             tally=tally,
             carried_in=sum(1 for made, _ in batch if made != step),
             expired=expired,
+            missing=config.prompts_per_step - len(batch),
         )
 
     def state(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
@@ -13,8 +12,8 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from prime_megatron.errors import NotFinite, StopRequested
-from prime_megatron.parallel.collectives import gather_numbers
+from prime_megatron.errors import InputError, NotFinite, PeerLost, RunError, StopRequested
+from prime_megatron.parallel.collectives import gather_numbers, raise_first
 from prime_megatron.rollout.engine import Completion, Engine, Request, Sampling, WeightsLost
 from prime_megatron.rollout.exchange import Response, count, exchange
 from prime_megatron.rollout.sampling import TRAIN, SampleKey
@@ -122,28 +121,38 @@ class Generator:
 
         Raises:
             StopRequested: on every rank, when ``stop`` was true on one; what was generated is lost.
+            RunError, InputError: on every rank, when an engine or a verifier of one cannot go on.
             NotFinite: on every rank, in training, when a response of any has a log-prob that is no number.
         """
         turn, replicas = draw.block or 1, self.engine.num_replicas
         mine = [index for index in range(len(prompts)) if index // turn % replicas == self.engine.replica]
         made: list[Response] | None = None
+        failure: tuple[type[Exception], str] | None = None
         so_far = _Round()
         while True:
             if made is None:
-                with contextlib.suppress(StopRequested, WeightsLost):
+                try:
                     made = self._answer([(index, prompts[index]) for index in mine], draw, so_far, stop)
+                except (StopRequested, WeightsLost):
+                    pass
+                except PeerLost:
+                    raise
+                except (RunError, InputError) as error:
+                    failure = (InputError if isinstance(error, InputError) else RunError, str(error))
             broken = sum(not all(map(math.isfinite, response.sample.logprobs)) for response in made or [])
-            everyones = gather_numbers([stop(), made is not None, broken, *count(made or [])])
+            everyones = gather_numbers([stop(), failure is not None, made is not None, broken, *count(made or [])])
+            if any(failed for _, failed, *_ in everyones):
+                raise_first(failure)
             if any(stopped for stopped, *_ in everyones):
                 raise StopRequested
-            if all(done for _, done, *_ in everyones):
+            if all(done for _, _, done, *_ in everyones):
                 break
             self.publish_again()
         assert made is not None
-        if draw.purpose == TRAIN and any(broken for _, _, broken, *_ in everyones):
+        if draw.purpose == TRAIN and any(broken for _, _, _, broken, *_ in everyones):
             raise NotFinite
         samples: list[list[Sample]] = [[] for _ in prompts]
-        counts = [(responses, tokens) for _, _, _, responses, tokens in everyones]
+        counts = [(responses, tokens) for *_, responses, tokens in everyones]
         for response in exchange(made, counts, self.engine.version):
             samples[response.prompt].append(response.sample)
         return [Group(prompt, tuple(own)) for prompt, own in zip(prompts, samples, strict=True)]

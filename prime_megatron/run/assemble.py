@@ -21,6 +21,7 @@ from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.collect import Collector, ReplayCollector
 from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.generate import Generator
+from prime_megatron.rollout.held import HeldEngine
 from prime_megatron.rollout.recording import Recorder
 from prime_megatron.run.colocation import Colocation, sleep_level
 from prime_megatron.run.engines import build_engine, build_sync
@@ -101,7 +102,7 @@ class Assembly:
         """Connect everything."""
         config, roles, inputs = self.config, self.roles, self.inputs
         self.watchdog = build_watchdog(config, self.topology, self.stop)
-        engine = self.start_engine()
+        engine = HeldEngine(self.start_engine())
         sync = build_sync(config, self.topology, roles.policy, engine)
         colocation = self.colocation(engine, sync)
         # One rank of each engine replica reports its answers.
@@ -162,7 +163,7 @@ class Assembly:
             role.onload()
         return engine
 
-    def colocation(self, engine: Engine, sync: WeightSync) -> Colocation:
+    def colocation(self, engine: HeldEngine, sync: WeightSync) -> Colocation:
         """Who has the memory when; models move only where parallel.offload says so."""
         roles = self.roles
         if self.config.parallel.offload is Offload.none:

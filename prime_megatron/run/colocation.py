@@ -7,17 +7,20 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from prime_megatron import device
+from prime_megatron.errors import PeerLost, RunError
 from prime_megatron.metrics.memory import Holder, role_bytes
 
 WEIGHTS, KV_CACHE = "weights", "kv_cache"
 
 
 class Sleeper(Protocol):
-    """What is needed of an engine (see rollout.engine)."""
+    """What is needed of an engine (see rollout.engine, rollout.held)."""
 
     def sleep(self, level: int) -> None: ...
 
     def wake(self, tags: Collection[str]) -> None: ...
+
+    def give_up(self, why: str) -> None: ...
 
 
 class Publisher(Protocol):
@@ -73,7 +76,9 @@ class Colocation:
         self._readings: dict[str, float] = {}
 
     def publish(self, version: int) -> None:
-        """Wake the engine with the policy's current weights as this version."""
+        """Wake the engine with the policy's current weights as this version.
+
+        An engine that cannot have them is given up, and the next generation says so, on all ranks."""
         self.version = version
         self._note("updated")
         for role in self.others:
@@ -82,7 +87,12 @@ class Colocation:
         self._note("trained")
         self.engine.wake({WEIGHTS})
         self._note("weights_awake")
-        self.sync.publish(version)
+        try:
+            self.sync.publish(version)
+        except PeerLost:
+            raise
+        except RunError as error:
+            self.engine.give_up(str(error))
         if self.policy is not None:
             self.policy.offload(gradients=False)
         device.empty_cache()

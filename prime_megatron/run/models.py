@@ -61,7 +61,8 @@ def _build(config: TrainConfig, topology: Topology, model: Model) -> Role:
     optimizer, updates = None, 1
     if model.trained:
         optimizer = settings[model.role].optimizer
-        updates = config.run.steps * settings[model.role].num_mini_batches
+        passes = config.prm.passes if model.role == "prm" else 1
+        updates = config.run.steps * settings[model.role].num_mini_batches * passes
     if model.role == "critic":
         assert optimizer is not None
         return Critic(model.folder, topology, config.parallel, dtype=dtype, optimizer=optimizer, total_updates=updates)

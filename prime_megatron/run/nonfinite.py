@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prime_megatron.errors import RunError
+from prime_megatron.errors import Diverged, RunError
 from prime_megatron.mcore.role import Learning, TrainResult
 
 NONFINITE_FOLDER = "nonfinite"
@@ -56,7 +57,7 @@ class NonFinite:
             f"step {step}: policy: log-probs of its responses are not finite: its weights hold no numbers; the step is "
             f"dropped ({self.in_a_row['policy']} updates in a row)"
         )
-        self._end_at(step, "policy", self.in_a_row["policy"])
+        self._end_at(step, "policy", self.in_a_row["policy"], Diverged)
 
     def state(self) -> dict[str, Any]:
         """The counts."""
@@ -74,23 +75,30 @@ class NonFinite:
             worst = max(worst, self.in_a_row[role])
         if not skipped:
             return
-        self._dump(step, role, batch)
+        where = self._dump(step, role, batch)
         self.warn(
             f"step {step}: {role}: a loss or gradient was not finite in {len(skipped)} of {len(result.updates)} "
-            f"updates; they are skipped ({self.in_a_row[role]} in a row), the batch is in {self.folder}"
+            f"updates; they are skipped ({self.in_a_row[role]} in a row), the batch is {where}"
         )
         self._end_at(step, role, worst)
 
-    def _end_at(self, step: int, role: str, num_skipped: int) -> None:
+    def _end_at(self, step: int, role: str, num_skipped: int, kind: type[RunError] = RunError) -> None:
         if num_skipped >= self.max_in_a_row:
-            raise RunError(
+            raise kind(
                 f"step {step}: {role}: {num_skipped} updates in a row were not finite (run.max_nonfinite "
                 f"{self.max_in_a_row}); the batches of updates are in {self.folder}"
             )
 
-    def _dump(self, step: int, role: str, batch: Mapping[str, Any]) -> None:
-        if not self.dumps:
-            return
+    def _dump(self, step: int, role: str, batch: Mapping[str, Any]) -> str:
+        """Where the batch is. A disk that does not take it ends no run."""
+        if self.dumps:
+            try:
+                self._write(step, role, batch)
+            except (OSError, SafetensorError) as error:
+                return f"lost ({error})"
+        return f"in {self.folder}"
+
+    def _write(self, step: int, role: str, batch: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{prefix}.{name}": value.detach().cpu().contiguous().clone()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ import torch
 from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
+from prime_megatron.errors import RunError
 from prime_megatron.evaluate.held_out import Evaluation, Evaluator
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.count import num_matmul_parameters
@@ -32,11 +34,13 @@ from prime_megatron.metrics import (
 )
 from prime_megatron.metrics.memory import memory_table
 from prime_megatron.metrics.summary import SUMMARY_FILE
-from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to_first
+from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to_first, together
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
+from prime_megatron.run.alarms import Alarms
 from prime_megatron.run.inputs import Inputs
+from prime_megatron.run.progress import PRM_WINDOW, Progress
 from prime_megatron.run.truncation import truncation_alarm
 from prime_megatron.run.verification import Verification, verify_speed
 from prime_megatron.step.metrics import StepRecord, step_figures
@@ -48,25 +52,6 @@ ASIDE = ("eval", "save")
 
 PEAK_SIZE = {"cpu": 512, "cuda": 8192}
 """Matrix size of the peak that utilisation is held against."""
-
-
-PRM_WINDOW = 10
-"""Steps that the summary's PRM accuracy is the mean of: one step's few groups say little."""
-
-
-@dataclass
-class Progress:
-    """What the summary needs of the run so far; saved with a checkpoint."""
-
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
-    evaluated: dict[str, float] = field(default_factory=dict)
-    """The last evaluation, by metric, for the models' cards."""
-    prm_accuracies: list[float] = field(default_factory=list)
-    """Of the last PRM_WINDOW steps, each before the step's update."""
-    num_tokens: int = 0
-    num_restarts: int = 0
-    """Of engines' processes, over all replicas and attempts."""
 
 
 @dataclass
@@ -92,8 +77,14 @@ class Reporter:
     progress: Progress = field(default_factory=Progress)
     _peak_flops: float = 0.0
     _memory_told: bool = False
+    _alarms: Alarms = field(init=False)
     _restarts_before: int = 0
     """Of earlier attempts."""
+    _unwritten: str | None = None
+    """Why this rank could not write what it was to write."""
+
+    def __post_init__(self) -> None:
+        self._alarms = Alarms(self.config)
 
     def state(self) -> dict[str, Any]:
         """Progress and clock totals, JSON values."""
@@ -110,10 +101,21 @@ class Reporter:
         self.clock.restore(state["stage_s"], state["wall_s"])
 
     def go_on_after(self, step: int) -> None:
-        """Drop what the logs hold beyond this step (-1: everything), left by an attempt that ended after it."""
-        self.log.restore(step)
+        """Drop what the logs hold beyond this step (0: everything), left by an attempt that ended after it."""
+        step = step or -1
+        self.log.restore(step if self.progress.owed is None else step - 1)
         self.samples.restore(step)
+        if self.progress.owed is not None:
+            self.samples.cut(self.progress.owed["samples_bytes"])
         self.recorder.restore(step)
+
+    def begin(self, step: int) -> None:
+        """Report the state before the first step, or what an earlier attempt owes of its last one. Collective."""
+        if self.progress.owed is not None:
+            owed = self.progress.owed
+            self._complete(step, owed["figures"], None, evaluated=owed["evaluated"])
+        elif step == 0:
+            self.step(0, None)
 
     def start(self) -> None:
         """Measure what matrix products reach here, the yardstick of the utilisation."""
@@ -124,7 +126,11 @@ class Reporter:
         self.clock.lap()
 
     def step(self, index: int, record: StepRecord | None) -> None:
-        """Evaluate when due, log the step (record None: the state before the first one). Collective."""
+        """Evaluate when due, log the step (record None: the state before the first one). Collective.
+
+        Raises:
+            RunError: on every rank; no engine could be asked, or the first rank could not write (a full disk).
+        """
         figures: dict[str, float] = {}
         if record is not None:
             figures |= step_figures(record, self._reduce, self.config)
@@ -134,7 +140,14 @@ class Reporter:
                 self.progress.prm_accuracies = [*self.progress.prm_accuracies, figures["prm/accuracy"]][-PRM_WINDOW:]
             self._write_samples(index, record)
             self._alarm(index, record, figures)
-        if self.evaluator.due(index, self.config.run.steps):
+        self._complete(index, figures, record)
+
+    def _complete(
+        self, index: int, figures: dict[str, float], record: StepRecord | None, *, evaluated: bool = False
+    ) -> None:
+        """What is known only after the evaluation, and the log."""
+        self.progress.owe(figures, self.samples.num_bytes, evaluated=evaluated)
+        if not evaluated and self.evaluator.due(index, self.config.run.steps):
             with self.clock("eval"):
                 evaluation = self.evaluator.evaluate(index, self.config.run.steps)
             if evaluation.headline is not None:
@@ -143,6 +156,7 @@ class Reporter:
                 self.progress.accuracy_after = evaluation.headline
             figures |= evaluation.figures
             self._write_held_out(index, evaluation)
+            self.progress.owe(figures, self.samples.num_bytes, evaluated=True)
         self.progress.evaluated |= {name: value for name, value in figures.items() if name.startswith("eval/")}
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
         figures["engine/restarts"] = self.progress.num_restarts
@@ -152,7 +166,12 @@ class Reporter:
         if record is not None:
             figures |= verify_speed(verification, times.wall_s)
             figures |= self._speed(record, times.wall_s - _aside(times.stage_s))
-        self.log.log(index, figures | times.metrics())
+        with self._writing():
+            self.log.log(index, figures | times.metrics())
+        with together():
+            if self._unwritten is not None:
+                raise RunError(self._unwritten)
+        self.progress.owed = None
         if record is not None and not self._memory_told:
             self._memory_told = True
             self.log.message(memory_table(memory, self.topology.rank))
@@ -186,7 +205,8 @@ class Reporter:
     def _write_samples(self, index: int, record: StepRecord) -> None:
         groups = record.collected.groups
         if self.config.rollout.record is not None:
-            self.recorder.write(index, with_texts(groups))
+            with self._writing():
+                self.recorder.write(index, with_texts(groups))
         if not self.samples.wants(index):
             return
         chosen = self.samples.choose(groups)
@@ -194,8 +214,17 @@ class Reporter:
         credits = gather_to_first(mine)
         chosen = with_texts(chosen)
         if self.topology.rank == 0:
-            self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
+            with self._writing():
+                self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
         self.write_rejected(index, record.collected.rejected)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A file that cannot be written is told at the end of the step, where all ranks hear of it."""
+        try:
+            yield
+        except (RunError, OSError) as error:
+            self._unwritten = str(error)
 
     def write_rejected(self, index: int, rejected: Sequence[tuple[Group, str]]) -> None:
         """Some of the responses to prompts that the filter dropped in this step, which may starve. Collective."""
@@ -203,13 +232,16 @@ class Reporter:
             return
         chosen = self.samples.choose_rejected(rejected)
         groups = with_texts([group for group, _ in chosen])
-        self.samples.write(index, rejected_rows(list(zip(groups, [said for _, said in chosen], strict=True))))
+        with self._writing():
+            self.samples.write(index, rejected_rows(list(zip(groups, [said for _, said in chosen], strict=True))))
 
     def _write_held_out(self, index: int, evaluation: Evaluation) -> None:
         if not self.samples.on:
             return
         for kind, answered in (("held_out", evaluation.greedy), ("held_out_sampled", evaluation.sampled)):
-            self.samples.write(index, held_out_rows(kind, with_texts(self.samples.choose_held_out(answered))))
+            rows = held_out_rows(kind, with_texts(self.samples.choose_held_out(answered)))
+            with self._writing():
+                self.samples.write(index, rows)
 
     def _data_figures(self) -> dict[str, float]:
         inputs = self.inputs
@@ -226,16 +258,8 @@ class Reporter:
             self.inputs.tokenizer,
             self.config.rollout.sampling.max_response_tokens,
         )
-        if cut is not None:
-            self.log.warn(f"step {index}: {cut}")
-        default = 1e-3 if self.config.models.dtype == "float32" else 5e-2
-        threshold = self.config.rollout.logprob_alarm or default
-        gap = figures["engine/logprob_gap_mean"]
-        if gap > threshold:
-            self.log.warn(
-                f"step {index}: engine and trainer log-probs differ by {gap:.2e} on average, more than {threshold:.0e} "
-                "(rollout.logprob_alarm)"
-            )
+        for line in ([] if cut is None else [cut]) + self._alarms.lines(figures):
+            self.log.warn(f"step {index}: {line}")
 
     def _speed(self, record: StepRecord, wall_s: float) -> dict[str, float]:
         lengths = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,14 +13,16 @@ import torch.distributed as dist
 from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints, Stateful
 from prime_megatron.config import StageConfig
-from prime_megatron.errors import ExitCode
+from prime_megatron.errors import ExitCode, InputError
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role, TrainResult
-from prime_megatron.metrics import Clock, Column, open_metrics_log
-from prime_megatron.parallel.collectives import agree_on, on_first_rank
+from prime_megatron.metrics import Clock, Column, MetricsLog, open_metrics_log
+from prime_megatron.parallel.collectives import agree_on, on_first_rank, together
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.run.assemble import build_nonfinite, build_watchdog
+from prime_megatron.run.ending import Ending
 from prime_megatron.run.model_card import Card, write_card
+from prime_megatron.run.nonfinite import NonFinite
 from prime_megatron.run.output_dir import check_output_dir, mark_done, own_output_dir
 from prime_megatron.run.stop import Stop
 from prime_megatron.types import RolloutBatch
@@ -90,9 +92,13 @@ def _run(config: StageConfig, topology: Topology, stage: Stage, resume: str | No
     """The steps that are left, reported and saved, then the export.
 
     A stop (signal, wall-clock limit) lets the step in flight finish.
+
+    Raises:
+        RunEnded: the run ended itself; the last finished step is saved.
     """
+    ending, output = Ending(), Path(config.run.output_dir)
     log = open_metrics_log(
-        Path(config.run.output_dir),
+        output,
         config.log,
         rank=topology.rank,
         name=config.run.name,
@@ -110,37 +116,74 @@ def _run(config: StageConfig, topology: Topology, stage: Stage, resume: str | No
         log.restore(step or -1)
         watchdog = build_watchdog(config, topology, stop)
         clock = Clock(device.synchronize, lambda stage: (log.stage(stage), watchdog.beat(stage))[0])
-        measured: dict[str, float] = {}
+        loop = _Loop(stage, clock, log, nonfinite, step)
         with stop.installed(), watchdog.watching():
-            if step == 0 and stage.due(0):
-                log.log(0, stage.measure())
-            while step < config.run.steps and not stop.agreed():
-                step += 1
-                with clock("train"):
-                    done = stage.next_step()
-                figures = dict(done.figures)
-                if stage.due(step):
-                    with clock("eval"):
-                        measured = stage.measure()
-                    figures |= measured
-                times = clock.lap()
-                speed = {"speed/tokens_per_s": done.num_tokens / times.stage_s["train"]}
-                log.log(step, figures | speed | times.metrics())
-                nonfinite.check(step, {stage.learner.name: done.result}, {"rollout": done.rollout})
-                with clock("save"):
-                    checkpoints.after_step(step)
+            with ending.noted():
+                loop.begin()
+                while loop.finished < config.run.steps and not stop.agreed():
+                    loop.finish_step(loop.finished + 1)
+                    with clock("save"):
+                        checkpoints.after_step(loop.finished)
             watchdog.saving()
-            if step < config.run.steps or config.checkpoint.save_final:
-                checkpoints.save_last(step)
+            if loop.finished < config.run.steps or ending.why or config.checkpoint.save_final:
+                ending.save(checkpoints, loop.finished)
             checkpoints.close()
-        if step < config.run.steps:
-            log.message(f"stopped after step {step}: {stop.reason}")
+        ending.tell(loop.finished)
+        if loop.finished < config.run.steps:
+            log.message(f"stopped after step {loop.finished}: {stop.reason}")
             return ExitCode.REQUEUE
         if config.checkpoint.export_final:
-            measured = measured or (stage.measure() if stage.due(step) else {})
-            log.message(f"model: {_export(config, topology, stage.learner, stage.card(step, measured))}")
+            card = stage.card(loop.finished, loop.last_measured())
+            log.message(f"model: {_export(config, topology, stage.learner, card)}")
     agree_on(lambda: mark_done(config))
     return ExitCode.DONE
+
+
+@dataclass
+class _Loop:
+    """The steps of a run."""
+
+    stage: Stage
+    clock: Clock
+    log: MetricsLog
+    nonfinite: NonFinite
+    finished: int
+    """Steps that the model has learned from."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """The last figures on held-out rows."""
+
+    def begin(self) -> None:
+        """Measure the state before the first step, where that is due."""
+        if self.finished == 0 and self.stage.due(0):
+            figures = self.stage.measure()
+            with together():
+                self.log.log(0, figures)
+
+    def finish_step(self, index: int) -> None:
+        """Learn and report; a step that ends at its rows leaves no trace."""
+        places = {name: part.state() for name, part in self.stage.stateful.items()}
+        with self.clock("train"):
+            try:
+                done = self.stage.next_step()
+            except InputError:
+                for name, part in self.stage.stateful.items():
+                    part.restore(places[name])
+                raise
+        self.finished = index
+        figures = dict(done.figures)
+        if self.stage.due(index):
+            with self.clock("eval"):
+                self.measured = self.stage.measure()
+            figures |= self.measured
+        times = self.clock.lap()
+        speed = {"speed/tokens_per_s": done.num_tokens / times.stage_s["train"]}
+        with together():
+            self.log.log(index, figures | speed | times.metrics())
+        self.nonfinite.check(index, {self.stage.learner.name: done.result}, {"rollout": done.rollout})
+
+    def last_measured(self) -> dict[str, float]:
+        """The last figures, measured now where this attempt made no step."""
+        return self.measured or (self.stage.measure() if self.stage.due(self.finished) else {})
 
 
 def _export(config: StageConfig, topology: Topology, learner: Role, card: Card) -> Path:

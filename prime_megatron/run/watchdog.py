@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prime_megatron.errors import ExitCode
+from prime_megatron.run.siblings import stopped_ranks
 from prime_megatron.run.stop import Stop
 
 STALL_FOLDER = "stalls"
@@ -114,7 +115,7 @@ class Watchdog:
             time.sleep(0.2)
         self._say(
             f"stage {self._stage or '(between stages)'} made no progress for {self.stall_timeout_s:g} s "
-            f"(run.stall_timeout_s); the stacks of all ranks are in {self.folder}"
+            f"(run.stall_timeout_s); the stacks of all ranks are in {self.folder}{stopped_ranks()}"
         )
         self._end(ExitCode.FAILED)
 

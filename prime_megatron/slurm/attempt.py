@@ -22,7 +22,6 @@ from pathlib import Path
 from prime_megatron.checkpoint.layout import CHECKPOINTS, MARKER_FILE, step_of
 from prime_megatron.errors import ExitCode, InputError
 from prime_megatron.run.lock import check_owner
-from prime_megatron.run.output_dir import is_done
 from prime_megatron.slurm.duration import seconds_of
 from prime_megatron.slurm.requeue import Ended, Verdict, decide
 
@@ -94,6 +93,9 @@ def begin(output: Path, logs: Path, *, steps: int, export: bool) -> str:
     Raises:
         InputError: another run owns the output folder.
     """
+    # Imported here, with the config's classes: `end` must answer in the seconds that SLURM leaves a cancelled job.
+    from prime_megatron.run.output_dir import is_done
+
     check_owner(output)
     if is_done(output, steps=steps, export=export):
         return "done"

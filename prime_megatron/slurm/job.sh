@@ -189,7 +189,7 @@ wait "$step"
 code=$?
 
 case "$code" in
-0 | 85 | 86) ;;
+0 | 85) ;;
 *) # The first errors of any node.
     if [ -z "$warned" ]; then
         grep -m 3 -E '^(error:|Traceback|slurmstepd.*error)|^[A-Za-z_.]*Error:' "$logs"/node-*.log |

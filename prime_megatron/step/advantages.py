@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prime_megatron.algo.advantage import compute_advantages
 from prime_megatron.algo.kl import kl_estimate
+from prime_megatron.algo.overlong import with_overlong_penalty
 from prime_megatron.algo.process_reward import log_ratio, process_rewards
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import Estimator, KlPlace, PolicyAlgorithm, RewardNorm, TrainConfig
@@ -23,7 +24,8 @@ def step_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, re
     choice is the config's alone, so all ranks make the same calls of ``reduce`` (over the data-parallel ranks).
     """
     if is_fused(config):
-        return fused_advantages(config, batch, scores, reduce)
+        shaped = with_overlong_penalty(batch, config.advantage, config.rollout.sampling.max_response_tokens)
+        return fused_advantages(config, shaped, scores, reduce)
     return defined_advantages(config, batch, scores, reduce)
 
 
@@ -33,7 +35,11 @@ def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, r
     prm_T, ref_T = scores.prm_logprobs_T, scores.ref_logprobs_T
     if prm_T is None or ref_T is None:
         prm_T = ref_T = torch.zeros_like(batch.engine_logprobs_T)  # outcomes only
-    alone = advantage.estimator is not Estimator.rloo  # reinforce: no siblings to compare with
+    # reinforce: no siblings to compare with
+    alone = advantage.estimator in (Estimator.reinforce, Estimator.reinforce_pp)
+    baseline = advantage.leave_one_out.value
+    if advantage.estimator is Estimator.grpo:
+        baseline = "z_score" if advantage.scale_by_deviation else "mean"
     return process_advantages(
         RewardBatch(
             prm_logprobs_T=prm_T,
@@ -45,8 +51,9 @@ def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, r
         ),
         RewardForm(
             scale=prm.beta if prm.scale_by_beta else 1.0,
+            ratio_floor=prm.ratio_floor,
             batch_norm=prm.norm is RewardNorm.batch_norm,
-            leave_one_out=advantage.leave_one_out.value,
+            baseline=baseline,
             process_weight=advantage.process_weight,
             outcome_weight=advantage.outcome_weight,
             gamma_process=advantage.gamma_process,
@@ -66,7 +73,7 @@ def defined_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores,
         rewards = process_rewards(batch, scores.prm_logprobs_T, scores.ref_logprobs_T, config.prm, reduce)
         ratio = log_ratio(scores.prm_logprobs_T, scores.ref_logprobs_T, batch.response_mask_T)
     return compute_advantages(
-        batch,
+        with_overlong_penalty(batch, config.advantage, config.rollout.sampling.max_response_tokens),
         rewards,
         config.advantage,
         config.prm,

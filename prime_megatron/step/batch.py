@@ -74,11 +74,16 @@ class Batcher:
         )
 
     def __call__(self, groups: Sequence[Group]) -> StepBatch:
-        """Balance, pack, and move to the device."""
+        """Balance, pack, and move to the device.
+
+        A batch with fewer groups than mini-batches goes in fewer: their largest divisor that leaves none empty.
+        """
         sizes = self.topology.sizes
+        finest = math.lcm(self.policy_minis, self.prm_minis, self.critic_minis)
+        finest = max(count for count in range(1, min(finest, len(groups)) + 1) if finest % count == 0)
         plan = plan_groups(
             groups,
-            num_mini_batches=math.lcm(self.policy_minis, self.prm_minis, self.critic_minis),
+            num_mini_batches=finest,
             dp_size=sizes.data,
             max_tokens=self.packing.max_tokens,
             max_sequences=self.packing.max_sequences,
@@ -93,6 +98,7 @@ class Batcher:
         )
 
     def _mini_batches(self, batch: RolloutBatch, plan: BatchPlan, count: int) -> tuple[MiniBatch, ...]:
+        count = math.gcd(count, len(plan.minis))
         return tuple(
             MiniBatch(tuple(self._pack(batch, micro) for micro in mini.micro), mini.num_tokens, mini.num_sequences)
             for mini in plan.micro_batches(self.topology.at.data, count)

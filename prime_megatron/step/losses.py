@@ -9,52 +9,52 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo import losses as formulas
-from prime_megatron.algo.kl import importance_weights
+from prime_megatron.algo.objectives import objective_named
 from prime_megatron.algo.prm_loss import SiblingTerms
 from prime_megatron.algo.value_loss import value_loss
 from prime_megatron.config import KlPlace, PolicyAlgorithm, PrmLossKind, PrmObjective
 from prime_megatron.mcore.critic import MakeValueLoss, ValueLoss
 from prime_megatron.mcore.role import MakeLoss
+from prime_megatron.step.loss_weights import LossWeights
 from prime_megatron.step.plan import OldLogprobs
 from prime_megatron.types import Advantages, MiniBatch, PackedSequences, RolloutBatch, Scores
 
 
 def policy_loss(
     config: PolicyAlgorithm,
-    batch: RolloutBatch,
     scores: Scores,
     advantages: Advantages,
+    weights: LossWeights,
     old: OldLogprobs,
     first: MiniBatch,
 ) -> MakeLoss:
-    """PPO's clipped loss, one mean over the mini-batch's response tokens of all ranks.
+    """The policy's objective with its entropy and KL terms.
 
     In the first mini-batch the policy has not moved, so unless all old log-probs were needed anyway its ratio is 1
-    by construction and its own forward serves. Importance weights correct the clipped loss, not entropy and KL.
+    by construction and its own forward serves. Importance weights correct the objective, not entropy and KL.
     """
-    advantages_T = advantages.advantages_T
-    if config.importance_cap is not None:
-        old_T = _needed(scores.old_logprobs_T)
-        advantages_T = advantages_T * importance_weights(
-            old_T, batch.engine_logprobs_T, batch.response_mask_T, config.importance_cap
-        )
+    objective = objective_named(config.objective)
+    advantages_T = advantages.advantages_T * weights.factors_T
+    in_loss = config.kl_place is KlPlace.loss and scores.policy_ref_logprobs_T is not None
 
     def make(micro: PackedSequences, mini: MiniBatch) -> formulas.PolicyLoss:
         def rows(values_T: Tensor) -> Tensor:
             return response_rows(micro, values_T)
 
         own = old is OldLogprobs.none or (old is OldLogprobs.later and mini is first)
-        in_loss = config.kl_place is KlPlace.loss and scores.policy_ref_logprobs_T is not None
         return formulas.PolicyLoss(
             advantages_T=rows(advantages_T),
-            weights_T=torch.full_like(rows(advantages_T), 1.0 / mini.num_tokens),
+            weights_T=rows(weights.weights_T),
             old_logprobs_T=None if own else rows(_needed(scores.old_logprobs_T)),
+            objective=objective,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
             entropy_coef=config.entropy_coef,
             kl_coef=config.kl_coef if in_loss else 0.0,
             kl_estimator=config.kl_estimator,
             ref_logprobs_T=rows(_needed(scores.policy_ref_logprobs_T)) if in_loss else None,
+            boundaries=response_bounds(micro) if objective.whole_sequences else None,
         )
 
     return make
@@ -65,10 +65,10 @@ def prm_loss(
 ) -> MakeLoss:
     """The implicit PRM's loss on Q = sum_t (log prm - log ref), a mean over the mini-batch's sequences of all ranks.
 
-    ``siblings``: what dpo and bon need of the whole batch; None for ce. Those losses are cross-entropy with a hard
-    label on the margin to the siblings of the opposite outcome: -log sigmoid(s * x) with s = +-1.
+    ``siblings``: what all losses but ce need of the whole batch; None for ce. dpo and bon are cross-entropy with a
+    hard label on the margin to the siblings of the opposite outcome: -log sigmoid(s * x) with s = +-1.
     """
-    hard = config.loss is not PrmLossKind.ce
+    hard = config.loss not in (PrmLossKind.ce, PrmLossKind.ce_intercept)
     targets_N = (batch.outcome_N > 0.0).float() if hard else batch.outcome_N
     weights_N = torch.ones_like(targets_N) if siblings is None else siblings.weight_N
 
@@ -80,7 +80,7 @@ def prm_loss(
             boundaries=response_bounds(micro),
             targets_N=targets_N[index],
             beta=config.beta,
-            baselines_N=None if siblings is None else siblings.opposite_N[index],
+            baselines_N=None if siblings is None else siblings.baseline_N[index],
             weights_N=weights_N[index] / mini.num_sequences,
         )
 

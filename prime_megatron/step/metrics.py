@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prime_megatron.algo.diagnostics import largest_share, reward_statistics
+from prime_megatron.algo.importance import importance
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.metric_table import finish
+from prime_megatron.algo.overlong import overlong_statistics
+from prime_megatron.algo.prm_loss import logit_of_siblings
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.algo.statistics import (
@@ -20,7 +24,7 @@ from prime_megatron.algo.statistics import (
     prm_statistics,
     response_statistics,
 )
-from prime_megatron.config import KlEstimator, TrainConfig
+from prime_megatron.config import KlEstimator, PrmLossKind, TrainConfig
 from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
@@ -79,17 +83,29 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
         q_N = sequence_log_ratio(
             before_T, scores.ref_logprobs_T, batch.response_mask_T, batch.sequence_T, batch.outcome_N.numel()
         )
-        statistics = statistics.merged(prm_statistics(q_N, batch.outcome_N, batch.group_N, config.prm.beta))
+        prm, intercept_N = config.prm, None
+        if prm.loss is PrmLossKind.ce_intercept:
+            intercept_N = logit_of_siblings(batch.outcome_N, batch.group_N)
+        statistics = statistics.merged(prm_statistics(q_N, batch.outcome_N, batch.group_N, prm.beta, intercept_N))
+        rewards_T = record.advantages.process_rewards_T
+        statistics = statistics.merged(reward_statistics(batch, rewards_T, scores.ref_logprobs_T))
         statistics = statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
-    cap = config.policy.importance_cap
-    if cap is not None:
+    if config.policy.importance_cap is not None:
         assert scores.old_logprobs_T is not None
-        statistics = statistics.merged(importance_statistics(batch, scores.old_logprobs_T, cap))
+        correction = importance(batch, scores.old_logprobs_T, config.policy)
+        statistics = statistics.merged(importance_statistics(batch, correction))
+    if config.advantage.overlong_buffer is not None:
+        limit = config.rollout.sampling.max_response_tokens
+        statistics = statistics.merged(overlong_statistics(batch, config.advantage, limit))
     reduced = statistics.reduced(reduce)
     figures = _engine_figures(reduced) | finish(reduced.merged(_learned(record))) | prm_figures(reduced)
     figures |= _collected(record.collected) | _update("policy", record.policy)
     figures |= rollout_figures(record.collected, config.rollout.filter)
     figures |= record.prm_held_out
+    if scores.prm_logprobs_T is not None:
+        figures["process_reward/largest_share"] = largest_share(
+            record.advantages.process_rewards_T, batch.response_mask_T, reduce
+        )
     figures["step/tokens"] = _num_tokens(record.collected)
     if record.prm is not None:
         figures |= _update("prm", record.prm)
@@ -146,6 +162,7 @@ def _collected(collected: Collected) -> dict[str, float]:
         "rollout/rounds": collected.rounds,
         "rollout/carried_in": collected.carried_in,
         "rollout/expired": collected.expired,
+        "rollout/missing": collected.missing,
         "rollout/verifier_errors": sum(failures.values()),
     } | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
 

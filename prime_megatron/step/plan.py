@@ -157,10 +157,13 @@ def _why_all(config: TrainConfig, from_policy: bool) -> str:
 
 
 def _prm_passes(config: TrainConfig) -> list[Pass]:
-    update = Pass("prm", "update", 3.0, "forward and backward of every mini-batch")
+    why = "forward and backward of every mini-batch"
+    times = config.prm.passes
+    update = Pass("prm", "update", 3.0 * times, why if times == 1 else f"{why}, {times} times (prm.passes)")
+    own = "those of the update's own forward" if times == 1 else "those of the first pass's own forward"
     match config.prm.update:
         case UpdateOrder.after:
-            return [update, Pass("prm", "scores", 0.0, "those of the update's own forward")]
+            return [update, Pass("prm", "scores", 0.0, own)]
         case UpdateOrder.before:
             return [update, Pass("prm", "scores", 1.0, "with the updated weights")]
         case UpdateOrder.reverse:

@@ -27,17 +27,19 @@ HELD_OUT = {"prm/accuracy": "eval/prm_accuracy", "prm/pair_accuracy": "eval/prm_
 def train_prm(
     prm: Role, batch: StepBatch, ref_logprobs_T: Tensor, scored_T: Tensor | None, objective: PrmObjective
 ) -> TrainResult:
-    """One optimizer step per mini-batch. Collective over the world.
+    """prm.passes times over the batch, one optimizer step per mini-batch. Collective over the world.
 
     ref_logprobs_T: of the reference, [T]; scored_T: the PRM's before the update, [T], from which dpo and bon take what
     they need of sibling responses; None for ce, which needs nothing of them.
     """
-    rollout, siblings = batch.rollout, None
-    if scored_T is not None:
-        siblings = sibling_terms(
-            log_ratios(rollout, scored_T, ref_logprobs_T), rollout.outcome_N, rollout.group_N, objective
-        )
-    return prm.train(batch.prm, prm_loss(objective, rollout, ref_logprobs_T, siblings), batch.num_local_tokens)
+    rollout = batch.rollout
+    q_N = None if scored_T is None else log_ratios(rollout, scored_T, ref_logprobs_T)
+    siblings = sibling_terms(q_N, rollout.outcome_N, rollout.group_N, objective)
+    loss = prm_loss(objective, rollout, ref_logprobs_T, siblings)
+    result = prm.train(batch.prm, loss, batch.num_local_tokens)
+    for _ in range(objective.passes - 1):
+        result = result.followed_by(prm.train(batch.prm, loss, batch.num_local_tokens))
+    return result
 
 
 def log_ratios(rollout: RolloutBatch, prm_logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:

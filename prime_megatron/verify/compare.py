@@ -30,6 +30,8 @@ def quick_equal(ground_truth: str, answer: str) -> bool | None:
         return True
     gold_number, given_number = _number(gold, ground_truth), _number(given, answer)
     if gold_number is not None and given_number is not None:
+        if gold_number[1] is PLAIN and given_number[1] is PLAIN:
+            return numbers_equal(gold_number[0], given_number[0])
         if "$" in ground_truth and given_number[1] is not PLAIN:
             return None  # a currency sign is a unit too
         return _counts_equal(gold_number, given_number)

@@ -33,17 +33,15 @@ def decide(response: str, ground_truth: str, prompt: str = "") -> Verdict | tupl
     gold = final_ground_truth(ground_truth)
     if not gold:
         return Verdict(0.0, ERROR, "the ground truth is empty")
-    if is_nan(found.text):
-        return Verdict(0.0, WRONG, "nan is no answer")
     if found.text == gold:
-        return Verdict(1.0, CORRECT, "same text")
+        return _right(gold, "same text")
     if "_" in found.text and _base_is_asked_for(found.text, gold, prompt + response[: found.start]):
         return Verdict(1.0, CORRECT, "same digits, in the base of the question")
     short = len(found.text) <= MAX_CHARS and len(gold) <= MAX_CHARS
     if short:
         equal = quick_equal(gold, found.text)
         if equal is not None:
-            return Verdict(1.0, CORRECT, "same value") if equal else Verdict(0.0, WRONG, "another value")
+            return _right(gold, "same value") if equal else Verdict(0.0, WRONG, "another value")
     refusal = refuse(found.text, gold)
     if refusal is not None:
         return Verdict(0.0, REFUSED, refusal)
@@ -52,6 +50,10 @@ def decide(response: str, ground_truth: str, prompt: str = "") -> Verdict | tupl
     if equal is not None:
         return Verdict(1.0, CORRECT, "same value") if equal else Verdict(0.0, WRONG, "another value")
     return spelled
+
+
+def _right(gold: str, reason: str) -> Verdict:
+    return Verdict(0.0, WRONG, "nan is no answer") if is_nan(gold) else Verdict(1.0, CORRECT, reason)
 
 
 def _base_is_asked_for(answer: str, gold: str, before: str) -> bool:

@@ -38,6 +38,11 @@ MODES: dict[str, dict[str, Any]] = {
     "kl-in-reward": {"policy": {"kl_place": "reward", "kl_coef": 0.1, "kl_estimator": "k1"}},
     "kl-in-loss": {"policy": {"kl_place": "loss", "kl_coef": 0.1, "entropy_coef": 0.01}},
     "importance": {"policy": {"importance_cap": 2.0}},
+    "gspo": {
+        "policy": {"objective": "gspo", "mask_truncated": True},
+        "advantage": {"overlong_buffer": 5},
+        "models": {"policy": {"num_mini_batches": 2}},
+    },
     "mini-batches": {"models": {"policy": {"num_mini_batches": 4}, "prm": {"num_mini_batches": 2}}},
 }
 

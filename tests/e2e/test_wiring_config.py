@@ -70,9 +70,15 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     )
     replay = {"rollout": {"engine": "replay", "replay": str(folder / "raw.jsonl")}}
     modes: dict[str, dict[str, Any]] = {
-        "kl": {"policy": {"kl_place": "loss", "kl_coef": 0.1, "importance_cap": 2.0}, "prm": {"update": "reverse"}},
-        "critic": {"advantage": {"estimator": "gae"}, "prm": {"granularity": "step", "step_delimiter": "e"}},
-        "plain": {"prm": {"use_gt": True, "loss": "bon_rm", "update": "reverse"}},
+        "kl": {
+            "policy": {"kl_place": "loss", "kl_coef": 0.1, "importance_cap": 2.0, "importance_mode": "mask"},
+            "prm": {"update": "reverse"},
+        },
+        "critic": {
+            "advantage": {"estimator": "gae", "overlong_buffer": 5},
+            "prm": {"granularity": "step", "step_delimiter": "e"},
+        },
+        "plain": {"advantage": {"estimator": "grpo"}, "prm": {"use_gt": True, "loss": "bon_rm", "update": "reverse"}},
     }
     base_of = {name: merge(merge(base, replay), {"run": {"output_dir": str(folder / name)}}) for name in modes}
     replayed = [merge(base_of[name], mode) for name, mode in modes.items()]

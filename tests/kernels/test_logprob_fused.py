@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.algo.losses import NllLoss, PolicyLoss, PrmLoss
+from prime_megatron.algo.objectives import OBJECTIVES
 from prime_megatron.kernels import logprob_cpu
 from prime_megatron.kernels.logprob import fused_logprob_loss
 from prime_megatron.kernels.logprob_chunks import plan_chunks
@@ -70,13 +71,15 @@ def test_loss_and_gradients(impl: str, name: str, upstream: float) -> None:
 def test_chunks_do_not_change_the_result(
     impl: str, dtype: torch.dtype, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks cut anywhere (policy) and between sequences (PRM), the longest of them longer than a chunk."""
+    """Chunks cut anywhere (policy) and between sequences (gspo, PRM), the longest of them longer than a chunk."""
     case = make_case(13, 1000, dtype=dtype)
     module = logprob_cpu
     if impl == "triton":
         from prime_megatron.kernels import logprob_triton as module
     bound = TOLERANCE if dtype == torch.float32 else 2e-2
-    for loss in (_policy(case), _prm(case, (0, 2, 4, 4, 11, 13))):
+    edges = (0, 2, 4, 4, 11, 13)
+    gspo = _policy(case, objective=OBJECTIVES["gspo"], boundaries=edges)
+    for loss in (_policy(case), gspo, _prm(case, edges)):
         monkeypatch.setattr(module, "chunk_tokens", lambda *_: tokens)
         ours = fused_logprob_loss(case.hidden, case.weight, case.labels, loss, impl=impl)
         ours.loss.backward()

@@ -18,15 +18,19 @@ from prime_megatron.types import Advantages
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMPLS = ["torch"] + (["triton"] if importlib.util.find_spec("triton") else [])
 FORM = RewardForm(
-    scale=0.05, batch_norm=True, leave_one_out="code", process_weight=1.5, outcome_weight=0.5, gamma_process=1.0,
-    gamma_outcome=1.0, whiten=True,
+    scale=0.05, ratio_floor=0.0, batch_norm=True, baseline="code", process_weight=1.5, outcome_weight=0.5,
+    gamma_process=1.0, gamma_outcome=1.0, whiten=True,
 )  # fmt: skip
 FORMS = {
     "original": replace(FORM, scale=1.0),
-    "paper": replace(FORM, leave_one_out="paper", batch_norm=False, whiten=False),
+    "paper": replace(FORM, baseline="paper", batch_norm=False, whiten=False),
     "discounted": replace(FORM, gamma_process=0.9, gamma_outcome=0.97),
-    "one discount": replace(FORM, gamma_process=0.0, gamma_outcome=0.0, leave_one_out="paper"),
+    "one discount": replace(FORM, gamma_process=0.0, gamma_outcome=0.0, baseline="paper"),
     "raw": replace(FORM, batch_norm=False, whiten=False),
+    "grpo": replace(FORM, baseline="z_score", whiten=False),
+    "dr.grpo": replace(FORM, baseline="mean", batch_norm=False, whiten=False, gamma_process=0.5),
+    "floored": replace(FORM, ratio_floor=0.05),
+    "local": replace(FORM, ratio_floor=0.05, batch_norm=False, gamma_process=0.0, baseline="paper"),
 }
 
 
@@ -55,7 +59,8 @@ def define(batch: RewardBatch, form: RewardForm) -> tuple[np.ndarray, np.ndarray
     prm, ref, mask, edges, group, outcome = (x.cpu().double().numpy() for x in vars(batch).values())
     spans = [np.arange(int(a), int(b)) for a, b in pairwise(edges)]
     valid = [[t for t in span if mask[t]] for span in spans]
-    r = np.where(mask > 0, form.scale * (prm - ref), 0)
+    floor = form.ratio_floor
+    r = np.where(mask > 0, form.scale * np.log((np.exp(prm) + floor) / (np.exp(ref) + floor)), 0)
     if form.batch_norm:
         r = r / (max([abs(r[v[k:]].sum()) for v in valid for k in range(len(v))], default=0.0) + 1e-6)
     m = np.array([r[v].mean() if v else 0.0 for v in valid])
@@ -65,7 +70,14 @@ def define(batch: RewardBatch, form: RewardForm) -> tuple[np.ndarray, np.ndarray
         k = len(others) + 1
         if k == 1:
             centred, final = r, outcome[i]
-        elif form.leave_one_out == "paper":
+        elif form.baseline in ("z_score", "mean"):
+            family = [*others, i]
+            scale = [1.0, 1.0]
+            if form.baseline == "z_score":
+                scale = [x[family].std(ddof=1) + 1e-6 for x in (m, outcome)]
+            centred = (r - m[family].mean()) / scale[0]
+            final = (outcome[i] - outcome[family].mean()) / scale[1]
+        elif form.baseline == "paper":
             centred, final = r - m[others].mean(), outcome[i] - outcome[others].mean()
         else:
             centred, final = k / (k - 1) * r - (m[others].sum() + m[i]) / (k - 1), outcome[i] - outcome[others].mean()
@@ -133,6 +145,15 @@ def test_an_empty_response_and_a_group_of_one(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_siblings_of_one_outcome_are_no_better_than_their_mean(impl: str) -> None:
+    """A deviation of 0 magnifies nothing: 0.7, 0.7, 0.7 has the mean 0.7 to the last bit."""
+    batch = make_batch([4, 6, 5], [0, 0, 0])
+    batch.outcome_N[:] = 0.7
+    form = replace(FORMS["grpo"], process_weight=0.0)
+    assert process_advantages(batch, form, impl=impl).advantages_T.abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_what_lies_outside_the_response_never_counts(impl: str) -> None:
     clean = make_batch([5, 9, 12], [0, 0, 1])
     junk = torch.where(clean.response_mask_T, clean.prm_logprobs_T, torch.nan)
@@ -196,7 +217,7 @@ def test_an_empty_rank_joins_in(impl: str) -> None:
 
 def test_code_and_paper_forms_agree_in_the_mean_of_a_sequence() -> None:
     code, paper = (
-        process_advantages(BATCH, replace(FORMS["raw"], leave_one_out=form, outcome_weight=0.0)).returns_T
+        process_advantages(BATCH, replace(FORMS["raw"], baseline=form, outcome_weight=0.0)).returns_T
         for form in ("code", "paper")
     )
     first = BATCH.cu_seqlens[:-1]
@@ -205,7 +226,9 @@ def test_code_and_paper_forms_agree_in_the_mean_of_a_sequence() -> None:
     torch.testing.assert_close(code[at], paper[at], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"leave_one_out": "both"}, {"gamma_process": 1.5}, {"gamma_outcome": -0.1}])
+@pytest.mark.parametrize(
+    "change", [{"baseline": "both"}, {"gamma_process": 1.5}, {"gamma_outcome": -0.1}, {"ratio_floor": 1.0}]
+)
 def test_forms_that_do_not_exist_are_refused(change: dict) -> None:
     with pytest.raises(ValueError):
         replace(FORM, **change)

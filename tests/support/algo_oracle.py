@@ -119,11 +119,12 @@ def process_rewards(
     lam: float,
     granularity: str,
     norm: bool,
+    floor: float = 0.0,
 ) -> np.ndarray:
     rewards = np.zeros_like(case.prm)
     for i in range(case.n):
         last = case.length[i] - 1
-        q = [case.prm[i, t] - case.ref[i, t] for t in range(last + 1)]
+        q = [math.log((math.exp(case.prm[i, t]) + floor) / (math.exp(case.ref[i, t]) + floor)) for t in range(last + 1)]
         if scale_by_beta:
             q = [beta * x for x in q]
         if use_gt:

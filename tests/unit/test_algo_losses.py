@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prime_megatron.algo.kl import MAX_LOG_RATIO, clamped_ratio, importance_weights, kl_estimate
+from prime_megatron.algo.kl import MAX_LOG_RATIO, clamped_ratio, kl_estimate
 from prime_megatron.algo.losses import NllLoss, PolicyLoss, PrmLoss
 from prime_megatron.algo.value_loss import value_loss
 from prime_megatron.config import KlEstimator
@@ -100,13 +100,6 @@ def test_the_clamp_changes_only_what_it_clamps() -> None:
     k3 = 1 / exact - 1 + log_ratio.numpy()
     np.testing.assert_allclose(kl_estimate(log_ratio, KlEstimator.k3)[above].numpy(), k3[above.numpy()], rtol=1e-9)
     assert (kl_estimate(log_ratio, KlEstimator.k3)[~above] == np.exp(MAX_LOG_RATIO) - 1 - MAX_LOG_RATIO).all()
-
-
-def test_importance_weights() -> None:
-    """min(p_trainer / p_engine, cap) on the response, an infinite ratio included; 1 elsewhere."""
-    old, engine = torch.tensor([-1.0, -2.0, -0.5, -0.1]), torch.tensor([-1.5, -1.0, -0.5, -1000.0])
-    weights = importance_weights(old, engine, torch.tensor([True, True, False, True]), 1.5)
-    assert weights.tolist() == pytest.approx([1.5, np.exp(-1.0), 1.0, 1.5])
 
 
 @settings(max_examples=30, deadline=None)

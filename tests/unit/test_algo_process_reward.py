@@ -4,7 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prime_megatron.algo.process_reward import log_ratio, process_rewards, reward_mask, sequence_log_ratio
+from prime_megatron.algo.process_reward import (
+    floored_log_ratio,
+    log_ratio,
+    process_rewards,
+    reward_mask,
+    sequence_log_ratio,
+)
 from prime_megatron.algo.reduction import LOCAL, Reduction
 from prime_megatron.config import Granularity, PrmAlgorithm, RewardNorm
 from prime_megatron.types import RolloutBatch
@@ -19,6 +25,7 @@ configs = st.builds(
     smoothing_lambda=st.one_of(st.just(0.0), st.floats(0.0, 1.0)),
     granularity=st.sampled_from(Granularity),
     norm=st.sampled_from(RewardNorm),
+    ratio_floor=st.sampled_from([0.0, 1e-6, 0.05, 0.5]),
 )
 
 
@@ -31,6 +38,7 @@ def _expected(case: Case, config: PrmAlgorithm) -> np.ndarray:
         config.smoothing_lambda,
         config.granularity.value,
         config.norm is RewardNorm.batch_norm,
+        config.ratio_floor,
     )
 
 
@@ -58,6 +66,23 @@ def test_prompt_tokens_count_for_nothing() -> None:
     zero = process_rewards(batch, case.pack(case.prm, 0.0), case.pack(case.ref, 0.0), PrmAlgorithm(), LOCAL)
     odd = process_rewards(batch, case.pack(case.prm, float("nan")), case.pack(case.ref, 5.0), PrmAlgorithm(), LOCAL)
     assert torch.equal(zero, odd)
+
+
+@pytest.mark.parametrize("ref", [-1.0, -30.0, -1e4])
+def test_a_floor_bounds_the_reward_of_an_impossible_token(ref: float) -> None:
+    """Of a token that the PRM holds certain: at most log((1 + e) / e), whatever the reference says; -inf too."""
+    mask = torch.ones(1, dtype=torch.bool)
+    prm, floor = torch.zeros(1), 0.05
+    for low in (ref, -float("inf")):
+        bounded = floored_log_ratio(prm, torch.full((1,), low), mask, floor).item()
+        assert bounded == pytest.approx(np.log(1.05 / (np.exp(low) + 0.05)), rel=1e-6)
+        assert bounded <= np.log(1.05 / 0.05) + 1e-6
+    assert floored_log_ratio(prm, torch.full((1,), ref), mask, 0.0).item() == -ref
+
+
+def test_equal_scores_have_no_reward_above_the_floor_either() -> None:
+    logprobs = -torch.rand(500) * 30
+    assert not floored_log_ratio(logprobs, logprobs.clone(), torch.ones(500, dtype=torch.bool), 0.05).any()
 
 
 def test_use_gt_makes_the_sequence_sum_to_the_outcome() -> None:

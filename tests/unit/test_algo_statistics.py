@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.algo.advantage import compute_advantages
+from prime_megatron.algo.importance import importance
 from prime_megatron.algo.losses import PolicyLoss
 from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.process_reward import process_rewards, sequence_log_ratio
@@ -20,7 +21,7 @@ from prime_megatron.algo.statistics import (
     response_statistics,
 )
 from prime_megatron.algo.value_loss import value_loss
-from prime_megatron.config import AdvantageAlgorithm, PrmAlgorithm
+from prime_megatron.config import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm
 from tests.support.algo_oracle import Case, cases, make_case, on_ranks
 
 BETA = 0.7
@@ -167,7 +168,8 @@ def test_merging_refuses_a_key_twice() -> None:
 def test_importance_metrics_show_how_much_is_cut() -> None:
     case = make_case(1, [3], 8)
     batch = dataclasses.replace(case.batch(), engine_logprobs_T=case.pack(case.ref))
-    metrics = finish(importance_statistics(batch, case.pack(case.prm), 1.3))
+    correction = importance(batch, case.pack(case.prm), PolicyAlgorithm(importance_cap=1.3))
+    metrics = finish(importance_statistics(batch, correction))
     ratio = np.concatenate([np.exp((case.prm - case.ref)[i, : case.length[i]]) for i in range(case.n)])
     assert metrics["policy/importance_weight"] == pytest.approx(np.minimum(ratio, 1.3).mean())
     assert metrics["policy/importance_capped"] == pytest.approx((ratio > 1.3).mean())

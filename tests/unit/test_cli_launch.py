@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import prime_megatron
-from prime_megatron.cli.launch import Rendezvous, first_failure, rendezvous_of, start
+from prime_megatron.cli.launch import Rendezvous, first_failure, rendezvous_of, start, verdict
 from prime_megatron.cli.worker import run_worker
 from prime_megatron.config import LaunchConfig
 from prime_megatron.errors import InputError
@@ -278,7 +278,7 @@ def test_many_nodes_need_an_endpoint_and_a_rank_within_range() -> None:
     with pytest.raises(InputError, match="--rdzv-endpoint"):
         rendezvous_of(Options(), LaunchConfig(nodes=2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--node-rank 2"):
-        rendezvous_of(Options("h:1", 2), LaunchConfig(nodes=2))  # type: ignore[arg-type]
+        rendezvous_of(Options("127.0.0.1:1", 2), LaunchConfig(nodes=2))  # type: ignore[arg-type]
     assert rendezvous_of(Options(), LaunchConfig(nodes=1)).endpoint is None  # type: ignore[arg-type]
 
 
@@ -292,9 +292,9 @@ class Failure:
     pid: int = 1
 
 
-def reported(tmp_path: Path, name: str, time_s: float) -> Failure:
+def reported(tmp_path: Path, name: str, time_s: float, *, late: bool = False) -> Failure:
     path = tmp_path / name
-    extra = {"timestamp": str(int(time_s)), "time_s": time_s}
+    extra = {"timestamp": str(int(time_s)), "time_s": time_s, "exit_code": 86, "late": late}
     path.write_text(json.dumps({"message": {"message": name, "extraInfo": extra}}))
     return Failure(1, int(time_s), str(path))
 
@@ -306,6 +306,18 @@ def test_cause_comes_before_its_consequences(tmp_path: Path) -> None:
     failures = {0: reported(tmp_path, "lost", 90.0), 1: Failure(-15, 80), 2: Failure(-9, 100)}
     assert first_failure(failures) == 2
     assert first_failure({0: Failure(-15, 1), 1: Failure(2, 100)}) == 1
+    # One that was stopped: the others waited for it, then the agent killed it.
+    assert first_failure({0: reported(tmp_path, "late", 90.0, late=True), 1: Failure(-9, 80)}) == 0
+
+
+def test_a_rank_that_was_ended_as_it_ended_keeps_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All ranks end alike; the first one's end has the agent kill the others, the first to report among them."""
+    ended = reported(tmp_path, "starved", 100.0)
+    ended.exitcode = -15
+    later = reported(tmp_path, "starved too", 100.5)
+    later.exitcode = 86
+    assert verdict({0: later, 1: ended}, stop_seen=False) == 86
+    assert capsys.readouterr().err == "error: starved\n"
 
 
 def test_worker_without_our_launcher_speaks_on_rank_0_only(

@@ -58,7 +58,7 @@ def test_layout_and_batch_are_worked_out(config: str, capsys: pytest.CaptureFixt
     assert main(["validate", config, "parallel.tensor=2", "parallel.pipeline=3", "--processes", "24"]) == 0
     out = capsys.readouterr().out
     assert "# layout: 24 processes = data 4 x tensor 2 x pipeline 3 x context 1\n" in out
-    assert "# step: 256 prompts x 4 responses = 1024 sequences, 1 policy updates; 3 steps\n" in out
+    assert "# step: 256 prompts x 4 responses = 1024 sequences, 1 policy updates, 1 PRM updates; 3 steps\n" in out
     assert all(f"#   {role} " in out for role in ("policy", "prm", "reference"))
     phases = ("rollout", "score", "PRM update", "policy update", "reshard", "save")
     assert all(f"#   {phase} " in out for phase in phases)

@@ -7,7 +7,9 @@ import pytest
 from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.config.check import check_parallel, check_train_config, needs_prm
 from prime_megatron.config.check_stage import check_stage_config
+from prime_megatron.config.warn import warn_rare_success
 from prime_megatron.errors import InputError
+from prime_megatron.run.alarms import Alarms
 
 
 def train_config(*settings: str) -> TrainConfig:
@@ -98,6 +100,44 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             processes=4,
             reason="parallel.sequence to true",
         ),
+        refused("policy.objective:", 'policy.objective="gspoo"', reason="did you mean gspo?"),
+        refused("policy.objective:", 'policy.objective="my objective:x"', reason="package.module:name"),
+        *(
+            refused("policy.objective:", f'policy.objective="{name}"', reason="set num_mini_batches above 1")
+            for name in ("dual_clip", "gspo", "cispo")
+        ),
+        refused("policy.importance_floor:", "policy.importance_floor=0.5", reason="without policy.importance_cap"),
+        refused("policy.importance_mode:", 'policy.importance_mode="mask"', reason="without policy.importance_cap"),
+        refused(
+            "policy.importance_level:", 'policy.importance_level="sequence"', reason="without policy.importance_cap"
+        ),
+        refused(
+            "policy.importance_floor:", "policy.importance_floor=0.5", "policy.importance_cap=2.0", reason="mode is cap"
+        ),
+        refused(
+            "policy.importance_cap:",
+            "policy.importance_cap=0.9",
+            'policy.importance_mode="reject"',
+            reason="engine and trainer agree",
+        ),
+        refused(
+            "policy.importance_floor:",
+            "policy.importance_cap=2.0",
+            "policy.importance_floor=1.0",
+            'policy.importance_mode="mask"',
+            reason="engine and trainer agree",
+        ),
+        refused("advantage.scale_by_deviation:", "advantage.scale_by_deviation=false", reason="grpo's"),
+        refused("advantage.overlong_buffer:", "advantage.overlong_buffer=4000", reason="do not fit"),
+        refused(
+            "advantage.overlong_buffer:",
+            "advantage.overlong_buffer=40",
+            "advantage.outcome_weight=0.0",
+            reason="leaves them out",
+        ),
+        refused("prm.loss:", 'prm.loss="ce_intercept"', "rollout.samples_per_prompt=1", reason="compares siblings"),
+        refused("prm.passes:", "prm.passes=2", 'prm.update="none"', reason="does not learn"),
+        refused("prm.ratio_floor:", "prm.ratio_floor=0.05", 'advantage.estimator="prime_value"', reason="has none"),
         refused("models.policy.path", "models.policy.path=null", reason="missing"),
         refused("models.prm.optimizer.min_lr:", "models.prm.optimizer.min_lr=1", reason="above lr"),
         refused("eval.every:", "eval.every=5", reason="data.eval"),
@@ -173,8 +213,8 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
         refused(
             "advantage.impl: triton",
             'advantage.impl="triton"',
-            'advantage.estimator="grpo"',
-            reason="does not have advantage.estimator grpo",
+            'advantage.estimator="gae"',
+            reason="does not have advantage.estimator gae",
         ),
         refused("advantage:", "advantage.process_weight=0", "advantage.outcome_weight=0", reason="nothing"),
         refused("policy.kl_coef:", "policy.kl_coef=0.1", reason="kl_place"),
@@ -241,6 +281,7 @@ def accepted(*settings: str, processes: int = 1):
             'advantage.estimator="reinforce"',
             "rollout.samples_per_prompt=1",
             "rollout.filter.lower=0",
+            "advantage.process_weight=0",
         ),
     ],
 )
@@ -289,3 +330,22 @@ def test_triton_needs_a_gpu():
     assert "needs a GPU" in refusal('advantage.impl="triton"', backend="gloo")
     check_train_config(train_config('advantage.impl="triton"'), 1, "nccl")
     check_train_config(train_config('advantage.impl="triton"'))  # not known yet on a login node
+
+
+def test_prompts_that_nothing_solves_are_warned_of():
+    """Where all-wrong prompts are kept, the PRM learns, and its loss has no intercept."""
+    (line,) = check_train_config(train_config("rollout.filter.lower=0.0"))
+    assert "rollout.filter.lower 0" in line and "ce_intercept" in line
+    for other in ('prm.loss="ce_intercept"', "advantage.process_weight=0.0", "rollout.filter.lower=0.01"):
+        assert check_train_config(train_config("rollout.filter.lower=0.0", other)) == ()
+
+
+def test_a_step_of_rare_success_is_warned_of():
+    """With its mean outcome, where the config keeps prompts that nothing solves; nowhere else."""
+    config = train_config("rollout.filter.lower=0.0")
+    line = warn_rare_success(config, 0.04)
+    assert line is not None and line.startswith("the mean outcome is 0.040, and rollout.filter.lower 0")
+    assert warn_rare_success(config, 0.3) is None
+    assert warn_rare_success(train_config(), 0.04) is None
+    alarms, figures = Alarms(config), {"engine/logprob_gap_mean": 1.0, "rollout/outcome": 0.04}
+    assert [len(alarms.lines(figures)) for _ in range(3)] == [2, 1, 1]  # rare success is told once

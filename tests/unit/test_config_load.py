@@ -56,6 +56,12 @@ def test_file_and_overrides(write):
     assert config.packing.max_tokens is None
 
 
+def test_an_override_sets_one_name_of_a_mapping(write):
+    config = load_train_config(write(BASE), ["data.template_kwargs.enable_thinking=false", "verify.custom.mine=a.b:c"])
+    assert config.data.template_kwargs == {"enable_thinking": False}
+    assert config.verify.custom == {"mine": "a.b:c"}
+
+
 def test_later_override_wins(write):
     assert load_train_config(write(BASE), ["run.steps=7", "run.steps=9"]).run.steps == 9
 
@@ -152,9 +158,12 @@ def test_one_line_for_a_wrong_key_or_value(write, text, message):
 
 def test_choices_are_listed_with_the_nearest(write):
     (line,) = refusal(write(BASE + "prm: {loss: cee}\n"))
-    assert line == 'FILE:5: prm.loss: expected one of ce, dpo, bon_acc, bon_rm (did you mean ce?), got text "cee"'
+    choices = "ce, ce_intercept, dpo, bon_acc, bon_rm"
+    assert line == f'FILE:5: prm.loss: expected one of {choices} (did you mean ce?), got text "cee"'
     (line,) = refusal(write(BASE + "preset: papr\n"))
-    assert "one of default, paper, original, recipe (did you mean paper?)" in line
+    assert (
+        "one of default, local_credit, paper, original, recipe, dapo, drgrpo, gspo, cispo (did you mean paper?)" in line
+    )
     (line,) = refusal(write(BASE + "parallel: {recompute: ful}\n"))
     assert "one of none, selective, full (did you mean full?)" in line
     (line,) = refusal(write(BASE + "rollout: {dtype: bf16}\n"))

@@ -78,10 +78,8 @@ def test_system_prompt_where_the_row_has_none(tmp_path):
     ("bad", "message"),
     [
         (changed(reward_model={"style": "rule"}), "no ground truth; set reward_model.ground_truth"),
-        (changed(reward_model={"ground_truth": ""}), "no ground truth; set reward_model.ground_truth"),
         (changed(reward_model={"ground_truth": None}), "no ground truth; set reward_model.ground_truth"),
-        (changed(reward_model={"ground_truth": "  "}), "no ground truth; set reward_model.ground_truth"),
-        (changed(reward_model={"ground_truth": ["4", ""]}), "no ground truth; set reward_model.ground_truth"),
+        (changed(reward_model={"ground_truth": ["4", None]}), "no ground truth; set reward_model.ground_truth"),
         (changed(reward_model={"ground_truth": []}), "no ground truth; set reward_model.ground_truth"),
         (
             changed(reward_model={"ground_truth": True}),

@@ -28,9 +28,9 @@ def _process_as_it_was() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-def test_a_log_that_cannot_be_written_names_the_file_and_the_way_on() -> None:
+def test_a_log_that_cannot_be_written_names_the_file() -> None:
     file = JsonlFile(FULL)
-    with pytest.raises(RunError, match=r"^/dev/full: cannot be written \(No space left on device\).*--resume auto$"):
+    with pytest.raises(RunError, match=r"^/dev/full: cannot be written \(No space left on device\)$"):
         file.write("{}\n")
     file.close()
 

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from prime_megatron.algo.advantage import compute_advantages
 from prime_megatron.algo.process_reward import process_rewards
 from prime_megatron.algo.reduction import LOCAL
 from prime_megatron.config import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm, TrainConfig
-from prime_megatron.config.check import check_train_config
+from prime_megatron.config.check import check_train_config, needs_prm
 from prime_megatron.config.presets import PRESETS
 from tests.support.algo_oracle import Case, cases, close, make_case
 
-NAMES = ("default", "paper", "original", "recipe")
+NAMES = ("default", "local_credit", "paper", "original", "recipe")
 
 
 def _section(name: str, section: str, model: type) -> Any:
@@ -33,8 +34,12 @@ def _reward_oracle(case: Case, name: str) -> list[list[float]]:
     rewards = []
     for i in range(case.n):
         q = [float(case.prm[i, t] - case.ref[i, t]) for t in range(case.length[i])]
+        if name == "local_credit":
+            pairs = [(math.exp(case.prm[i, t]), math.exp(case.ref[i, t])) for t in range(case.length[i])]
+            rewards.append([0.5 * math.log((p + 0.05) / (r + 0.05)) for p, r in pairs])
+            continue
         rewards.append(q if name == "original" else [0.05 * x for x in q])
-    if name == "paper":
+    if name in ("paper", "local_credit"):
         return rewards
     largest = max(abs(sum(row[t:])) for row in rewards for t in range(len(row)))
     return [[x / (largest + 1e-6) for x in row] for row in rewards]
@@ -52,7 +57,10 @@ def _advantage_oracle(case: Case, rewards: list[list[float]], name: str) -> list
         else:
             centred = [x - sum(means[j] for j in others) / (k - 1) for x in row]
         outcome = float(case.outcome[i]) - sum(float(case.outcome[j]) for j in others) / (k - 1)
-        returns.append([sum(centred[t:]) + outcome for t in range(len(row))])
+        if name == "local_credit":
+            returns.append([3 * x + outcome for x in centred])
+        else:
+            returns.append([sum(centred[t:]) + outcome for t in range(len(row))])
     if name == "paper":
         return returns
     flat = [x for row in returns for x in row]
@@ -86,14 +94,14 @@ def _config(name: str) -> TrainConfig:
 
     given_by_user = {
         "preset": name,
-        "run": {"output_dir": "out", "steps": 1},
+        "run": {"output_dir": "out", "steps": 100},
         "models": {"policy": {"path": "model"}},
         "data": {"train": ["train.jsonl"]},
     }
     return TrainConfig.model_validate_json(json.dumps(merge(PRESETS[name], given_by_user)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid_and_consistent(name: str) -> None:
     assert check_train_config(_config(name), world_size=8) == ()
 
@@ -104,7 +112,7 @@ def test_the_default_preset_is_the_config_s_own_defaults() -> None:
     assert _section("default", "policy", PolicyAlgorithm) == PolicyAlgorithm()
     config, bare = _config("default"), TrainConfig.model_validate_json(
         json.dumps({
-            "run": {"output_dir": "out", "steps": 1},
+            "run": {"output_dir": "out", "steps": 100},
             "models": {"policy": {"path": "model"}},
             "data": {"train": ["train.jsonl"]},
         })
@@ -125,7 +133,7 @@ def test_published_sizes() -> None:
 def test_presets_differ_where_the_sources_do() -> None:
     case = make_case(0, [4, 4], 9)
     seen = []
-    for name in NAMES:
+    for name in ("default", "paper", "original", "recipe"):
         prm, advantage = _section(name, "prm", PrmAlgorithm), _section(name, "advantage", AdvantageAlgorithm)
         rewards_T = process_rewards(case.batch(), case.pack(case.prm), case.pack(case.ref), prm, LOCAL)
         seen.append(compute_advantages(case.batch(), rewards_T, advantage, prm, LOCAL).advantages_T)
@@ -143,3 +151,43 @@ def test_presets_share_nothing() -> None:
         assert PRESETS["recipe"] == before
     finally:
         PRESETS["paper"]["rollout"]["filter"]["lower"] = 0.2
+
+
+def test_local_credit_s_prm_learns_three_times_as_fast() -> None:
+    policy, prm = _config("local_credit").models.policy, _config("local_credit").models.prm
+    assert prm.optimizer.lr == pytest.approx(3 * policy.optimizer.lr)
+    assert policy.optimizer.betas == prm.optimizer.betas == (0.9, 0.98)
+    # Ten steps of the run each: the PRM makes four optimizer steps in one of them.
+    assert (policy.optimizer.warmup_steps, prm.optimizer.warmup_steps / prm.num_mini_batches) == (10, 10)
+
+
+@pytest.mark.parametrize("name", ["dapo", "drgrpo", "gspo", "cispo"])
+def test_objectives_of_other_papers(name: str) -> None:
+    """What the notes give for each, and what they share: group-relative outcomes, no PRM, no KL."""
+    config = _config(name)
+    advantage, policy, minis = config.advantage, config.policy, config.models.policy.num_mini_batches
+    assert (advantage.estimator, advantage.process_weight, advantage.whiten) == ("grpo", 0.0, False)
+    assert policy.kl_place == "none" and not needs_prm(config)
+    given = (policy.objective, policy.clip_low, policy.clip_high, policy.loss_aggregation, minis)
+    assert (
+        given
+        == {
+            "dapo": ("ppo", 0.2, 0.28, "token_mean", 16),
+            "drgrpo": ("ppo", 0.2, 0.2, "constant_length", 1),
+            "gspo": ("gspo", 3e-4, 4e-4, "sequence_mean", 4),
+            "cispo": ("cispo", 1.0, 0.2, "token_mean", 16),
+        }[name]
+    )
+    assert advantage.scale_by_deviation == (name != "drgrpo")
+    assert advantage.overlong_buffer == (4096 if name == "dapo" else None)
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=cases(min_size=2))
+def test_dr_grpo_divides_by_nothing(case: Case) -> None:
+    config = _config("drgrpo")
+    got = compute_advantages(case.batch(), None, config.advantage, config.prm, LOCAL)
+    wanted = np.zeros_like(case.prm)
+    for i in range(case.n):
+        wanted[i, : case.length[i]] = case.outcome[i] - np.mean([case.outcome[j] for j in case.siblings(i)])
+    close(case.unpack(got.advantages_T), wanted)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,3 +133,10 @@ def test_commands_of_the_job_script(
 )  # fmt: skip
 def test_times(text: str, seconds: int | None) -> None:
     assert seconds_of(text) == seconds
+
+
+def test_the_end_of_an_attempt_is_answered_without_the_config() -> None:
+    """SLURM leaves a cancelled job KillWait seconds, and a TERM may end the first answer."""
+    code = "import sys, prime_megatron.slurm.attempt; print([m for m in ('torch', 'pydantic') if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said == "[]\n"

@@ -27,12 +27,19 @@ COVERED: dict[str, dict[str, Any]] = {
     "weights": {"advantage": {"process_weight": 2.0, "outcome_weight": 0.5}},
     "discounts": {"advantage": {"gamma_process": 0.9, "gamma_outcome": 0.95}},
     "one-discount": {"advantage": {"gamma_outcome": 0.5}},
+    "floored": {"prm": {"ratio_floor": 0.05}},
+    "grpo": {"advantage": {"estimator": "grpo"}},
+    "dr.grpo": {"advantage": {"estimator": "grpo", "scale_by_deviation": False, "whiten": False}},
+    "grpo-outcome-only": {"advantage": {"estimator": "grpo", "process_weight": 0.0, "whiten": False}},
+    "local": {
+        "prm": {"ratio_floor": 0.05, "norm": "none", "beta": 0.5},
+        "advantage": {"gamma_process": 0.0, "process_weight": 3.0},
+    },
     "reinforce": {"advantage": {"estimator": "reinforce"}},
     "reinforce++": {"advantage": {"estimator": "reinforce++", "whiten": False}},
     "outcome-only": {"advantage": {"process_weight": 0.0}, "prm": {"granularity": "step", "use_gt": True}},
 }
 UNCOVERED: dict[str, tuple[dict[str, Any], str]] = {
-    "grpo": ({"advantage": {"estimator": "grpo"}}, "advantage.estimator grpo"),
     "gae": ({"advantage": {"estimator": "gae"}}, "advantage.estimator gae"),
     "prime_value": ({"advantage": {"estimator": "prime_value"}}, "advantage.estimator prime_value"),
     "step": ({"prm": {"granularity": "step"}}, "prm.granularity step"),

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from prime_megatron.algo.prm_loss import sibling_terms
+from prime_megatron.algo.reduction import LOCAL
 from prime_megatron.config import KlEstimator, KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLossKind, UpdateOrder
 from prime_megatron.data.batch import select
+from prime_megatron.step.loss_weights import LossWeights, loss_weights
 from prime_megatron.step.losses import critic_loss, nll_loss, policy_loss, prm_loss
 from prime_megatron.step.plan import OldLogprobs
 from prime_megatron.types import Advantages, MiniBatch, RolloutBatch, Scores
@@ -49,7 +51,8 @@ def test_policy_mean_and_importance_weights(cap: float | None) -> None:
     advantages_T = torch.tensor([0.0, 1.0, 2.0, 0.0, 0.0, -3.0])
     credit = Advantages(advantages_T, advantages_T, advantages_T)
     config = PolicyAlgorithm(importance_cap=cap)
-    loss = policy_loss(config, rollout, scores, credit, OldLogprobs.all, first=mini)(micro, mini)
+    weighed = loss_weights(config, rollout, scores, [mini], 100, LOCAL)
+    loss = policy_loss(config, scores, credit, weighed, OldLogprobs.all, first=mini)(micro, mini)
     weights = [1.0, 1.0, 1.0] if cap is None else [min(2.718281828**gap, cap) for gap in (0.1, 0.5, -0.5)]
     assert loss.weights_T.tolist() == pytest.approx([0.1] * 3)
     assert loss.advantages_T.tolist() == pytest.approx([a * w for a, w in zip((-3.0, 1.0, 2.0), weights, strict=True)])
@@ -60,9 +63,9 @@ def test_the_first_mini_batch_needs_no_old_logprobs() -> None:
     rollout = batch()
     first, second = (MiniBatch((select(rollout, [index]),), 10, 4) for index in (0, 1))
     zeros_T = torch.zeros(6)
-    credit = Advantages(zeros_T, zeros_T, zeros_T)
+    credit, weights = Advantages(zeros_T, zeros_T, zeros_T), LossWeights(zeros_T, zeros_T)
     scores = Scores(zeros_T, None, None, None)
-    make = policy_loss(PolicyAlgorithm(), rollout, scores, credit, OldLogprobs.later, first=first)
+    make = policy_loss(PolicyAlgorithm(), scores, credit, weights, OldLogprobs.later, first=first)
     assert make(first.micro[0], first).old_logprobs_T is None
     assert make(second.micro[0], second).old_logprobs_T is not None
 
@@ -137,7 +140,8 @@ def test_policy_loss_against_the_formula(cap: float | None, estimator: KlEstimat
     )  # fmt: skip
     scores = Scores(it.values["old"], None, it.values["ref"], None)
     credit = Advantages(*[it.values["advantage"]] * 3)
-    make = policy_loss(config, it.rollout, scores, credit, OldLogprobs.all, first=it.minis[0])
+    weights = loss_weights(config, it.rollout, scores, it.minis, 100, LOCAL)
+    make = policy_loss(config, scores, credit, weights, OldLogprobs.all, first=it.minis[0])
     x = {name: it.case.unpack(torch.where(it.rollout.response_mask_T, value, 0.0)) for name, value in it.values.items()}
     for mini in it.minis:
         tokens = [(i, t) for i in members(mini) for t in range(it.case.length[i])]
@@ -175,8 +179,10 @@ def test_prm_losses_against_the_formulas(loss: PrmLossKind) -> None:
 
     def one(i: int, q: float) -> float:
         o, group = case.outcome[i], case.siblings(i)
-        if loss is PrmLossKind.ce:
-            p = 1 / (1 + np.exp(-beta * q))
+        if loss in (PrmLossKind.ce, PrmLossKind.ce_intercept):
+            mean = np.mean([case.outcome[j] for j in group]) if loss is PrmLossKind.ce_intercept else 0.5
+            mean = min(max(mean, 1e-6), 1 - 1e-6)
+            p = 1 / (1 + (1 - mean) / mean * np.exp(-beta * q))
             return -(o * np.log(p) + (1 - o) * np.log(1 - p))
         opposite = [scored[j] for j in group if (case.outcome[j] < o if o > 0 else case.outcome[j] > o)]
         margin = (1 if o > 0 else -1) * beta * (q - (sum(opposite) / len(opposite) if opposite else 0.0))

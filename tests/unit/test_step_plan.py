@@ -25,7 +25,7 @@ def minis(count: int) -> dict[str, Any]:
     return {"policy": {"path": MODEL, "num_mini_batches": count}, "prm": {"num_mini_batches": count}}
 
 
-def passes(plan: StepPlan, role: str) -> dict[str, Pass]:
+def passes_of(plan: StepPlan, role: str) -> dict[str, Pass]:
     return {item.what: item for item in plan.passes if item.role == role}
 
 
@@ -38,10 +38,19 @@ def test_floor_of_the_notes(update: str, count: int, forwards: float) -> None:
     assert planned(prm={"update": update}, models=minis(count)).forwards == forwards
 
 
+@pytest.mark.parametrize(
+    ("update", "passes", "forwards"), [("after", 3, 13.0), ("before", 2, 11.0), ("reverse", 4, 17.0)]
+)
+def test_every_pass_of_the_prm_is_paid_for(update: str, passes: int, forwards: float) -> None:
+    plan = planned(prm={"update": update, "passes": passes})
+    assert plan.forwards == forwards
+    assert f"{passes} times (prm.passes)" in passes_of(plan, "prm")["update"].why
+
+
 def test_frozen_prm_only_scores() -> None:
     plan = planned(prm={"update": "none"})
     assert plan.forwards == 3 + 1 + 1
-    assert set(passes(plan, "prm")) == {"scores"}
+    assert set(passes_of(plan, "prm")) == {"scores"}
 
 
 def test_outcome_only_runs_the_policy_alone() -> None:
@@ -58,20 +67,20 @@ def test_prime_value_needs_the_prm_without_a_process_weight() -> None:
 def test_gae_adds_the_critic() -> None:
     plan = planned(advantage={"estimator": "gae"})
     assert plan.critic and plan.forwards == 7 + 4
-    assert [item.forwards for item in passes(plan, "critic").values()] == [1.0, 3.0]
+    assert [item.forwards for item in passes_of(plan, "critic").values()] == [1.0, 3.0]
 
 
 def test_single_mini_batch_has_no_old_logprobs() -> None:
     plan = planned()
     assert plan.old_logprobs is OldLogprobs.none
-    skipped = passes(plan, "policy")["old log-probs"]
+    skipped = passes_of(plan, "policy")["old log-probs"]
     assert skipped.forwards == 0.0 and "ratio is 1" in skipped.why
 
 
 def test_more_mini_batches_score_all_but_the_first() -> None:
     plan = planned(models=minis(8))
     assert plan.old_logprobs is OldLogprobs.later
-    assert passes(plan, "policy")["old log-probs"].forwards == 7 / 8
+    assert passes_of(plan, "policy")["old log-probs"].forwards == 7 / 8
 
 
 def test_the_prm_mini_batches_do_not_matter_for_the_policy() -> None:
@@ -90,7 +99,7 @@ def test_the_prm_mini_batches_do_not_matter_for_the_policy() -> None:
 def test_old_logprobs_of_all_tokens_and_why(sections: dict[str, Any], why: str) -> None:
     plan = planned(**sections)
     assert plan.old_logprobs is OldLogprobs.all
-    old = passes(plan, "policy")["old log-probs"]
+    old = passes_of(plan, "policy")["old log-probs"]
     assert (old.forwards, old.why) == (1.0, why)
 
 
@@ -148,7 +157,7 @@ KL = {"kl_place": "loss", "kl_coef": 0.1}
 def test_kl_shares_the_reference_pass() -> None:
     plan = planned(policy=KL)
     assert plan.policy_reference and plan.shared_reference
-    shared = passes(plan, "policy reference")["log-probs"]
+    shared = passes_of(plan, "policy reference")["log-probs"]
     assert shared.forwards == 0.0 and "same model" in shared.why
     assert plan.forwards == 7.0
 

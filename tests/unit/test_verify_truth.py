@@ -69,7 +69,13 @@ def test_what_no_answer_can_equal_is_told(verifiers: Verifiers, ability: str, tr
 
 
 def test_the_first_bad_rows_are_named_or_left_out(tmp_path: Path, verifiers: Verifiers) -> None:
-    rows = [("math", "4"), *[("math", "not found")] * 4, ("math", "5"), *[("exact", "nan"), ("math", "nan")] * 3]
+    rows = [
+        ("math", "4"),
+        *[("math", "not found")] * 3,
+        ("math", " "),
+        ("math", "5"),
+        *[("exact", "nan"), ("math", "nan")] * 3,
+    ]
     refusing = data(tmp_path, rows, "refuse")
     with pytest.raises(InputError) as caught:
         _usable_rows(refusing.train, refusing, verifiers)

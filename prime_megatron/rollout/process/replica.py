@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from prime_megatron.errors import InputError, RunError, StopRequested
+from prime_megatron.errors import InputError, PeerLost, RunError, StopRequested
 from prime_megatron.rollout.engine import WeightsLost
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Member:
             try:
                 dist.broadcast_object_list(carrier, self.leader, group=self.group)
             except RuntimeError as error:
-                raise RunError(
+                raise PeerLost(
                     f"rollout engine {self.replica}: no word from rank {self.leader}, which speaks to it, or from "
                     f"another of its ranks: {str(error).splitlines()[0]}"
                 ) from None

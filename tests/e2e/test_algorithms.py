@@ -1,0 +1,173 @@
+"""Algorithms beside the default one, end to end: the same steps on one process and in a mixed layout, TP2 x PP2 and
+CP2 x DP2 in turn, packed; and a step's FLOPs against its plan."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prime_megatron.config import TrainConfig
+from prime_megatron.step.plan import plan_step
+from tests.support import flops
+from tests.support.ranks import run_ranks
+from tests.support.runs import check_same, judge, read_lines, run, train_rank
+from tests.support.toy import make_model, make_prompts, merge, settings
+
+GRPO = {"estimator": "grpo", "process_weight": 0.0, "whiten": False}
+MINIS = {"policy": {"num_mini_batches": 2, "optimizer": {"lr": 3e-3}}}  # so that ratios leave the clips
+MODES: dict[str, dict[str, Any]] = {
+    "local-credit": {
+        "prm": {"norm": "none", "ratio_floor": 0.05, "beta": 0.5},
+        "advantage": {"gamma_process": 0.0, "process_weight": 3.0},
+    },
+    "passes": {"prm": {"passes": 2, "loss": "ce_intercept"}, "models": {"prm": {"num_mini_batches": 2}}},
+    "dual-clip": {
+        "policy": {
+            "objective": "dual_clip", "dual_clip": 1.01, "clip_low": 0.01, "importance_cap": 1.02,
+            "importance_level": "sequence",
+        },
+        "models": MINIS,
+    },
+    "gspo": {
+        "policy": {
+            "objective": "gspo", "clip_low": 3e-4, "clip_high": 4e-4, "loss_aggregation": "sequence_mean",
+            "importance_cap": 1.05, "importance_floor": 0.95, "importance_level": "geometric",
+            "importance_mode": "reject",
+        },
+        "models": MINIS,
+    },
+    "cispo": {
+        "advantage": GRPO,
+        "policy": {
+            "objective": "cispo", "clip_low": 1.0, "clip_high": 0.02, "importance_cap": 1.02,
+            "importance_floor": 0.99, "importance_mode": "mask",
+        },
+        "models": MINIS,
+    },
+    "drgrpo": {
+        "advantage": {**GRPO, "scale_by_deviation": False}, "policy": {"loss_aggregation": "constant_length"},
+    },
+    "dapo": {
+        "advantage": {**GRPO, "overlong_buffer": 8, "overlong_penalty": 0.5},
+        "policy": {"clip_high": 0.28, "mask_truncated": True, "loss_aggregation": "sequence_sum"},
+        "models": MINIS,
+    },
+    "own": {"policy": {"objective": "tests.support.own_objective:cubed"}, "models": MINIS},
+}  # fmt: skip
+ONE_PASS = {"prm": {"loss": "ce_intercept"}, "models": {"prm": {"num_mini_batches": 2}}}
+LAYOUTS = ({"tensor": 2, "pipeline": 2}, {"context": 2})
+
+
+def train_in_turn(runs: str, folder: str) -> list[int]:
+    """Several runs one after the other on the same ranks, each with process groups of its own."""
+    codes = []
+    for index, row in enumerate(json.loads(runs)):
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(
+                "gloo", init_method=f"file://{folder}/store-{index}",
+                rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
+            )  # fmt: skip
+        codes.append(train_rank(json.dumps(row)))
+    return codes
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings that replay two steps of judged rollouts."""
+    folder: Path = tmp_path_factory.mktemp("algorithms")
+    model, prompts = make_model(folder / "model", hidden=32, layers=2), make_prompts(folder / "prompts.jsonl")
+    recorded = settings(model, prompts, folder / "recorded", run={"steps": 2})
+    run(merge(recorded, {"rollout": {"record": str(folder / "raw.jsonl")}}))
+    replay = judge(folder / "raw.jsonl", folder / "judged.jsonl")
+    return merge(recorded, {"rollout": {"engine": "replay", "replay": replay}, "packing": {"max_tokens": 60}})
+
+
+@pytest.fixture(scope="module")
+def results(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Mode -> metrics on one process, and in a mixed layout."""
+    folder: Path = tmp_path_factory.mktemp("runs")
+    found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in (*MODES, "one-pass")}
+    for size, modes in ((1, {**MODES, "one-pass": ONE_PASS}), (4, MODES)):
+        (stores := folder / f"stores-{size}").mkdir()
+        runs = [
+            merge(
+                merge(base, mode),
+                {
+                    "run": {"output_dir": str(folder / f"{name}-{size}")},
+                    "parallel": LAYOUTS[index % 2] if size == 4 else {},
+                },
+            )
+            for index, (name, mode) in enumerate(modes.items())
+        ]
+        assert (
+            run_ranks(train_in_turn, size, json.dumps(runs), str(stores), timeout_s=280.0) == [[0] * len(runs)] * size
+        )
+        for name, done in zip(modes, runs, strict=True):
+            found[name].append(read_lines(done, "metrics.jsonl"))
+    return found
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_mixed_layout_changes_nothing(name: str, results: Any) -> None:
+    one, mixed = results[name]
+    assert one[-1]["policy/grad_norm"] > 0.0
+    check_same(one, mixed)
+
+
+def test_modes_differ(results: Any) -> None:
+    norms = {name: runs[0][2]["policy/grad_norm"] for name, runs in results.items()}
+    assert len(set(norms.values())) == len(MODES) + 1, norms
+
+
+def test_every_objective_and_correction_acts(results: Any) -> None:
+    """Something is clipped, held, weighed, rejected or masked, and the figures of each say so."""
+    last = {name: runs[0][2] for name, runs in results.items()}
+    assert last["dual-clip"]["policy/objective_dual_clip"] > 0 and last["dual-clip"]["policy/clip_low"] > 0
+    assert last["dual-clip"]["policy/importance_capped"] > 0
+    assert last["gspo"]["policy/clip_fraction"] > 0 and last["gspo"]["policy/objective_sequence_ratio"] != 1
+    assert last["gspo"]["policy/kept"] == pytest.approx(1 - last["gspo"]["policy/importance_dropped"])
+    assert 0 < last["gspo"]["policy/kept"] < 1
+    assert last["cispo"]["policy/objective_weight_high"] > 0 == last["cispo"]["policy/objective_weight_low"]
+    assert last["cispo"]["policy/importance_below"] > 0 and last["cispo"]["policy/kept"] == 1
+    assert last["dapo"]["policy/kept"] < 1 and last["dapo"]["outcome/overlong_penalty"] > 0
+    assert last["own"]["policy/objective_tilt"] != 0
+
+
+def test_passes_score_with_the_first_and_learn_from_all(results: Any) -> None:
+    """The first step is scored as with one pass, and the PRM learns twice; the second shows it."""
+    one, two = results["one-pass"][0], results["passes"][0]
+    for name in ("prm/log_ratio_std", "prm/ce", "process_reward/std", "policy/grad_norm"):
+        assert one[1][name] == two[1][name]
+        assert one[2][name] != two[2][name]
+    assert two[1]["prm/loss"] < one[1]["prm/loss"]  # the mean over both passes
+
+
+def forwards(config: str) -> float:
+    """Those of the first step of a run on this rank."""
+    from prime_megatron.run.assemble import open_parts
+    from prime_megatron.trainer import PrimeTrainer
+
+    torch.distributed.destroy_process_group()
+    del os.environ["RANK"]
+    run_config = TrainConfig.model_validate_json(config)
+    with open_parts(run_config, resume=None, overwrite=False) as parts:
+        return flops.step_forwards(PrimeTrainer(run_config, parts), 1)
+
+
+def test_flops_of_a_step_are_those_of_its_plan(base: dict[str, Any], tmp_path: Path) -> None:
+    replay = flops.make_recording(tmp_path / "recording.jsonl", steps=1, vocab=60)
+    over = {
+        "run": {"output_dir": str(tmp_path / "out"), "steps": 1},
+        "rollout": {"replay": replay, "prompts_per_step": flops.PROMPTS},
+        "prm": {"passes": 3},
+        "packing": {"max_tokens": None},
+    }
+    settled = merge(base, over)
+    (counted,) = run_ranks(forwards, 1, json.dumps(settled), timeout_s=120.0)
+    planned = plan_step(TrainConfig.model_validate_json(json.dumps(settled))).forwards
+    assert planned == 13.0 and counted == pytest.approx(planned, rel=0.01)
