@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from prime_megatron.algo.prm_loss import sibling_terms
-from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.config import TrainConfig, UpdateOrder
 from prime_megatron.errors import ExitCode, InputError, NotFinite, RunError, StopRequested
 from prime_megatron.mcore.role import Learning, Role, TrainResult
@@ -19,9 +17,10 @@ from prime_megatron.run.parts import Parts
 from prime_megatron.step.advantages import step_advantages
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.loss_weights import loss_weights
-from prime_megatron.step.losses import critic_loss, policy_loss, prm_loss
+from prime_megatron.step.losses import critic_loss, policy_loss
 from prime_megatron.step.metrics import StepRecord
 from prime_megatron.step.plan import OldLogprobs, plan_step
+from prime_megatron.step.prm import role_logprobs, train_prm
 from prime_megatron.types import Advantages, MiniBatch, Scores
 
 
@@ -107,6 +106,7 @@ class PrimeTrainer:
             scores = self.score(batch)
         with clock("prm"):
             scores, prm = self.update_prm(batch, scores)
+            prm_held_out = self.measure_prm(index)
         with clock("advantage"):
             advantages = step_advantages(self.config, batch.rollout, scores, parts.reduce)
         with clock("policy"):
@@ -118,7 +118,9 @@ class PrimeTrainer:
         with clock("reshard"):
             made_by = self.version
             self.publish(made_by + 1)
-        return StepRecord(made_by, collected, batch, scores, advantages, prm, policy, critic=critic)
+        return StepRecord(
+            made_by, collected, batch, scores, advantages, prm, policy, critic=critic, prm_held_out=prm_held_out
+        )
 
     def publish(self, version: int) -> None:
         """Hand the policy's weights to the engine as this version."""
@@ -153,18 +155,33 @@ class PrimeTrainer:
         """Score with the PRM and let it learn, in the configured order."""
         if not self.plan.prm:
             return scores, None
+        roles, ref_T = self.parts.roles, scores.ref_logprobs_T
         match self.config.prm.update:
             case UpdateOrder.after:
-                update = self._train_prm(batch, scores)
+                update = train_prm(roles.prm, batch, ref_T, None, self.config.prm)
                 return scores.with_prm(update.logprobs.logprobs_T), update
             case UpdateOrder.before:
-                update = self._train_prm(batch, scores)
-                return scores.with_prm(self._logprobs(self.parts.roles.prm, batch, batch.prm)), update
+                update = train_prm(roles.prm, batch, ref_T, None, self.config.prm)
+                return scores.with_prm(self._logprobs(roles.prm, batch, batch.prm)), update
             case UpdateOrder.reverse:
-                scores = scores.with_prm(self._logprobs(self.parts.roles.prm, batch, batch.prm))
-                return scores, self._train_prm(batch, scores)
+                scores = scores.with_prm(self._logprobs(roles.prm, batch, batch.prm))
+                return scores, train_prm(roles.prm, batch, ref_T, scores.prm_logprobs_T, self.config.prm)
             case UpdateOrder.none:
-                return scores.with_prm(self._logprobs(self.parts.roles.prm, batch, batch.prm)), None
+                return scores.with_prm(self._logprobs(roles.prm, batch, batch.prm)), None
+
+    def measure_prm(self, index: int) -> dict[str, float]:
+        """How well the PRM, as this step leaves it, tells the held-out responses; empty where that is not due."""
+        held_out, roles = self.parts.prm_held_out, self.parts.roles
+        if not self.plan.prm or not held_out.due(index, self.config.run.steps, self.config.eval.prm_every):
+            return {}
+
+        def logprobs(batch: StepBatch) -> tuple[Tensor, Tensor]:
+            if roles.reference is not None:
+                return role_logprobs(roles.prm, batch), role_logprobs(roles.reference, batch)
+            policy = self._logprobs(roles.policy, batch, batch.prm, temperature=self._temperature)
+            return role_logprobs(roles.prm, batch), policy
+
+        return held_out.measure(logprobs)
 
     def update_critic(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> Learning:
         """The clipped value loss towards gae's returns, one optimizer step per mini-batch."""
@@ -185,22 +202,6 @@ class PrimeTrainer:
     def _temperature(self) -> float:
         """Of the policy's distribution, in sampling and training alike; PRM and reference stay at 1."""
         return self.config.rollout.sampling.temperature
-
-    def _train_prm(self, batch: StepBatch, scores: Scores) -> TrainResult:
-        """prm.passes times over the batch, one optimizer step per mini-batch; sibling terms (dpo, bon) come from scores
-        made before the update."""
-        rollout, ref, scored = batch.rollout, scores.ref_logprobs_T, scores.prm_logprobs_T
-        sums_N = None
-        if scored is not None:
-            num_sequences = rollout.outcome_N.numel()
-            sums_N = sequence_log_ratio(scored, ref, rollout.response_mask_T, rollout.sequence_T, num_sequences)
-        siblings = sibling_terms(sums_N, rollout.outcome_N, rollout.group_N, self.config.prm)
-        loss = prm_loss(self.config.prm, rollout, ref, siblings)
-        prm = self.parts.roles.prm
-        result = prm.train(batch.prm, loss, batch.num_local_tokens)
-        for _ in range(self.config.prm.passes - 1):
-            result = result.followed_by(prm.train(batch.prm, loss, batch.num_local_tokens))
-        return result
 
     def _logprobs(
         self, role: Role, batch: StepBatch, minis: Sequence[MiniBatch], *, temperature: float = 1.0

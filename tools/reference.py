@@ -19,13 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from prime_megatron.algo.metric_table import DERIVED, EXTREMES, RATIOS, SPREADS  # noqa: E402
-from prime_megatron.config import SftConfig, TrainConfig  # noqa: E402
+from prime_megatron.config import PrmConfig, ScoreConfig, SftConfig, TrainConfig  # noqa: E402
 from prime_megatron.config.base import OnResume, Section  # noqa: E402
 from prime_megatron.config.keys import keys_of  # noqa: E402
 from prime_megatron.metrics.table import METRICS, Metric  # noqa: E402
 
 FOLDER = ROOT / "docs" / "reference"
 MADE = "This page is made from the code by `python tools/reference.py`.\n"
+CONFIGS: dict[str, type[Section]] = {
+    "Training": TrainConfig,
+    "Supervised fine-tuning": SftConfig,
+    "The PRM alone": PrmConfig,
+    "Scoring": ScoreConfig,
+}
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}
 
 
@@ -78,14 +84,15 @@ def metrics_page() -> str:
 
 
 def config_page() -> str:
-    """Every key of a training and of a supervised config: type, bounds, default, whether a resume may change it."""
+    """Every key of every kind of config: type, bounds, default, whether a resume may change it."""
     lines = [
         "# Config keys\n", MADE,
-        "`prime-megatron train` takes a config of the first kind, `prime-megatron sft` of the second; every key can be "
-        "given on the command line as well, as `section.key=value`. Resume: whether a run that is resumed may have "
-        "another value than its checkpoint.\n",
+        "`prime-megatron train` takes a config of the first kind, `sft` of the second, `prm` of the third; every key "
+        "can be given on the command line as well, as `section.key=value`. The last kind, of `score` and "
+        "`process-bench`, is given there alone. Resume: whether a run that is resumed may have another value than its "
+        "checkpoint.\n",
     ]  # fmt: skip
-    for title, root in (("Training", TrainConfig), ("Supervised fine-tuning", SftConfig)):
+    for title, root in CONFIGS.items():
         lines += [f"## {title}\n", *_tables(root)]
     return "\n".join(lines)
 

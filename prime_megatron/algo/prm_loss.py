@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.segments import Siblings
-from prime_megatron.config.algorithm import PrmAlgorithm, PrmLossKind
+from prime_megatron.config.algorithm import PrmLossKind, PrmObjective
 
 MEAN_EPS = 1e-6
 """How near to 0 and 1 a mean outcome may come before its logit is taken."""
@@ -48,7 +48,7 @@ class SiblingTerms:
     """w_i of the bon losses, 1 for the others."""
 
 
-def sibling_terms(q_N: Tensor | None, outcome_N: Tensor, group_N: Tensor, config: PrmAlgorithm) -> SiblingTerms | None:
+def sibling_terms(q_N: Tensor | None, outcome_N: Tensor, group_N: Tensor, config: PrmObjective) -> SiblingTerms | None:
     """Terms of every sequence of the batch; None for ce, which needs none.
 
     q_N: Q of the whole batch, [N], not scaled by beta; read by dpo and bon alone, None where nothing was scored yet.

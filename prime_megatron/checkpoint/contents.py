@@ -13,7 +13,7 @@ from prime_megatron.errors import InputError
 
 Contents = dict[str, dict[str, str]]
 """Config key -> what it holds -> digest."""
-FOLDERS = ("model", "models.policy.path", "models.prm.path", "models.critic.path", "models.reference")
+FOLDERS = ("model", "reference", "models.policy.path", "models.prm.path", "models.critic.path", "models.reference")
 FILES = ("data.train", "rollout.replay")
 _TEXTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
@@ -29,7 +29,7 @@ _SAMPLES = 8
 
 
 def contents_of(config: dict[str, Any]) -> Contents:
-    """Digests of every folder and file that a dumped config (training or SFT) names and whose content matters.
+    """Digests of every folder and file that a dumped config (of any kind of run) names and whose content matters.
 
     Weights of more than 1 GiB count by their headers and by samples of their bytes, everything else whole. Raises
     InputError: unreadable.
@@ -39,7 +39,7 @@ def contents_of(config: dict[str, Any]) -> Contents:
         for key in FOLDERS:
             path = _value(config, key)
             if path is not None:
-                found[key] = _folder(Path(path))
+                found[key] = folder_contents(Path(path))
         for key in FILES:
             value = _value(config, key)
             paths = value if isinstance(value, list) else [] if value is None else [value]
@@ -66,7 +66,8 @@ def _value(config: dict[str, Any], key: str) -> Any:
     return value
 
 
-def _folder(folder: Path) -> dict[str, str]:
+def folder_contents(folder: Path) -> dict[str, str]:
+    """Digests of what a model folder holds, by file, the weights together. Raises OSError: unreadable."""
     names = [*_TEXTS, *(path.relative_to(folder).as_posix() for more in _MORE_TEXTS for path in folder.glob(more))]
     found = {name: _whole([folder / name]) for name in sorted(names) if (folder / name).is_file()}
     weights = list(_weights(folder))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prime_megatron.checkpoint.contents import Contents, changed_parts
-from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config import StageConfig, TrainConfig
 from prime_megatron.config.base import OnResume
 from prime_megatron.config.keys import Key, keys_of
 from prime_megatron.errors import InputError
@@ -24,7 +24,7 @@ from prime_megatron.errors import InputError
 
 def check_same_run(
     saved: dict[str, Any],
-    config: TrainConfig | SftConfig,
+    config: TrainConfig | StageConfig,
     held: Contents | None = None,
     holds: Contents | None = None,
 ) -> None:
@@ -62,7 +62,7 @@ def check_same_run(
 
 
 def differences(
-    section: type[TrainConfig | SftConfig], saved: dict[str, Any], now: dict[str, Any]
+    section: type[TrainConfig | StageConfig], saved: dict[str, Any], now: dict[str, Any]
 ) -> Iterator[tuple[Key, Any, Any]]:
     """(key, saved value, present value) of every key of the config class that differs."""
     for key in keys_of(section):
@@ -86,7 +86,7 @@ def _steps(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     if "models" in saved:
         roles = [role for role in ("policy", "prm", "critic") if saved["models"].get(role)]
         optimizers = {role: saved["models"][role]["optimizer"] for role in roles}
-    else:  # a supervised run has one model
+    else:  # a run on rows has one
         optimizers = {"model": saved["optimizer"]}
     decaying = [role for role, optimizer in optimizers.items() if optimizer["schedule"] != "constant"]
     if before == after or not decaying:

@@ -23,7 +23,7 @@ from prime_megatron.checkpoint.layout import CHECKPOINTS, RNG_FILE, STATE_FILE, 
 from prime_megatron.checkpoint.manifest import content_damage, structural_damage
 from prime_megatron.checkpoint.retention import prune
 from prime_megatron.checkpoint.save import Save, Snapshot
-from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config import StageConfig, TrainConfig
 from prime_megatron.config.load import dump_yaml
 from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError, RunError
@@ -55,7 +55,11 @@ class Checkpoints:
     """
 
     def __init__(
-        self, config: TrainConfig | SftConfig, roles: Sequence[Role], stateful: Mapping[str, Stateful], log: MetricsLog
+        self,
+        config: TrainConfig | StageConfig,
+        roles: Sequence[Role],
+        stateful: Mapping[str, Stateful],
+        log: MetricsLog,
     ) -> None:
         self.config = config
         self.roles = roles

@@ -23,6 +23,10 @@ VERBS = {
     "generate": "answer prompts with an engine or an endpoint: a file of samples",
     "evaluate": "evaluate a model on a suite: figures with intervals, and their contract",
     "compare": "hold two evaluations against each other",
+    "prm": "train the implicit PRM alone on labelled responses",
+    "score": "give a PRM's rewards for given responses",
+    "best-of-n": "choose among samples by PRM, majority and chance, and compare",
+    "process-bench": "find first wrong steps on ProcessBench, by a PRM or by asking a model",
     "slurm": "write a SLURM job script for a config",
     "validate": "check a config and show what it means; starts nothing",
     "verify": "score answers offline, JSON lines in, JSON lines out",
@@ -42,8 +46,8 @@ exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (star
 86 ended itself with what it had learned saved (starting again would end the same way)
 """
 
-_STOPPABLE = ("train", "sft")
-_WITH_OVERRIDES = ("train", "slurm", "sft", "validate", "plan-step")
+_STOPPABLE = ("train", "sft", "prm")
+_WITH_OVERRIDES = ("train", "slurm", "sft", "prm", "score", "process-bench", "validate", "plan-step")
 
 
 def main(argv: list[str] | None = None) -> int:

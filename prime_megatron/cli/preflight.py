@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config import PrmConfig, StageConfig, TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.plan.fit import check_memory
 from prime_megatron.run.check_models import check_models
@@ -13,7 +13,7 @@ from prime_megatron.step.plan import plan_step
 from prime_megatron.verify import check_custom
 
 
-def says_done(config: TrainConfig | SftConfig, resume: str | None) -> bool:
+def says_done(config: TrainConfig | StageConfig, resume: str | None) -> bool:
     """Whether --resume auto has nothing left to do, said in a line. On many nodes the job script asks, once for all."""
     path = Path(config.run.output_dir)
     if resume != "auto" or config.launch.nodes > 1:
@@ -37,6 +37,7 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     check_folders(config, all_here=True)
     check_memory(config)
     _check_models(config)
+    _check_labelled(config.eval.prm_rows)
     _check_replay(config.rollout.replay)
     _check_suite(config)
     check_custom(config.verify.custom)
@@ -55,9 +56,12 @@ def check_objective(config: TrainConfig) -> None:
         objective_named(config.policy.objective)
 
 
-def check_sft_inputs(config: SftConfig, *, resume: str | None, overwrite: bool) -> None:
-    """As `check_train_inputs`, for supervised fine-tuning."""
+def check_stage_inputs(config: StageConfig, *, resume: str | None, overwrite: bool) -> None:
+    """As `check_train_inputs`, for a run that trains one model on rows."""
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
+    if isinstance(config, PrmConfig):
+        inputs |= {f"data.held_out[{i}]": path for i, path in enumerate(config.data.held_out)}
+        inputs |= {} if config.reference is None else {"reference": config.reference}
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, inputs)
     check_folders(config, all_here=True)
     check_memory(config)
@@ -75,6 +79,7 @@ def train_inputs(config: TrainConfig) -> dict[str, str]:
     }
     paths |= {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
     paths |= {f"data.eval[{i}]": path for i, path in enumerate(config.data.eval)}
+    paths |= {f"eval.prm_rows[{i}]": path for i, path in enumerate(config.eval.prm_rows)}
     return {key: path for key, path in paths.items() if path is not None}
 
 
@@ -86,10 +91,12 @@ def _check_output(output_dir: str, nodes: int, resume: str | None, overwrite: bo
         check_output_dir(path, resume=resume, overwrite=overwrite)
 
 
-def check_folders(config: TrainConfig | SftConfig, *, all_here: bool) -> None:
+def check_folders(config: TrainConfig | StageConfig, *, all_here: bool) -> None:
     """Model folders that the run reads are folders; without `all_here` they may be absent. Raises InputError."""
-    if isinstance(config, SftConfig):
+    if isinstance(config, StageConfig):
         folders = {"model": config.model}
+        if isinstance(config, PrmConfig) and config.reference is not None:
+            folders["reference"] = config.reference
     else:
         used = {model.folder for model in plan_step(config).models}
         folders = {key: path for key, path in train_inputs(config).items() if path in used}
@@ -101,12 +108,20 @@ def check_folders(config: TrainConfig | SftConfig, *, all_here: bool) -> None:
         raise InputError(f"{key}: {name}: {what}; give an HF folder with config.json, a tokenizer and weights")
 
 
-def _check_models(config: TrainConfig | SftConfig) -> None:
+def _check_models(config: TrainConfig | StageConfig) -> None:
     # Imported here: transformers takes seconds, and config errors should not wait for it.
     from prime_megatron.run.check_data import check_data
 
     check_models(config, config.launch.nodes * config.launch.processes_per_node)
     check_data(config, all_here=True)
+
+
+def _check_labelled(paths: tuple[str, ...]) -> None:
+    if paths:
+        from prime_megatron.evaluate.responses import read_responses
+
+        for path in paths:
+            read_responses(path, labelled=True)
 
 
 def _check_suite(config: TrainConfig) -> None:

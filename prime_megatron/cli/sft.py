@@ -8,10 +8,10 @@ import sys
 
 from prime_megatron.cli.launch import add_launch_options, rendezvous_of, start
 from prime_megatron.cli.options import add_config, add_overwrite, add_resume, new_verb
-from prime_megatron.cli.preflight import check_sft_inputs, says_done
+from prime_megatron.cli.preflight import check_stage_inputs, says_done
 from prime_megatron.cli.srun import place_of_rank
 from prime_megatron.cli.worker import is_worker, run_worker, worker_command, world_size
-from prime_megatron.config.check import check_sft_config
+from prime_megatron.config.check_stage import check_stage_config
 from prime_megatron.config.load import load_sft_config
 from prime_megatron.errors import ExitCode
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if is_worker():
         return _work(args)
     config = load_sft_config(args.config, args.overrides)
-    for warning in check_sft_config(config):
+    for warning in check_stage_config(config):
         print(f"warning: {warning}", file=sys.stderr)
     place = place_of_rank(config.launch, args.rdzv_endpoint)
     if place is not None:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     rendezvous = rendezvous_of(args, config.launch)
     if says_done(config, args.resume):
         return ExitCode.DONE
-    check_sft_inputs(config, resume=args.resume, overwrite=args.overwrite)
+    check_stage_inputs(config, resume=args.resume, overwrite=args.overwrite)
     command = worker_command("sft", args)
     return start(command, lambda: _work(args), config.launch, rendezvous, stop_signal=config.checkpoint.signal)
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace) -> int:
     def body() -> int:
         config = load_sft_config(args.config, args.overrides)
-        check_sft_config(config, world_size=world_size())
+        check_stage_config(config, world_size=world_size())
         from prime_megatron.sft import train_sft
 
         return train_sft(config, resume=args.resume, overwrite=args.overwrite)

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from prime_megatron.cli.options import add_config, check_output_file, new_verb, path_option
-from prime_megatron.config import SftConfig, TrainConfig
-from prime_megatron.config.check import check_sft_config, check_train_config
-from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
-from prime_megatron.config.strict_yaml import parse_file
+from prime_megatron.config import PrmConfig, StageConfig, TrainConfig
+from prime_megatron.config.check import check_train_config
+from prime_megatron.config.check_stage import check_stage_config
+from prime_megatron.config.load import dump_yaml, load_stage_config, load_train_config
 from prime_megatron.errors import InputError
 from prime_megatron.slurm.script import Job, gpus_per_node, render
 
@@ -25,10 +25,10 @@ SCRIPT = "prime_megatron.slurm.attempt"
 """In every job script: only such a one is ever replaced."""
 
 _DESCRIPTION = """\
-Write a SLURM job script for a config of train or sft, and the resolved config beside it: one task a node, each starts
-launch.processes_per_node processes. The job is warned before its time is up, saves, and goes back into the queue until
-the run is done. Submit it where you would run `prime-megatron train`: relative paths begin there. docs/slurm.md tells
-what happens when.
+Write a SLURM job script for a config of train, sft or prm, and the resolved config beside it: one task a node, each
+starts launch.processes_per_node processes. The job is warned before its time is up, saves, and goes back into the queue
+until the run is done. Submit it where you would run `prime-megatron train`: relative paths begin there. docs/slurm.md
+tells what happens when.
 """
 
 _EPILOG = """\
@@ -51,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    add_config(parser, "YAML file of train or sft, on a file system that all nodes share")
+    add_config(parser, "YAML file of train, sft or prm, on a file system that all nodes share")
     parser.add_argument(
         "--output", metavar="FILE", type=path_option, help="where to write it (default: CONFIG with .sbatch)"
     )
@@ -86,16 +86,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: the config or an option is wrong, or a file exists that is not ours to replace.
     """
-    # A supervised config has `model` where a training config has `models`.
-    supervised = "model" in parse_file(args.config).value
-    config = (
-        load_sft_config(args.config, args.overrides) if supervised else load_train_config(args.config, args.overrides)
-    )
+    stage = load_stage_config(args.config, args.overrides)
+    config = load_train_config(args.config, args.overrides) if stage is None else stage
     for warning in _check(config):
         print(f"warning: {warning}", file=sys.stderr)
     path = args.output if args.output else Path(args.config).with_suffix(".sbatch")
     resolved = path.with_suffix(".resolved.yaml")
-    text = render(config, _job(args, "sft" if supervised else "train", resolved))
+    text = render(config, _job(args, _verb(config), resolved))
     if args.dry_run:
         print(text, end="")
         return 0
@@ -112,8 +109,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(config: TrainConfig | SftConfig) -> tuple[str, ...]:
-    return check_sft_config(config) if isinstance(config, SftConfig) else check_train_config(config)
+def _check(config: TrainConfig | StageConfig) -> tuple[str, ...]:
+    return check_stage_config(config) if isinstance(config, StageConfig) else check_train_config(config)
+
+
+def _verb(config: TrainConfig | StageConfig) -> str:
+    if isinstance(config, TrainConfig):
+        return "train"
+    return "prm" if isinstance(config, PrmConfig) else "sft"
 
 
 def _job(args: argparse.Namespace, verb: str, resolved: Path) -> Job:

@@ -9,10 +9,10 @@ from itertools import chain
 
 from prime_megatron.cli.options import add_config, new_verb
 from prime_megatron.cli.preflight import check_folders, check_objective
-from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig, UpdateOrder
-from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config, needs_prm
-from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
-from prime_megatron.config.strict_yaml import parse_file
+from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig, UpdateOrder
+from prime_megatron.config.check import check_parallel, check_train_config, needs_prm
+from prime_megatron.config.check_stage import check_stage_config
+from prime_megatron.config.load import dump_yaml, load_stage_config, load_train_config
 from prime_megatron.plan.fit import CONTEXT_BYTES, check_fit, device_of, plan_for, read_families
 from prime_megatron.run.check_data import check_data
 from prime_megatron.run.check_models import check_models
@@ -39,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         subparsers,
         "validate",
         summary="check a config and show what it means; starts nothing",
-        description="Check a training or SFT config and its model folders: no GPU, no process, no weights needed.",
+        description="Check a training, SFT or PRM config and its model folders: no GPU, no process, no weights needed.",
         epilog=_EPILOG,
     )
     add_config(parser, "YAML file")
@@ -58,16 +58,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: it cannot.
     """
-    # A supervised config has `model` where a training config has `models`.
-    supervised = "model" in parse_file(args.config).value
-    if supervised:
-        sft = load_sft_config(args.config, args.overrides)
-        world_size = _world_size(args.processes, sft)
-        warnings = check_sft_config(sft, world_size)
-        check_folders(sft, all_here=False)
-        check_models(sft, world_size)
-        print(dump_yaml(sft), end="")
-        comments = chain([_layout(sft.parallel, world_size)], _memory(sft, world_size, args.device_memory))
+    stage = load_stage_config(args.config, args.overrides)
+    if stage is not None:
+        world_size = _world_size(args.processes, stage)
+        warnings = check_stage_config(stage, world_size)
+        check_folders(stage, all_here=False)
+        check_models(stage, world_size)
+        print(dump_yaml(stage), end="")
+        comments = chain([_layout(stage.parallel, world_size)], _memory(stage, world_size, args.device_memory))
     else:
         train = load_train_config(args.config, args.overrides)
         world_size = _world_size(args.processes, train)
@@ -81,12 +79,12 @@ def run(args: argparse.Namespace) -> int:
         comments = chain(first, _memory(train, world_size, args.device_memory))
     for line in comments:
         print(f"# {line}")
-    for warning in (*warnings, *check_data(sft if supervised else train, all_here=False)):
+    for warning in (*warnings, *check_data(train if stage is None else stage, all_here=False)):
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
-def _world_size(processes: int | None, config: TrainConfig | SftConfig) -> int:
+def _world_size(processes: int | None, config: TrainConfig | StageConfig) -> int:
     return config.launch.nodes * config.launch.processes_per_node if processes is None else processes
 
 
@@ -109,7 +107,7 @@ def _batch(config: TrainConfig) -> str:
     )
 
 
-def _memory(config: TrainConfig | SftConfig, world_size: int, option: str | None) -> Iterator[str]:
+def _memory(config: TrainConfig | StageConfig, world_size: int, option: str | None) -> Iterator[str]:
     """The memory lines: every model, then every phase. Raises InputError, after them, where it does not fit."""
     device = device_of(config, option)
     families = read_families(config)

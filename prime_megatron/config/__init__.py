@@ -13,6 +13,7 @@ from prime_megatron.config.algorithm import (
     PolicyAlgorithm,
     PrmAlgorithm,
     PrmLossKind,
+    PrmObjective,
     PrmReference,
     RewardNorm,
     UpdateOrder,
@@ -26,6 +27,7 @@ from prime_megatron.config.model import (
     ParallelConfig,
     TrainedModel,
 )
+from prime_megatron.config.prm_run import PrmConfig, PrmData, ScoreConfig
 from prime_megatron.config.rollout import (
     DataConfig,
     EvalConfig,
@@ -34,12 +36,21 @@ from prime_megatron.config.rollout import (
     SamplingConfig,
     VerifyConfig,
 )
-from prime_megatron.config.run import CheckpointConfig, LaunchConfig, LogConfig, SftConfig, TrainConfig, TrainLogConfig
+from prime_megatron.config.run import (
+    CheckpointConfig,
+    LaunchConfig,
+    LogConfig,
+    SftConfig,
+    StageConfig,
+    TrainConfig,
+    TrainLogConfig,
+)
 
 __all__ = [
-    "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "DataConfig", "Estimator", "EvalConfig", "FilterConfig",
-    "Granularity", "ImportanceLevel", "ImportanceMode", "KlEstimator", "KlPlace", "LaunchConfig", "LeaveOneOut",
-    "LogConfig", "LossAggregation", "ModelsConfig", "Offload", "OptimizerConfig", "PackingConfig", "ParallelConfig",
-    "PolicyAlgorithm", "PrmAlgorithm", "PrmLossKind", "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig",
-    "SftConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+    "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "DataConfig", "Estimator", "EvalConfig",
+    "FilterConfig", "Granularity", "ImportanceLevel", "ImportanceMode", "KlEstimator", "KlPlace",
+    "LaunchConfig", "LeaveOneOut", "LogConfig", "LossAggregation", "ModelsConfig", "Offload", "OptimizerConfig",
+    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmConfig", "PrmData", "PrmLossKind",
+    "PrmObjective", "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig", "ScoreConfig", "SftConfig",
+    "StageConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

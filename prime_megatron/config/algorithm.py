@@ -137,13 +137,11 @@ class ImportanceMode(StrEnum):
     """What lies outside [importance_floor, importance_cap] leaves the loss and its mean; the rest weighs 1."""
 
 
-class PrmAlgorithm(Section):
-    """The implicit PRM: its reward and its loss (section 3 of the paper)."""
+class PrmObjective(Section):
+    """What the implicit PRM learns."""
 
     beta: PositiveFloat = 0.05
     """Reward coefficient: r = beta * log(prm / ref)."""
-    update: UpdateOrder = UpdateOrder.after
-    """When the PRM learns against when it scores."""
     loss: PrmLossKind = PrmLossKind.ce
     """What the PRM learns from the outcome."""
     passes: PositiveInt = 1
@@ -151,6 +149,13 @@ class PrmAlgorithm(Section):
     scores are those of the first pass, so that no response is scored by a PRM that has learnt from its outcome."""
     bon_n: PositiveInt = 4
     """n of the best-of-n losses."""
+
+
+class PrmAlgorithm(PrmObjective):
+    """The implicit PRM: its reward and its loss (section 3 of the paper)."""
+
+    update: UpdateOrder = UpdateOrder.after
+    """When the PRM learns against when it scores."""
     reference: PrmReference = PrmReference.freeze
     """The denominator of the implicit reward."""
     granularity: Granularity = Granularity.token

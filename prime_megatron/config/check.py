@@ -8,12 +8,12 @@ from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
 from prime_megatron.config.roles import needs_prm, policy_folder_of
-from prime_megatron.config.run import SftConfig, TrainConfig
-from prime_megatron.config.schedule import check_optimizer, warn_schedule
+from prime_megatron.config.run import TrainConfig
+from prime_megatron.config.schedule import check_optimizer
 from prime_megatron.config.warn import WARNINGS
 from prime_megatron.errors import InputError
 
-__all__ = ["check_parallel", "check_sft_config", "check_train_config", "needs_prm", "policy_folder_of"]
+__all__ = ["check_parallel", "check_train_config", "needs_prm", "policy_folder_of"]
 
 
 def check_train_config(
@@ -35,6 +35,7 @@ def check_train_config(
     world_size = _world_size(config, world_size)
     data_size = check_parallel(config.parallel, world_size, backend)
     _check_run(config)
+    _check_held_out_prm(config)
     _check_rollout(config, world_size)
     _check_verify(config)
     check_algorithm(config)
@@ -43,19 +44,7 @@ def check_train_config(
     return tuple(line for warn in WARNINGS for line in warn(config, data_size))
 
 
-def check_sft_config(
-    config: SftConfig, world_size: int | None = None, backend: Backend | None = None
-) -> tuple[str, ...]:
-    """Check a supervised config as a whole; arguments, return and errors as `check_train_config`."""
-    data_size = check_parallel(config.parallel, _world_size(config, world_size), backend)
-    check_optimizer("optimizer", config.optimizer)
-    warnings = warn_schedule("optimizer", config.optimizer, config.run.steps)
-    if config.batch_size < data_size:
-        warnings.append(f"batch_size {config.batch_size} is below the {data_size} data-parallel ranks: some stay idle")
-    return tuple(warnings)
-
-
-def _world_size(config: TrainConfig | SftConfig, world_size: int | None) -> int:
+def _world_size(config: TrainConfig, world_size: int | None) -> int:
     return config.launch.nodes * config.launch.processes_per_node if world_size is None else world_size
 
 
@@ -67,6 +56,13 @@ def _check_run(config: TrainConfig) -> None:
         raise InputError("eval.every: there is nothing to evaluate on; set data.eval or eval.suite, or eval.every to 0")
     if config.eval.suite is None and config.eval.suite_data is not None:
         raise InputError("eval.suite_data: is read by eval.suite only; set eval.suite, or leave eval.suite_data out")
+
+
+def _check_held_out_prm(config: TrainConfig) -> None:
+    if config.eval.prm_every and not config.eval.prm_rows:
+        raise InputError("eval.prm_every: there is nothing to measure on; set eval.prm_rows, or eval.prm_every to 0")
+    if config.eval.prm_rows and not needs_prm(config):
+        raise InputError("eval.prm_rows: this run has no PRM (advantage.process_weight 0); leave them out")
 
 
 def _check_rollout(config: TrainConfig, world_size: int) -> None:

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ValidationError
 from prime_megatron.config.absent import settle_none, takes_text
 from prime_megatron.config.explain import default_values, dotted, explain, is_section, unknown_override
 from prime_megatron.config.presets import PRESETS
-from prime_megatron.config.run import SftConfig, TrainConfig
+from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
+from prime_megatron.config.run import SftConfig, StageConfig, TrainConfig
 from prime_megatron.config.strict_yaml import KeyPath, dump, parse_file, parse_value
 from prime_megatron.errors import InputError
 
@@ -59,6 +60,31 @@ def load_sft_config(path: str, overrides: list[str]) -> SftConfig:
     return _validate(_read(path, overrides, SftConfig), {}, path, SftConfig)
 
 
+def load_prm_config(path: str, overrides: list[str]) -> PrmConfig:
+    """Read a config of the PRM alone; arguments and errors as `load_train_config`."""
+    given = _read(path, overrides, PrmConfig)
+    if "prm" not in given.value:
+        raise InputError(f"{path}: the section prm is missing (beta, loss); write `prm: {{}}` for its defaults")
+    return _validate(given, {}, path, PrmConfig)
+
+
+def load_stage_config(path: str, overrides: list[str]) -> StageConfig | None:
+    """Read a config of one model on rows, of either kind; None where the file is a training config.
+
+    Such a config has `model` where a training config has `models`; the PRM's has a section `prm`, a supervised one has
+    none.
+    """
+    keys = parse_file(path).value
+    if "model" not in keys:
+        return None
+    return load_prm_config(path, overrides) if "prm" in keys else load_sft_config(path, overrides)
+
+
+def load_score_config(overrides: list[str]) -> ScoreConfig:
+    """The settings of a scoring verb, from its command line alone; errors as `load_train_config`."""
+    return _validate(_lay(_Merged(), overrides, ScoreConfig), {}, "the command line", ScoreConfig)
+
+
 def to_dict(config: BaseModel) -> dict[str, Any]:
     """The config as JSON-ready values, every default filled in."""
     return config.model_dump(mode="json")
@@ -74,6 +100,11 @@ def _read(path: str, overrides: list[str], model: type[BaseModel]) -> _Merged:
     merged = _Merged()
     origin = {key: f"{path}:{line}" for key, line in document.lines.items()}
     _merge(merged, document.value, origin, path)
+    return _lay(merged, overrides, model)
+
+
+def _lay(merged: _Merged, overrides: list[str], model: type[BaseModel]) -> _Merged:
+    """The overrides over what is there."""
     for text in overrides:
         key, equals, value = text.partition("=")
         name = f"override {text!r}"

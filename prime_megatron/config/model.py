@@ -74,7 +74,7 @@ class Offload(StrEnum):
     """Every model while the engine starts and generates; in training all are on the device."""
 
 
-class ParallelConfig(Section):
+class LayoutConfig(Section):
     """How every role is laid out over the processes: data = processes / (tensor x pipeline x context)."""
 
     tensor: PositiveInt = 1
@@ -93,6 +93,13 @@ class ParallelConfig(Section):
     """Tensor-parallel size inside experts; none: 1."""
     sequence: bool = False
     """Megatron's sequence parallelism: norms and residuals split over the tensor-parallel ranks."""
+    timeout_s: Seconds = 600.0
+    """Longest wait in any collective."""
+
+
+class ParallelConfig(LayoutConfig):
+    """The layout, and what of training goes with it: data = processes / (tensor x pipeline x context)."""
+
     distributed_optimizer: Fixed[bool] = True
     """Shard optimizer state over the data-parallel ranks. Checkpoints hold the two kinds of state in two forms."""
     overlap_grad_reduce: bool = False
@@ -101,8 +108,6 @@ class ParallelConfig(Section):
     """Overlap the parameter gather with the next forward (distributed optimizer only)."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation recomputation in the backward."""
-    timeout_s: Seconds = 600.0
-    """Longest wait in any collective."""
 
 
 class TrainParallelConfig(ParallelConfig):

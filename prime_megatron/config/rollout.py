@@ -195,3 +195,7 @@ class EvalConfig(Section):
     """Samples per prompt of data.eval for pass@k, beside the greedy answer; 0: greedy only."""
     max_prompts: PositiveInt | None = None
     """Evaluate on the first n prompts of data.eval; none: all."""
+    prm_rows: tuple[UserPath, ...] = Field(default=())
+    """Files with labelled responses (docs/prm.md) on which the PRM's accuracy is measured; not read without a PRM."""
+    prm_every: NonNegativeInt = 0
+    """Steps between measurements on eval.prm_rows, after the step's update of the PRM; 0: after the last step only."""

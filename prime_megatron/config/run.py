@@ -88,7 +88,7 @@ class CheckpointConfig(Section):
     save_final: bool = True
     """Save when the run ends."""
     export_final: bool = True
-    """Export policy and PRM as HF folders when the run ends."""
+    """Export policy and PRM as HF folders, each with a model card, when the run ends."""
     signal: Literal["USR1", "USR2"] = "USR1"
     """Signal, besides TERM, that asks for a save and exit code 85; srun hands on no other without ending the run."""
     grace_s: Seconds = 120.0
@@ -146,8 +146,8 @@ class SftData(ChatSection):
     """Longer rows are skipped and counted."""
 
 
-class SftConfig(Section):
-    """Supervised warm-up: `prime-megatron sft CONFIG.yaml`. A resumed run may change what is marked `Free`."""
+class StageConfig(Section):
+    """A run that trains one model on rows: what its kinds (`SftConfig`, `PrmConfig`) share."""
 
     run: RunSection
     """The run itself; steps counts optimizer steps."""
@@ -158,10 +158,10 @@ class SftConfig(Section):
     trust_remote_code: Free[bool] = False
     """Let transformers run code from the model folder (tokenizer and config only)."""
     data: SftData
-    """Supervised rows."""
-    batch_size: PositiveInt = 96
+    """Rows."""
+    batch_size: PositiveInt
     """Rows per optimizer step over all ranks."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, schedule="cosine")
+    optimizer: OptimizerConfig
     """Its optimizer."""
     parallel: Free[ParallelConfig] = ParallelConfig()
     """Layout."""
@@ -173,3 +173,14 @@ class SftConfig(Section):
     """Saving and stopping; export_final writes the model to <output_dir>/model."""
     launch: Free[LaunchConfig] = LaunchConfig()
     """Processes to start."""
+
+
+class SftConfig(StageConfig):
+    """Supervised warm-up: `prime-megatron sft CONFIG.yaml`. A resumed run may change what is marked `Free`."""
+
+    data: SftData
+    """Supervised rows."""
+    batch_size: PositiveInt = 96
+    """Rows per optimizer step over all ranks."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, schedule="cosine")
+    """Its optimizer."""

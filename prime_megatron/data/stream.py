@@ -7,14 +7,22 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from prime_megatron.data.rows import PromptRow, SftRow
 from prime_megatron.data.tokenizer import OpenThought, Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.types import Group, Prompt, Sample
 
-Row = TypeVar("Row", PromptRow, SftRow)
+
+class Row(Protocol):
+    """What a stream is made from; its origin is "file, row n"."""
+
+    @property
+    def origin(self) -> str: ...
+
+
+RowType = TypeVar("RowType", bound=Row)
 Item = TypeVar("Item")
 
 
@@ -29,14 +37,15 @@ class Skip(StrEnum):
     """The answer would be learned inside a thought that the prompt opens and the answer does not close."""
 
 
-class RowStream(Generic[Row, Item]):
+class RowStream(Generic[RowType, Item]):
     """Endless stream of items made from rows; rows that `encode` gives a Skip for are left out."""
 
     def __init__(
         self,
-        rows: Sequence[Row],
-        encode: Callable[[Row, str, int], Item | Skip],
+        rows: Sequence[RowType],
+        encode: Callable[[RowType, str, int], Item | Skip],
         *,
+        content: Callable[[RowType], object],
         seed: int,
         shuffle: bool,
         limit: str,
@@ -45,13 +54,13 @@ class RowStream(Generic[Row, Item]):
         Args:
             rows: all rows, in file order.
             encode: (row, uid, draw) to an item, or why it is none.
+            content: what tells a row from another, by its repr.
             seed: of the order.
             shuffle: a new order every epoch; false: file order.
             limit: the key of the longest row, with its value, as "data.max_tokens 60".
         """
         assert rows
-        self._rows: Sequence[Row] = rows
-        self._encode: Callable[[Row, str, int], Item | Skip] = encode
+        self._rows, self._encode, self._content = rows, encode, content
         self._seed = seed
         self._shuffle = shuffle
         self._limit = limit
@@ -156,8 +165,7 @@ class RowStream(Generic[Row, Item]):
         if self._digest is None:
             sha = hashlib.sha256()
             for row in self._rows:
-                truths = row.truths if isinstance(row, PromptRow) else ()
-                sha.update(repr((row.messages, row.tools, truths)).encode())
+                sha.update(repr(self._content(row)).encode())
             self._digest = sha.hexdigest()
         return self._digest
 
@@ -173,7 +181,7 @@ def why_skipped(counts: Mapping[Skip, int], limit: str) -> str:
     return ", ".join(f"{counts[skip]} {said[skip]}" for skip in Skip if counts.get(skip))
 
 
-def check_usable(rows: Iterable[Row], encode: Callable[[Row], Item | Skip], limit: str) -> None:
+def check_usable(rows: Iterable[RowType], encode: Callable[[RowType], Item | Skip], limit: str) -> None:
     """Read rows up to the first that is not skipped. Raises InputError where there is none."""
     counts: Counter[Skip] = Counter()
     for row in rows:
@@ -202,6 +210,7 @@ class PromptStream(RowStream[PromptRow, Prompt]):
         super().__init__(
             rows,
             lambda row, uid, draw: encode_prompt(row, tokenizer, uid, draw, max_prompt_tokens),
+            content=lambda row: (row.messages, row.tools, row.truths),
             seed=seed,
             shuffle=shuffle,
             limit=f"data.max_prompt_tokens {max_prompt_tokens}",
@@ -217,6 +226,7 @@ class SftStream(RowStream[SftRow, Group]):
         super().__init__(
             rows,
             lambda row, uid, draw: encode_sft(row, tokenizer, uid, draw, max_tokens),
+            content=lambda row: (row.messages, row.tools, ()),
             seed=seed,
             shuffle=shuffle,
             limit=f"data.max_tokens {max_tokens}",

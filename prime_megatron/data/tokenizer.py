@@ -67,6 +67,17 @@ class Tokenizer:
         """Token ids of text, nothing added; control tokens written in the text are read as such."""
         return self.hf.encode(text, add_special_tokens=False)
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[int]]:
+        """(token ids, where in the text each token begins, in characters) of plain text.
+
+        Raises:
+            InputError: a slow tokenizer, which does not say where its tokens are.
+        """
+        if not self.hf.is_fast:
+            raise InputError(f"{self.folder}: steps need a tokenizer.json, which says where in the text a token is")
+        encoded = self.hf(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids, spaces as they are; special tokens left out are also those that end a response."""
         ids = list(token_ids)

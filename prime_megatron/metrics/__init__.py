@@ -18,12 +18,12 @@ from prime_megatron.metrics.samples import (
     rejected_rows,
     sample_rows,
 )
-from prime_megatron.metrics.sinks import SFT_COLUMNS, TRAIN_COLUMNS, Column
+from prime_megatron.metrics.sinks import PRM_COLUMNS, SFT_COLUMNS, TRAIN_COLUMNS, Column
 from prime_megatron.metrics.summary import Summary, print_summary, write_summary
 
 __all__ = [
-    "SFT_COLUMNS", "TRAIN_COLUMNS", "Clock", "Column", "Credit", "MetricsLog", "SampleRow", "SamplesLog", "StepTimes",
-    "Summary", "credits_of", "held_out_rows", "measure_peak_flops", "model_flops", "open_metrics_log",
+    "PRM_COLUMNS", "SFT_COLUMNS", "TRAIN_COLUMNS", "Clock", "Column", "Credit", "MetricsLog", "SampleRow", "SamplesLog",
+    "StepTimes", "Summary", "credits_of", "held_out_rows", "measure_peak_flops", "model_flops", "open_metrics_log",
     "open_samples_log", "print_summary", "read_jsonl", "rejected_rows", "sample_rows", "truncate_jsonl",
     "write_summary",
 ]  # fmt: skip

@@ -102,6 +102,17 @@ SFT_COLUMNS = (
 )
 """The progress line of `prime-megatron sft`."""
 
+PRM_COLUMNS = (
+    Column("prm/accuracy", "PRM acc", ".3f"),
+    Column("prm/pair_accuracy", "pairs", ".3f"),
+    Column("eval/prm_accuracy", "held-out acc", ".3f"),
+    Column("eval/prm_pair_accuracy", "held-out pairs", ".3f"),
+    Column("prm/loss", "loss", ".4f"),
+    Column("speed/tokens_per_s", "tok/s", ",.0f"),
+    Column("time/step_s", "s", ".1f"),
+)
+"""The progress line of `prime-megatron prm`."""
+
 
 BREAKDOWN = (
     ("rollout/outcome", "outcome"),

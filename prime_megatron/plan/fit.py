@@ -8,13 +8,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.config import Offload, SftConfig, TrainConfig
-from prime_megatron.config.check import check_sft_config, check_train_config
+from prime_megatron.config import Offload, StageConfig, TrainConfig
+from prime_megatron.config.check import check_train_config
+from prime_megatron.config.check_stage import check_stage_config, stage_folders
 from prime_megatron.config.sizes import EXPECTED, parse_size
 from prime_megatron.errors import InputError
 from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.read import read_config
-from prime_megatron.plan.memory import MemoryPlan, plan_memory, plan_sft_memory
+from prime_megatron.plan.memory import MemoryPlan, plan_memory, plan_stage_memory
 from prime_megatron.step.plan import plan_step
 
 GIB = 2**30
@@ -41,7 +42,7 @@ class Device:
         return USABLE * (self.total - CONTEXT_BYTES)
 
 
-def device_of(config: TrainConfig | SftConfig, option: str | None) -> Device | None:
+def device_of(config: TrainConfig | StageConfig, option: str | None) -> Device | None:
     """The GPU that a run is planned for: the option's, else launch.device_memory; None: neither is given.
 
     Raises:
@@ -59,15 +60,15 @@ def device_of(config: TrainConfig | SftConfig, option: str | None) -> Device | N
     return Device("launch.device_memory", total)
 
 
-def read_families(config: TrainConfig | SftConfig) -> Mapping[str, FamilyConfig] | str:
+def read_families(config: TrainConfig | StageConfig) -> Mapping[str, FamilyConfig] | str:
     """What the run's models are, by folder; a folder that is not there as text.
 
     Raises:
         InputError: a config.json that cannot be read.
     """
     folders = (
-        {config.model: False}
-        if isinstance(config, SftConfig)
+        dict.fromkeys(stage_folders(config), False)
+        if isinstance(config, StageConfig)
         else {model.folder: model.role == "critic" for model in plan_step(config).models}
     )
     for folder in folders:
@@ -77,15 +78,15 @@ def read_families(config: TrainConfig | SftConfig) -> Mapping[str, FamilyConfig]
 
 
 def plan_for(
-    config: TrainConfig | SftConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device | None
+    config: TrainConfig | StageConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device | None
 ) -> MemoryPlan:
     """The memory plan of either kind of run; errors as `plan_memory`."""
-    if isinstance(config, SftConfig):
-        return plan_sft_memory(config, families[config.model], world_size)
+    if isinstance(config, StageConfig):
+        return plan_stage_memory(config, families, world_size)
     return plan_memory(config, families, world_size, None if device is None else float(device.total))
 
 
-def check_memory(config: TrainConfig | SftConfig) -> None:
+def check_memory(config: TrainConfig | StageConfig) -> None:
     """Refuse a run that does not fit launch.device_memory; passes where that is not given, or a folder is not there.
 
     Raises:
@@ -100,7 +101,7 @@ def check_memory(config: TrainConfig | SftConfig) -> None:
 
 
 def check_fit(
-    config: TrainConfig | SftConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device
+    config: TrainConfig | StageConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device
 ) -> None:
     """Raise InputError, in one line that says what to change, where the run does not fit the device."""
     problem = _problem(plan_for(config, families, world_size, device), device, config)
@@ -111,7 +112,7 @@ def check_fit(
     raise InputError(f"{device.key}: {problem}; {remedy}")
 
 
-def _problem(plan: MemoryPlan, device: Device, config: TrainConfig | SftConfig) -> str | None:
+def _problem(plan: MemoryPlan, device: Device, config: TrainConfig | StageConfig) -> str | None:
     peak, engine = plan.peak, plan.engine
     if peak.total > device.usable:
         return (
@@ -133,7 +134,7 @@ def _problem(plan: MemoryPlan, device: Device, config: TrainConfig | SftConfig) 
 
 
 def _advice(
-    config: TrainConfig | SftConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device
+    config: TrainConfig | StageConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device
 ) -> list[str]:
     """The first change of one key that makes the run fit, else of few keys: kind after kind is taken at its strongest,
     and what turns out not to be needed is left out again. Empty: nothing helps."""
@@ -157,7 +158,7 @@ def _advice(
     return []
 
 
-def _ladder(config: TrainConfig | SftConfig) -> list[list[tuple[str, Any]]]:
+def _ladder(config: TrainConfig | StageConfig) -> list[list[tuple[str, Any]]]:
     """Changes that save memory, a list a kind, the cheapest kind and the smallest step first."""
     parallel, tokens = config.parallel, config.packing.max_tokens or 2**16
     modes = ["none", "selective", "full"]
@@ -168,7 +169,7 @@ def _ladder(config: TrainConfig | SftConfig) -> list[list[tuple[str, Any]]]:
         [("parallel.expert", parallel.expert * factor) for factor in (2, 4, 8)],
         [("parallel.pipeline", parallel.pipeline * factor) for factor in (2, 4, 8)],
     ]
-    if isinstance(config, SftConfig):
+    if isinstance(config, StageConfig):
         return kinds
     offload = [("parallel.offload", Offload.generation)] if config.parallel.offload is Offload.none else []
     name = config.rollout.engine
@@ -178,8 +179,8 @@ def _ladder(config: TrainConfig | SftConfig) -> list[list[tuple[str, Any]]]:
 
 
 def _changed(
-    config: TrainConfig | SftConfig, changes: Mapping[str, Any], world_size: int
-) -> TrainConfig | SftConfig | None:
+    config: TrainConfig | StageConfig, changes: Mapping[str, Any], world_size: int
+) -> TrainConfig | StageConfig | None:
     """The config with these keys changed; None where it could not run."""
     changed: Any = config
     for key, value in changes.items():
@@ -187,8 +188,8 @@ def _changed(
     if changed.parallel.tensor > max(changed.launch.processes_per_node, config.parallel.tensor):
         return None  # tensor parallelism over nodes is no advice
     try:
-        if isinstance(changed, SftConfig):
-            check_sft_config(changed, world_size)
+        if isinstance(changed, StageConfig):
+            check_stage_config(changed, world_size)
         else:
             check_train_config(changed, world_size)
     except InputError:
@@ -202,7 +203,7 @@ def _with(section: Any, path: list[str], value: Any) -> Any:
 
 
 def _fits(
-    config: TrainConfig | SftConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device
+    config: TrainConfig | StageConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device
 ) -> bool:
     try:
         return _problem(plan_for(config, families, world_size, device), device, config) is None

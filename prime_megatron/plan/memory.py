@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from prime_megatron.config import Offload, PackingConfig, SftConfig, TrainConfig
+from prime_megatron.config import Offload, PackingConfig, PrmConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
+from prime_megatron.config.check_stage import stage_folders
 from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.count import RankParameters, num_parameters, rank_parameters
 from prime_megatron.families.megatron_layout import check_layout
@@ -63,7 +64,7 @@ class MemoryPlan:
 
     roles: tuple[PlannedRole, ...]
     engine: EngineMemory | None
-    """None: a supervised run."""
+    """None: a run that trains one model on rows."""
     phases: tuple[Phase, ...]
 
     @property
@@ -118,26 +119,40 @@ def plan_memory(
     return MemoryPlan(roles, engine, tuple(phases))
 
 
-def plan_sft_memory(config: SftConfig, family: FamilyConfig, world_size: int) -> MemoryPlan:
-    """The phases of a supervised run; arguments and errors as `plan_memory`."""
+def plan_stage_memory(config: StageConfig, families: Mapping[str, FamilyConfig], world_size: int) -> MemoryPlan:
+    """The phases of a run that trains one model on rows; arguments and errors as `plan_memory`."""
     sizes = ParallelSizes.from_config(config.parallel, world_size)
-    check_layout(family, config.parallel, sizes)
-    num_sequences = -(-config.batch_size // sizes.data)
+    siblings = config.data.group_size if isinstance(config, PrmConfig) else 1
+    num_sequences = -(-config.batch_size // sizes.data) * siblings
     tokens, count = micro_batches(config.packing, num_sequences, config.data.max_tokens)
-    activations = Activations(
-        family, config.parallel, sizes, ITEMSIZE[config.dtype], tokens, count, EXPERT_IMBALANCE, value_head=False
-    )
-    model = Model("model", config.model, True, "learns from rows")
-    stages = tuple(
-        role_memory(params, config.parallel, sizes, config.dtype, trained=True)
-        for params in _stages(family, config, sizes, value_head=False)
-    )
-    roles = (PlannedRole(model, num_parameters(family), stages, activations),)
+
+    def planned(model: Model) -> PlannedRole:
+        family = families[model.folder]
+        check_layout(family, config.parallel, sizes)
+        activations = Activations(
+            family, config.parallel, sizes, ITEMSIZE[config.dtype], tokens, count, EXPERT_IMBALANCE, value_head=False
+        )
+        stages = tuple(
+            role_memory(params, config.parallel, sizes, config.dtype, trained=model.trained)
+            for params in _stages(family, config, sizes, value_head=False)
+        )
+        return PlannedRole(model, num_parameters(family), stages, activations)
+
+    if isinstance(config, PrmConfig):
+        learner = Model("prm", config.model, True, "learns outcomes")
+        reference = Model("reference", stage_folders(config)[-1], False, "denominator of the implicit reward")
+        roles: tuple[PlannedRole, ...] = (planned(learner), planned(reference))
+    else:
+        roles = (planned(Model("model", config.model, True, "learns from rows")),)
+
+    def score(stage: int) -> dict[str, float]:
+        return {**_resident(roles, stage), "activations": max(role.activations.scoring(stage) for role in roles)}
 
     def save(stage: int) -> dict[str, float]:
-        return {**_resident(roles, stage), "gathered tensor": 2 * _largest_tensor(family, config.dtype)}
+        return {**_resident(roles, stage), "gathered tensor": 2 * _largest_tensor(families[config.model], config.dtype)}
 
-    return MemoryPlan(roles, None, (*_updates(roles, sizes, {}), _worst("save", sizes, save)))
+    scored = [_worst("score", sizes, score)] if len(roles) > 1 else []
+    return MemoryPlan(roles, None, (*scored, *_updates(roles, sizes, {}), _worst("save", sizes, save)))
 
 
 def micro_batches(packing: PackingConfig, num_sequences: int, longest: int) -> tuple[int, int]:
@@ -169,7 +184,7 @@ def _role(config: TrainConfig, model: Model, family: FamilyConfig, sizes: Parall
 
 
 def _stages(
-    family: FamilyConfig, config: TrainConfig | SftConfig, sizes: ParallelSizes, *, value_head: bool
+    family: FamilyConfig, config: TrainConfig | StageConfig, sizes: ParallelSizes, *, value_head: bool
 ) -> list[RankParameters]:
     layers = config.parallel.pipeline_layers
     return [rank_parameters(family, sizes, stage, layers, value_head=value_head) for stage in range(sizes.pipeline)]

@@ -10,7 +10,7 @@ import torch
 
 from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints
-from prime_megatron.config import Granularity, Offload, SftConfig, TrainConfig
+from prime_megatron.config import Granularity, Offload, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
@@ -30,6 +30,7 @@ from prime_megatron.run.models import DTYPES, Roles, build_roles
 from prime_megatron.run.nonfinite import NONFINITE_FOLDER, NonFinite
 from prime_megatron.run.output_dir import check_output_dir, own_output_dir
 from prime_megatron.run.parts import Parts
+from prime_megatron.run.prm_note import reference_warning
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.transport import describe_engine
@@ -38,6 +39,7 @@ from prime_megatron.run.watchdog import STALL_FOLDER, Watchdog
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.engine_check import EngineCheck
 from prime_megatron.step.plan import plan_step
+from prime_megatron.step.prm import PrmHeldOut
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
 from prime_megatron.weights.sync import WeightSync
 
@@ -127,6 +129,13 @@ class Assembly:
             collector=collector,
             batcher=Batcher.from_config(config, self.topology, self.step_ends()),
             engine_check=EngineCheck(config, roles.policy, reduce, reporter.log.message),
+            prm_held_out=PrmHeldOut(
+                inputs.labelled,
+                Batcher(self.topology, config.packing),
+                beta=config.prm.beta,
+                reduce=reduce,
+                at_once=config.rollout.prompts_per_step,
+            ),
             reduce=reduce,
             clock=reporter.clock,
             reporter=reporter,
@@ -185,6 +194,8 @@ class Assembly:
         )
         for line in inputs.warnings:
             log.warn(line)
+        if (other := reference_warning(config)) is not None:
+            log.warn(other)
         return Reporter(
             config=config,
             topology=topology,
@@ -234,7 +245,7 @@ class Assembly:
         return self.inputs.tokenizer.step_end_table(prm.step_delimiter, self.inputs.family.vocab)
 
 
-def build_watchdog(config: TrainConfig | SftConfig, topology: Topology, stop: Stop) -> Watchdog:
+def build_watchdog(config: TrainConfig | StageConfig, topology: Topology, stop: Stop) -> Watchdog:
     """The thread that ends this process when it gets nowhere."""
     return Watchdog(
         Path(config.run.output_dir) / STALL_FOLDER,
@@ -246,7 +257,7 @@ def build_watchdog(config: TrainConfig | SftConfig, topology: Topology, stop: St
     )
 
 
-def build_nonfinite(config: TrainConfig | SftConfig, topology: Topology, warn: Callable[[str], None]) -> NonFinite:
+def build_nonfinite(config: TrainConfig | StageConfig, topology: Topology, warn: Callable[[str], None]) -> NonFinite:
     """The counter of skipped updates; one rank of every model-parallel block dumps its batch."""
     return NonFinite(
         Path(config.run.output_dir) / NONFINITE_FOLDER,

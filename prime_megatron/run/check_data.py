@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prime_megatron.config import Granularity, SftConfig, TrainConfig
+from prime_megatron.config import Granularity, PrmConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.data.files import data_files
 from prime_megatron.data.rows import PromptRow, prompt_rows, sft_rows
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prime_megatron.data.tokenizer import Tokenizer
 
 
-def check_data(config: TrainConfig | SftConfig, *, all_here: bool) -> list[str]:
+def check_data(config: TrainConfig | StageConfig, *, all_here: bool) -> list[str]:
     """Warnings about the data. Without `all_here` a data file that is missing is one of them, and a model folder or a
     tokenizer that is missing ends the check; imports torch where there is a tokenizer.
 
@@ -29,6 +29,8 @@ def check_data(config: TrainConfig | SftConfig, *, all_here: bool) -> list[str]:
         InputError: a file that cannot be read, a first row that breaks the schema or has an unknown ability, no row
             left to use, a template that refuses it, a response limit beyond the model's positions.
     """
+    if isinstance(config, PrmConfig):
+        return _check_labelled(config, all_here=all_here)
     names = {"data.train": config.data.train}
     if isinstance(config, TrainConfig):
         names["data.eval"] = config.data.eval
@@ -39,7 +41,7 @@ def check_data(config: TrainConfig | SftConfig, *, all_here: bool) -> list[str]:
         warnings += [f"{key}: {entry} is not on this machine: not checked" for entry in absent]
         files[key] = data_files([entry for entry in entries if entry not in absent])
     _check_first_rows(config, files)
-    folder = config.model if isinstance(config, SftConfig) else policy_folder_of(config)
+    folder = config.model if isinstance(config, StageConfig) else policy_folder_of(config)
     if not all_here and not (Path(folder) / "config.json").exists():
         return warnings
     if isinstance(config, TrainConfig):
@@ -55,8 +57,22 @@ def check_data(config: TrainConfig | SftConfig, *, all_here: bool) -> list[str]:
     return warnings
 
 
-def _check_first_rows(config: TrainConfig | SftConfig, files: dict[str, list[str]]) -> None:
-    if isinstance(config, SftConfig):
+def _check_labelled(config: PrmConfig, *, all_here: bool) -> list[str]:
+    """As `check_data`: every row, for one of them may lack its outcome."""
+    from prime_megatron.evaluate.responses import read_responses
+
+    warnings = []
+    for key, paths in (("data.train", config.data.train), ("data.held_out", config.data.held_out)):
+        for path in paths:
+            if all_here or Path(path).exists():
+                read_responses(path, labelled=True)
+            else:
+                warnings.append(f"{key}: {path} is not on this machine: not checked")
+    return warnings
+
+
+def _check_first_rows(config: TrainConfig | StageConfig, files: dict[str, list[str]]) -> None:
+    if isinstance(config, StageConfig):
         for file in files["data.train"]:
             next(sft_rows([file]))
         return
@@ -66,7 +82,7 @@ def _check_first_rows(config: TrainConfig | SftConfig, files: dict[str, list[str
 
 
 def _check_usable(
-    config: TrainConfig | SftConfig, folder: str, files: dict[str, list[str]], limit: int, *, all_here: bool
+    config: TrainConfig | StageConfig, folder: str, files: dict[str, list[str]], limit: int, *, all_here: bool
 ) -> None:
     """Raise InputError where the run would have no row to use; reads up to the first that it has."""
     from prime_megatron.data.chat import ChatOptions
@@ -75,10 +91,10 @@ def _check_usable(
 
     if not all_here and not any((Path(folder) / name).is_file() for name in VOCABULARY_FILES):
         return
-    trust = config.trust_remote_code if isinstance(config, SftConfig) else config.models.trust_remote_code
+    trust = config.trust_remote_code if isinstance(config, StageConfig) else config.models.trust_remote_code
     options = ChatOptions(*config.data.template_options())
     tokenizer = load_tokenizer(folder, trust_remote_code=trust, options=options)
-    if isinstance(config, SftConfig):
+    if isinstance(config, StageConfig):
         if files["data.train"]:
             rows = sft_rows(files["data.train"])
             check_usable(rows, lambda row: encode_sft(row, tokenizer, "", 0, limit), f"data.max_tokens {limit}")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from prime_megatron.config import ParallelConfig, SftConfig, TrainConfig
+from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
+from prime_megatron.config.check_stage import stage_folders
 from prime_megatron.errors import InputError
 from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.step.plan import plan_step
 
 
-def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
+def check_models(config: TrainConfig | StageConfig, world_size: int) -> None:
     """Read every model folder that is there as the run will, and compare with transformers' reading.
 
     Weights and tokenizer are looked at where the folder has them. Imports torch, which takes seconds.
@@ -21,11 +22,11 @@ def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
     Raises:
         InputError: one line with the folder, the key or the tensor.
     """
-    supervised = isinstance(config, SftConfig)
+    supervised = isinstance(config, StageConfig)
     trust = config.trust_remote_code if supervised else config.models.trust_remote_code
     for folder, value_head in _folders(config):
         if Path(folder).is_dir():
-            _check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
+            check_folder(folder, config.parallel, world_size, value_head=value_head, trust_remote_code=trust)
     policy = config.model if supervised else policy_folder_of(config)
     if Path(policy).is_dir():
         _check_template(config, policy, trust_remote_code=trust)
@@ -35,11 +36,11 @@ def check_models(config: TrainConfig | SftConfig, world_size: int) -> None:
             _check_engine(config, policy)
 
 
-def compare_models(config: TrainConfig | SftConfig) -> None:
+def compare_models(config: TrainConfig | StageConfig) -> None:
     """The comparison and the engine alone, at a run's start. Raises InputError as ``check_models``."""
     from prime_megatron.families.check import check_against_transformers
 
-    trust = config.trust_remote_code if isinstance(config, SftConfig) else config.models.trust_remote_code
+    trust = config.trust_remote_code if isinstance(config, StageConfig) else config.models.trust_remote_code
     for folder, value_head in _folders(config):
         family = read_config(folder, value_head=value_head)
         check_against_transformers(family, folder, trust_remote_code=trust)
@@ -47,16 +48,17 @@ def compare_models(config: TrainConfig | SftConfig) -> None:
         _check_engine(config, policy_folder_of(config))
 
 
-def _folders(config: TrainConfig | SftConfig) -> list[tuple[str, bool]]:
+def _folders(config: TrainConfig | StageConfig) -> list[tuple[str, bool]]:
     """(folder, whether it becomes a critic) of every model that the run has, each once."""
-    if isinstance(config, SftConfig):
-        return [(config.model, False)]
+    if isinstance(config, StageConfig):
+        return [(folder, False) for folder in stage_folders(config)]
     return list(dict.fromkeys((model.folder, model.role == "critic") for model in plan_step(config).models))
 
 
-def _check_folder(
+def check_folder(
     folder: str, parallel: ParallelConfig, world_size: int, *, value_head: bool, trust_remote_code: bool
 ) -> None:
+    """One model folder, without its weights' values. Raises InputError as `check_models`."""
     family = read_config(folder, value_head=value_head)
 
     from prime_megatron.data.tokenizer import VOCABULARY_FILES, load_tokenizer
@@ -75,7 +77,7 @@ def _check_folder(
         load_tokenizer(folder, family.vocab, trust_remote_code=trust_remote_code)
 
 
-def _check_template(config: TrainConfig | SftConfig, folder: str, *, trust_remote_code: bool) -> None:
+def _check_template(config: TrainConfig | StageConfig, folder: str, *, trust_remote_code: bool) -> None:
     """A chat goes through the template, where the folder has a tokenizer."""
     from prime_megatron.data.chat import ChatOptions
     from prime_megatron.data.messages import Message
@@ -86,7 +88,7 @@ def _check_template(config: TrainConfig | SftConfig, folder: str, *, trust_remot
     options = ChatOptions(*config.data.template_options())
     tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code, options=options)
     question = Message("user", "1 + 1 = ?")
-    if isinstance(config, SftConfig):
+    if isinstance(config, StageConfig):
         with contextlib.suppress(OpenThought):  # rows may have a thought where this one has none
             tokenizer.encode_answer((question, Message("assistant", "2")))
         return

@@ -13,6 +13,7 @@ from prime_megatron.data.rows import PromptRow, Remarks, read_prompt_rows
 from prime_megatron.data.stream import PromptStream, eval_prompts
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.errors import InputError
+from prime_megatron.evaluate.responses import Encoder, read_held_out
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.parallel.collectives import gather_all
@@ -22,7 +23,7 @@ from prime_megatron.run.context import prompt_limit
 from prime_megatron.run.suite import AskedSuite, ask_suite
 from prime_megatron.run.survey import Survey, survey
 from prime_megatron.run.truths import NUM_NAMED, Proof, problem_of, prove_truths, refusal_of
-from prime_megatron.types import Prompt
+from prime_megatron.types import Group, Prompt
 from prime_megatron.verify import Verifiers
 from prime_megatron.verify.code.check import prove_jail
 
@@ -35,6 +36,8 @@ class Inputs:
     tokenizer: Tokenizer
     prompts: PromptStream
     held_out: list[Prompt]
+    labelled: list[Group]
+    """Of eval.prm_rows."""
     suite: AskedSuite | None
     """eval.suite; None: the run has none."""
     survey: Survey
@@ -101,7 +104,9 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers, topology: Topology) -
         f"data.eval: {skipped} prompts over {limit} tokens are skipped" if skipped else None,
     ]
     warnings = (*(line for line in lines if line is not None), *train.warnings, *held.warnings)
-    return Inputs(family, tokenizer, prompts, held_out, suite, found, train.num_left_out, warnings)
+    longest = limit + config.rollout.sampling.max_response_tokens
+    labelled = read_held_out(config.eval.prm_rows, Encoder(tokenizer, family.vocab, longest, step_end_table_V=None))
+    return Inputs(family, tokenizer, prompts, held_out, labelled, suite, found, train.num_left_out, warnings)
 
 
 def _usable_rows(paths: Sequence[str], config: DataConfig, verifiers: Verifiers) -> _Rows:

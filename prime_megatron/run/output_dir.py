@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config import StageConfig, TrainConfig
 from prime_megatron.config.strict_json import parse_json, read_bytes
 from prime_megatron.errors import InputError
 from prime_megatron.run.lock import LOCK_FILE, check_owner, owned
@@ -21,7 +21,7 @@ DONE_FILE = ".prime-megatron-done"
 MAX_DONE_BYTES = 4096
 
 
-def mark_done(config: TrainConfig | SftConfig) -> None:
+def mark_done(config: TrainConfig | StageConfig) -> None:
     """Note that the run has done all its steps; an attempt that resumes it then has nothing to do."""
     done = {"steps": config.run.steps, "exported": config.checkpoint.export_final}
     (Path(config.run.output_dir) / DONE_FILE).write_text(json.dumps(done) + "\n", encoding="utf-8")

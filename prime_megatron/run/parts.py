@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ from prime_megatron.algo.reduction import Reduction
 from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.data.stream import PromptStream
 from prime_megatron.metrics import Clock
+from prime_megatron.parallel.collectives import agree_on
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.collect import Collector, ReplayCollector
 from prime_megatron.rollout.engine import Engine
 from prime_megatron.run.colocation import Colocation
+from prime_megatron.run.model_card import train_card, write_card
 from prime_megatron.run.models import Roles
 from prime_megatron.run.nonfinite import NonFinite
 from prime_megatron.run.reporter import Reporter
@@ -25,6 +28,7 @@ from prime_megatron.run.stop import Stop
 from prime_megatron.run.watchdog import Watchdog
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.engine_check import EngineCheck
+from prime_megatron.step.prm import PrmHeldOut
 from prime_megatron.verify import Verifiers
 
 
@@ -43,6 +47,7 @@ class Parts:
     collector: Collector | ReplayCollector
     batcher: Batcher
     engine_check: EngineCheck
+    prm_held_out: PrmHeldOut
     reduce: Reduction
     clock: Clock
     reporter: Reporter
@@ -52,7 +57,8 @@ class Parts:
     checkpoints: Checkpoints
 
     def save_models(self) -> None:
-        """Export policy and PRM as HF folders below the output folder. Collective."""
+        """Export policy and PRM as HF folders with their cards below the output folder. Collective."""
+        reporter = self.reporter
         for role in (self.roles.policy, self.roles.prm):
             if role is not None and self.export_to is not None:
                 folder = self.export_to / role.name
@@ -60,6 +66,8 @@ class Parts:
                     shutil.rmtree(folder)  # of an attempt that ended while it exported
                 dist.barrier()
                 role.export(folder)
+                card = functools.partial(train_card, reporter.config, role.name, reporter.progress.evaluated)
+                agree_on(lambda folder=folder, card=card: write_card(folder, card()))
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

@@ -15,6 +15,8 @@ class Progress:
 
     accuracy_before: float | None = None
     accuracy_after: float | None = None
+    evaluated: dict[str, float] = field(default_factory=dict)
+    """The last evaluation, by metric, for the models' cards."""
     prm_accuracies: list[float] = field(default_factory=list)
     """Of the last PRM_WINDOW steps, each before the step's update."""
     num_tokens: int = 0

@@ -157,6 +157,7 @@ class Reporter:
             figures |= evaluation.figures
             self._write_held_out(index, evaluation)
             self.progress.owe(figures, self.samples.num_bytes, evaluated=True)
+        self.progress.evaluated |= {name: value for name, value in figures.items() if name.startswith("eval/")}
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
         figures["engine/restarts"] = self.progress.num_restarts
         figures |= (memory := self.memory())

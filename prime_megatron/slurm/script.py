@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config import StageConfig, TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.slurm.duration import seconds_of
 
@@ -25,7 +25,7 @@ class Job:
     """What the job script is made of besides the config."""
 
     verb: str
-    """"train" or "sft"."""
+    """The run's: train, sft or prm."""
     config_path: str
     """The config that the run reads."""
     python: str
@@ -45,7 +45,7 @@ class Job:
     container_mounts: str
 
 
-def render(config: TrainConfig | SftConfig, job: Job) -> str:
+def render(config: TrainConfig | StageConfig, job: Job) -> str:
     """The job script.
 
     Raises:
@@ -56,7 +56,7 @@ def render(config: TrainConfig | SftConfig, job: Job) -> str:
     return "\n".join(parts)
 
 
-def _directives(config: TrainConfig | SftConfig, job: Job) -> list[str]:
+def _directives(config: TrainConfig | StageConfig, job: Job) -> list[str]:
     gpus = gpus_per_node(config, job.gpus)
     name = safe_name(config.run.name)
     options: dict[str, str | None] = {
@@ -95,7 +95,7 @@ def _instead(option: str) -> str:
     }[option]
 
 
-def _settings(config: TrainConfig | SftConfig, job: Job) -> list[str]:
+def _settings(config: TrainConfig | StageConfig, job: Job) -> list[str]:
     gpus = gpus_per_node(config, job.gpus)
     values = {
         "NODES": config.launch.nodes,
@@ -114,7 +114,7 @@ def _settings(config: TrainConfig | SftConfig, job: Job) -> list[str]:
     return [*lines, f'COMMAND=("$PYTHON" {command})', "setup() {", *(job.setup.strip() or ":").splitlines(), "}"]
 
 
-def _warning_s(config: TrainConfig | SftConfig, job: Job) -> int:
+def _warning_s(config: TrainConfig | StageConfig, job: Job) -> int:
     grace_s = config.checkpoint.grace_s
     warning_s = max(MIN_WARNING_S, round(grace_s + SAVE_S)) if job.warning_s is None else job.warning_s
     if not grace_s < warning_s <= MAX_WARNING_S:
@@ -133,7 +133,7 @@ def _warning_s(config: TrainConfig | SftConfig, job: Job) -> int:
     return warning_s
 
 
-def gpus_per_node(config: TrainConfig | SftConfig, asked: str | None) -> str:
+def gpus_per_node(config: TrainConfig | StageConfig, asked: str | None) -> str:
     """[TYPE:]N, with "0" for none.
 
     Raises:

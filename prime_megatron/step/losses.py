@@ -12,7 +12,7 @@ from prime_megatron.algo import losses as formulas
 from prime_megatron.algo.objectives import objective_named
 from prime_megatron.algo.prm_loss import SiblingTerms
 from prime_megatron.algo.value_loss import value_loss
-from prime_megatron.config import KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLossKind
+from prime_megatron.config import KlPlace, PolicyAlgorithm, PrmLossKind, PrmObjective
 from prime_megatron.mcore.critic import MakeValueLoss, ValueLoss
 from prime_megatron.mcore.role import MakeLoss
 from prime_megatron.step.loss_weights import LossWeights
@@ -61,7 +61,7 @@ def policy_loss(
 
 
 def prm_loss(
-    config: PrmAlgorithm, batch: RolloutBatch, ref_logprobs_T: Tensor, siblings: SiblingTerms | None
+    config: PrmObjective, batch: RolloutBatch, ref_logprobs_T: Tensor, siblings: SiblingTerms | None
 ) -> MakeLoss:
     """The implicit PRM's loss on Q = sum_t (log prm - log ref), a mean over the mini-batch's sequences of all ranks.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ class StepRecord:
     prm: TrainResult | None
     policy: TrainResult
     critic: Learning | None = None
+    prm_held_out: Mapping[str, float] = field(default_factory=dict)
+    """The PRM on labelled responses that no one learns from, when it was due."""
 
     @property
     def results(self) -> dict[str, TrainResult | Learning]:
@@ -98,6 +101,7 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     figures = _engine_figures(reduced) | finish(reduced.merged(_learned(record))) | prm_figures(reduced)
     figures |= _collected(record.collected) | _update("policy", record.policy)
     figures |= rollout_figures(record.collected, config.rollout.filter)
+    figures |= record.prm_held_out
     if scores.prm_logprobs_T is not None:
         figures["process_reward/largest_share"] = largest_share(
             record.advantages.process_rewards_T, batch.response_mask_T, reduce

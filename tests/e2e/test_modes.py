@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.prm_runs import make_labelled
 from tests.support.ranks import run_ranks
 from tests.support.runs import judge, read_lines, run, train_all
 from tests.support.toy import make_model, make_prompts, make_sft, merge, settings
@@ -57,11 +58,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[di
     run(merge(base, {"rollout": {"record": str(folder / "raw.jsonl")}}))
     replay = judge(folder / "raw.jsonl", folder / "judged.jsonl")
     base = merge(base, {"rollout": {"engine": "replay", "replay": replay}})
-    evaluated = {"data": {"eval": [prompts]}, "eval": {"samples_per_prompt": 2, "max_prompts": 4}}
+    labelled = {"eval": {"prm_rows": [make_labelled(folder / "labelled.jsonl")], "prm_every": 1}}
+    evaluated = merge({"data": {"eval": [prompts]}, "eval": {"samples_per_prompt": 2, "max_prompts": 4}}, labelled)
     # Every answer is graded in a process.
     graded = {"verify": {"custom": {"math": "examples.custom_reward.rewards:wanted_characters"}}}
     generated = {"rollout": {"engine": "embedded", "replay": None}, **evaluated, **graded}
-    modes = {**MODES, "small-prm": {"models": {"prm": {"path": small}}}, "generated": generated}
+    modes = {
+        **MODES,
+        "policy-reference": MODES["policy-reference"] | labelled,
+        "small-prm": {"models": {"prm": {"path": small}}},
+        "generated": generated,
+    }
     runs = {name: merge(merge(base, {"run": {"output_dir": str(folder / name)}}), mode) for name, mode in modes.items()}
     (codes,) = run_ranks(train_all, 1, json.dumps(list(runs.values())), timeout_s=280.0)
     assert codes == [0] * len(runs)

@@ -1,4 +1,4 @@
-"""Every config key is read by the package: traced by its full path over train, sft, slurm, plan-step and validate."""
+"""Every config key is read by the package: traced by its full path over the verbs that take a config."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import pytest
 import torch
 import yaml
 
-from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config import PrmConfig, SftConfig, TrainConfig
+from tests.support.prm_runs import prm_config
 from tests.support.ranks import run_ranks
 from tests.support.toy import make_model, make_prompts, make_sft, merge, settings
-from tests.support.tracing import leaves, recorded_reads
+from tests.support.tracing import ROOTS, leaves, recorded_reads
 
 
-def trace(folder: str, live: str, replayed: str, sft: str) -> list[str]:
+def trace(folder: str, live: str, replayed: str, sft: str, prm: str) -> list[str]:
     """On one rank: every run in turn; returns the full paths of the keys that were read."""
     from prime_megatron.cli.main import main
+    from prime_megatron.prm import train_prm_alone
     from prime_megatron.run.engines import driver_settings, engine_limits
     from prime_megatron.run.transport import describe_engine
     from prime_megatron.sft import train_sft
@@ -34,7 +36,10 @@ def trace(folder: str, live: str, replayed: str, sft: str) -> list[str]:
         for row in (*json.loads(live), *json.loads(replayed)):
             assert train(TrainConfig.model_validate(row, strict=False), resume=None, overwrite=False) == 0
         assert train_sft(SftConfig.model_validate(json.loads(sft), strict=False), resume=None, overwrite=False) == 0
-        for words in ("validate run", "plan-step run", "slurm run", "validate sft"):
+        assert train_prm_alone(PrmConfig.model_validate_json(prm), resume=None, overwrite=False) == 0
+        words = ["score", f"{folder}/straight/model", f"{folder}/held_out.jsonl", "--output", f"{folder}/scored.jsonl"]
+        assert main([*words, "dtype=float32", 'step_delimiter="\\n"']) == 0
+        for words in ("validate run", "plan-step run", "slurm run", "validate sft", "validate prm"):
             verb, name = words.split()
             assert main([verb, f"{folder}/{name}.yaml"]) == 0
         for engine in ("sglang", "vllm"):
@@ -88,9 +93,10 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(merge(base, {"launch": {"nodes": 2}})))
     (folder / "sft.yaml").write_text(yaml.safe_dump(sft))
-    ((*found,),) = run_ranks(
-        trace, 1, str(folder), json.dumps([live]), json.dumps(replayed), json.dumps(sft), timeout_s=280.0
-    )
+    prm = prm_config(folder, prm={"beta": 0.5, "loss": "bon_rm"}, eval_every=2)
+    (folder / "prm.yaml").write_text(yaml.safe_dump(prm))
+    texts = (json.dumps(value) for value in ([live], replayed, sft, prm))
+    ((*found,),) = run_ranks(trace, 1, str(folder), *texts, timeout_s=280.0)
     return set(found)
 
 
@@ -99,7 +105,7 @@ USED_UP = {"train.preset"}
 
 
 def unread(reads: set[str]) -> list[str]:
-    return sorted({*leaves(TrainConfig, "train"), *leaves(SftConfig, "sft")} - reads - USED_UP)
+    return sorted({leaf for root, name in ROOTS.items() for leaf in leaves(root, name)} - reads - USED_UP)
 
 
 def test_every_key_is_read(reads: set[str]) -> None:

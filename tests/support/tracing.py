@@ -10,12 +10,12 @@ from types import FrameType
 from typing import Any
 
 import prime_megatron
-from prime_megatron.config import SftConfig, TrainConfig
+from prime_megatron.config import PrmConfig, ScoreConfig, SftConfig, TrainConfig
 from prime_megatron.config.base import Section
 
 PACKAGE = Path(prime_megatron.__file__).parent
 CONFIG = PACKAGE / "config"
-ROOTS: dict[type, str] = {TrainConfig: "train", SftConfig: "sft"}
+ROOTS: dict[type, str] = {TrainConfig: "train", SftConfig: "sft", PrmConfig: "prm", ScoreConfig: "score"}
 
 
 def leaves(section: type[Section], path: str) -> Iterator[str]:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from prime_megatron.config import SftConfig, TrainConfig
-from prime_megatron.config.check import check_parallel, check_sft_config, check_train_config, needs_prm
+from prime_megatron.config.check import check_parallel, check_train_config, needs_prm
+from prime_megatron.config.check_stage import check_stage_config
 from prime_megatron.config.warn import warn_rare_success
 from prime_megatron.errors import InputError
 from prime_megatron.run.alarms import Alarms
@@ -318,11 +319,11 @@ def test_needs_prm(settings, expected):
 def test_sft():
     values = {"run": {"output_dir": "o", "steps": 1}, "model": "m", "data": {"train": ["a"]}, "batch_size": 2}
     config = SftConfig.model_validate_json(json.dumps(values))
-    assert check_sft_config(config, 2) == ()
-    assert "below the 4" in check_sft_config(config, 4)[0]
+    assert check_stage_config(config, 2) == ()
+    assert "below the 4" in check_stage_config(config, 4)[0]
     values["parallel"] = {"tensor": 2}
     with pytest.raises(InputError, match="does not divide the 3 processes"):
-        check_sft_config(SftConfig.model_validate_json(json.dumps(values)), 3)
+        check_stage_config(SftConfig.model_validate_json(json.dumps(values)), 3)
 
 
 def test_triton_needs_a_gpu():

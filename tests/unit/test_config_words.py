@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from prime_megatron.config import TrainConfig
-from prime_megatron.config.check import check_sft_config, check_train_config
+from prime_megatron.config.check import check_train_config
+from prime_megatron.config.check_stage import check_stage_config
 from prime_megatron.config.load import dump_yaml, load_sft_config, load_train_config
 from prime_megatron.errors import InputError
 
@@ -152,7 +153,7 @@ def test_what_a_schedule_never_comes_to_is_said(tmp_path: Path) -> None:
     (tmp_path / "sft.yaml").write_text("run: {output_dir: o, steps: 5}\nmodel: m\ndata: {train: [a.jsonl]}\n")
     for warmup, said in ((4, ""), (5, "only the last update has"), (9, "no update comes to")):
         sft = load_sft_config(str(tmp_path / "sft.yaml"), [f"optimizer.warmup_steps={warmup}"])
-        assert said in " ".join(check_sft_config(sft)) and bool(said) == bool(check_sft_config(sft))
+        assert said in " ".join(check_stage_config(sft)) and bool(said) == bool(check_stage_config(sft))
     many = ["models.policy.optimizer.warmup_steps=6", "models.policy.num_mini_batches=2", "run.steps=3"]
     warnings = check_train_config(load(tmp_path, BASE, "models.prm.optimizer.warmup_steps=7", *many))
     assert [line.partition(":")[0] for line in warnings if "warm-up" in line] == [
@@ -160,7 +161,7 @@ def test_what_a_schedule_never_comes_to_is_said(tmp_path: Path) -> None:
         "models.prm.optimizer.warmup_steps",
     ]
     with pytest.raises(InputError, match=r"optimizer\.min_lr"):
-        check_sft_config(load_sft_config(str(tmp_path / "sft.yaml"), ["optimizer.min_lr=1"]))
+        check_stage_config(load_sft_config(str(tmp_path / "sft.yaml"), ["optimizer.min_lr=1"]))
 
 
 def test_a_delimiter_of_a_backslash_is_warned_of(tmp_path: Path) -> None:

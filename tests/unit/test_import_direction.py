@@ -40,9 +40,9 @@ ALLOWED = {
     "evaluate": {"generate", "rollout", "verify", "data", "algo", "parallel"} | BASE,
 }
 ALLOWED["run"] = {part for part in ALLOWED if part != "convert"}
-ALLOWED["trainer"] = ALLOWED["sft"] = {"run"} | ALLOWED["run"]
+ALLOWED["trainer"] = ALLOWED["sft"] = ALLOWED["prm"] = {"run"} | ALLOWED["run"]
 ALLOWED["slurm"] = {"config", "errors", "checkpoint.layout", "run.lock", "run.output_dir"}
-ALLOWED["cli"] = {"slurm", "trainer", "sft", "convert"} | ALLOWED["trainer"]
+ALLOWED["cli"] = {"slurm", "trainer", "sft", "prm", "convert"} | ALLOWED["trainer"]
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = set()
 
