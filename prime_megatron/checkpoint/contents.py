@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.config.strict_json import read_json
 from prime_megatron.data.files import data_files
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import read_json
 
 Contents = dict[str, dict[str, str]]
 """Config key -> what it holds -> digest."""

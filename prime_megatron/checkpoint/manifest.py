@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from prime_megatron.checkpoint.layout import MANIFEST_FILE, MARKER_FILE
-from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import read_json
 
 FORMAT = 1
 """Of the unit on disk; another number is refused."""

@@ -25,12 +25,12 @@ from prime_megatron.checkpoint.retention import prune
 from prime_megatron.checkpoint.save import Save, Snapshot
 from prime_megatron.config import StageConfig, TrainConfig
 from prime_megatron.config.load import dump_yaml
-from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError, RunError
 from prime_megatron.mcore.checkpoint import load_role
 from prime_megatron.mcore.role import Role
 from prime_megatron.metrics import MetricsLog
 from prime_megatron.parallel.collectives import agree_on, from_rank, gather_all
+from prime_megatron.strict_json import read_json
 
 MAX_STATE_BYTES = 2**34
 """The responses of waiting groups are in it."""

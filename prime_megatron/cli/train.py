@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if is_worker():
         return _work(args)
     config = load_train_config(args.config, args.overrides)
-    for warning in check_train_config(config):
-        print(f"warning: {warning}", file=sys.stderr)
+    warnings = check_train_config(config)
     place = place_of_rank(config.launch, args.rdzv_endpoint)
     if place is not None:
         os.environ.update(place)
@@ -66,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if says_done(config, args.resume):
         return ExitCode.DONE
     check_train_inputs(config, resume=args.resume, overwrite=args.overwrite)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return start(
         worker_command("train", args),
         lambda: _work(args),

@@ -185,9 +185,9 @@ class EvalConfig(Section):
 
     every: NonNegativeInt = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
-    suite: str | None = None
+    suite: UserPath | None = None
     """Evaluate on a suite, too: a YAML file, or one of the package's (docs/evaluation.md)."""
-    suite_data: str | None = None
+    suite_data: UserPath | None = None
     """Folder of the suite's files; none: the YAML file's own."""
     suite_mode: Literal["published", "fixed"] = "fixed"
     """Which of the suite's wordings and limits."""

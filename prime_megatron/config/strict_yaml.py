@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from prime_megatron.config.strict_json import read_bytes
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import read_bytes
 
 KeyPath = tuple[str | int, ...]
 

@@ -34,14 +34,9 @@ def _warn_filter(config: TrainConfig, data_size: int) -> list[str]:
     ]
 
 
-def _warn_unsolved(config: TrainConfig, data_size: int) -> list[str]:
+def _keeps_unsolved(config: TrainConfig) -> bool:
     learns = needs_prm(config) and config.prm.update is not UpdateOrder.none
-    if config.rollout.filter.lower > 0 or not learns or config.prm.loss is not PrmLossKind.ce:
-        return []
-    return [
-        "rollout.filter.lower 0 keeps prompts that no response solves: where success is rare, prm.loss ce teaches the "
-        "PRM to lower every sampled token; set lower above 0, or prm.loss to ce_intercept"
-    ]
+    return learns and config.rollout.filter.lower == 0 and config.prm.loss is PrmLossKind.ce
 
 
 def _warn_idle_ranks(config: TrainConfig, data_size: int) -> list[str]:
@@ -91,14 +86,17 @@ def _warn_frozen(config: TrainConfig, data_size: int) -> list[str]:
 def warn_rare_success(config: TrainConfig, outcome: float) -> str | None:
     """For a step whose generated responses have this mean outcome: success is rare, and the PRM's loss cannot bear
     prompts that nothing solves. None: neither."""
-    lines = _warn_unsolved(config, 1)
-    return f"the mean outcome is {outcome:.3f}, and {lines[0]}" if lines and outcome < RARE_SUCCESS else None
+    if outcome >= RARE_SUCCESS or not _keeps_unsolved(config):
+        return None
+    return (
+        f"the mean outcome is {outcome:.3f}, and rollout.filter.lower 0 keeps prompts that no response solves: prm.loss "
+        "ce teaches the PRM to lower every sampled token of theirs; set lower above 0, or prm.loss to ce_intercept"
+    )
 
 
 WARNINGS: tuple[Callable[[TrainConfig, int], list[str]], ...] = (
     _warn_sampling,
     _warn_filter,
-    _warn_unsolved,
     _warn_idle_ranks,
     _warn_frozen,
     _warn_delimiter,

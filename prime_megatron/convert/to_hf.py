@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prime_megatron.config.strict_json import read_json
 from prime_megatron.convert.check import VALUE_HEAD_KEY, check_checkpoint
 from prime_megatron.convert.read import MegatronRows
 from prime_megatron.convert.target import (
@@ -37,6 +36,7 @@ from prime_megatron.mcore.weights import (
     file_names,
     natural_order,
 )
+from prime_megatron.strict_json import read_json
 
 
 class MegatronToHf:

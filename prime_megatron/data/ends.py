@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from prime_megatron.config.strict_json import read_json
 from prime_megatron.data.chat import ChatTemplate
 from prime_megatron.data.messages import Message
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import read_json
 
 TEMPLATE, TOKENIZER = "the chat template's end of turn", "the tokenizer's end of sequence"
 _ANSWER = "0123456789"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import IO, Any
 
-from prime_megatron.config.strict_json import parse_json
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import parse_json
 
 MAX_ROW_BYTES = 64 * 2**20
 """Of a line: programs' tests take some megabytes."""

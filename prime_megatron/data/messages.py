@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prime_megatron.config.strict_json import parse_json
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import parse_json
 
 ROLES = ("system", "user", "assistant", "tool")
 FIELDS = ("reasoning_content", "reasoning", "thinking", "tool_calls", "tool_call_id", "name")

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from prime_megatron.config.strict_json import read_json
 from prime_megatron.data.chat import DEFAULT_OPTIONS, ChatOptions, ChatTemplate
 from prime_megatron.data.ends import find_ends
 from prime_megatron.data.messages import Message
 from prime_megatron.data.thoughts import common_beginning, learned_text
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import read_json
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 Tools = Sequence[Mapping[str, Any]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prime_megatron.config.strict_json import read_json
+from prime_megatron.strict_json import read_json
 
 _WEIGHT_FILE = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack)(\.index\.json)?$")
 

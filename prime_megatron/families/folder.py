@@ -12,7 +12,6 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.fused import EMBEDDING, View, fused_views
@@ -20,6 +19,7 @@ from prime_megatron.families.megatron_layout import VALUE_HEAD, shard_map
 from prime_megatron.families.read import INDEX, OUTPUT_LAYER, SINGLE
 from prime_megatron.families.rope import inverse_frequencies
 from prime_megatron.parallel.topology import ParallelSizes
+from prime_megatron.strict_json import read_json
 
 _DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 DTYPES = {name: dtype for dtype, name in _DTYPE_NAMES.items()}

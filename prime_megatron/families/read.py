@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.config.strict_json import parse_json, read_bytes, read_json
 from prime_megatron.errors import InputError
 from prime_megatron.families import FAMILIES
 from prime_megatron.families.base import Family, FamilyConfig
 from prime_megatron.families.keys import Keys
+from prime_megatron.strict_json import parse_json, read_bytes, read_json
 
 PLAIN_DTYPES = ("F64", "F32", "BF16", "F16")
 """What safetensors calls the dtypes that weights may have."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron.config.strict_json import read_json
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.index import INDEX_FILE, read_index
+from prime_megatron.strict_json import read_json
 
 POSITION_FILE = "position.json"
 """Adam's step count and the schedule's position."""

@@ -104,7 +104,7 @@ class Collector:
         rounds = 0
         while len(kept) < config.prompts_per_step:
             if rounds == config.filter.max_rounds:
-                if kept and config.filter.on_starved == "smaller_batch":
+                if config.filter.on_starved == "smaller_batch" and kept:
                     break
                 self.on_starved(step, rejected)
                 raise RunError(starved_message(step, len(kept), rounds, tally, generated, config))

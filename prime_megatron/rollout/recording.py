@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.config.strict_json import parse_json
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import parse_json
 from prime_megatron.types import Group, Prompt, Sample
 
 _START = b'{"step": '

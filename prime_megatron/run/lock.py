@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from prime_megatron.config.strict_json import parse_json, read_bytes
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import parse_json, read_bytes
 
 LOCK_FILE = ".prime-megatron-owner"
 """Below run.output_dir."""

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prime_megatron.config import StageConfig, TrainConfig
-from prime_megatron.config.strict_json import parse_json, read_bytes
 from prime_megatron.errors import InputError
 from prime_megatron.run.lock import LOCK_FILE, check_owner, owned
 from prime_megatron.run.written import delete_written, foreign, is_written
+from prime_megatron.strict_json import parse_json, read_bytes
 
 MARKER = ".prime-megatron-run"
 """Lies in every folder that a run made; without it --overwrite deletes nothing."""

@@ -138,7 +138,7 @@ def test_the_engine_starts_on_a_device_that_the_models_have_left(
     monkeypatch.setattr(assemble, "build_engine", build)
     values = {"run": {"output_dir": "o", "steps": 1}, "models": {"policy": {"path": "m"}}, "data": {"train": ["x"]}}
     config = TrainConfig.model_validate_json(json.dumps(values | {"parallel": {"offload": offload}}))
-    inputs: Any = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_ids=(0,)))
+    inputs: Any = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_ids=(0,)), suite=None)
     roles: Any = SimpleNamespace(distinct=[Log("policy", seen), Log("prm", seen)])
     assembly = assemble.Assembly(config)
     assembly.topology, assembly.inputs, assembly.roles = cast(Any, None), inputs, roles

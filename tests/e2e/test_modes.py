@@ -13,6 +13,7 @@ import pytest
 from tests.support.prm_runs import make_labelled
 from tests.support.ranks import run_ranks
 from tests.support.runs import judge, read_lines, run, train_all
+from tests.support.suites import make_suite
 from tests.support.toy import make_model, make_prompts, make_sft, merge, settings
 from tools.reference import all_metrics
 
@@ -60,6 +61,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[di
     base = merge(base, {"rollout": {"engine": "replay", "replay": replay}})
     labelled = {"eval": {"prm_rows": [make_labelled(folder / "labelled.jsonl")], "prm_every": 1}}
     evaluated = merge({"data": {"eval": [prompts]}, "eval": {"samples_per_prompt": 2, "max_prompts": 4}}, labelled)
+    evaluated = merge(evaluated, {"eval": make_suite(folder / "suite")})
     # Every answer is graded in a process.
     graded = {"verify": {"custom": {"math": "examples.custom_reward.rewards:wanted_characters"}}}
     generated = {"rollout": {"engine": "embedded", "replay": None}, **evaluated, **graded}

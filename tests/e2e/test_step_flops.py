@@ -17,6 +17,7 @@ from prime_megatron.run.assemble import open_parts
 from prime_megatron.run.parts import Parts
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.plan import OldLogprobs
+from prime_megatron.step.prm import train_prm
 from prime_megatron.trainer import PrimeTrainer
 from prime_megatron.types import Scores
 from tests.support import flops
@@ -45,7 +46,7 @@ class Unshared(PrimeTrainer):
         for mini in batch.prm:
             scored_T += prm.logprobs(mini.micro, batch.num_local_tokens).logprobs_T
             one = dataclasses.replace(batch, prm=(mini,))
-            result = self._train_prm(one, scores)
+            result = train_prm(prm, one, scores.ref_logprobs_T, None, self.config.prm)
         return scores.with_prm(scored_T), result
 
 

@@ -14,8 +14,10 @@ import torch
 import yaml
 
 from prime_megatron.config import PrmConfig, SftConfig, TrainConfig
+from prime_megatron.errors import RunEnded
 from tests.support.prm_runs import prm_config
 from tests.support.ranks import run_ranks
+from tests.support.suites import make_suite
 from tests.support.toy import make_model, make_prompts, make_sft, merge, settings
 from tests.support.tracing import ROOTS, leaves, recorded_reads
 
@@ -33,8 +35,11 @@ def trace(folder: str, live: str, replayed: str, sft: str, prm: str) -> list[str
     torch.distributed.destroy_process_group()
     del os.environ["RANK"]
     with recorded_reads() as reads, contextlib.redirect_stdout(io.StringIO()):
-        for row in (*json.loads(live), *json.loads(replayed)):
+        *whole, starving = json.loads(live)
+        for row in (*whole, *json.loads(replayed)):
             assert train(TrainConfig.model_validate(row, strict=False), resume=None, overwrite=False) == 0
+        with pytest.raises(RunEnded):
+            train(TrainConfig.model_validate(starving, strict=False), resume=None, overwrite=False)
         assert train_sft(SftConfig.model_validate(json.loads(sft), strict=False), resume=None, overwrite=False) == 0
         assert train_prm_alone(PrmConfig.model_validate_json(prm), resume=None, overwrite=False) == 0
         words = ["score", f"{folder}/straight/model", f"{folder}/held_out.jsonl", "--output", f"{folder}/scored.jsonl"]
@@ -65,6 +70,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         {
             "rollout": {"record": str(folder / "raw.jsonl"), "oversample": 2.0, "filter": {"lower": 0.0, "upper": 1.0}},
             "log": {"tensorboard": True},
+            "eval": make_suite(folder / "suite"),
             "checkpoint": {"every": 1, "save_final": True, "export_final": True},
         },
     )
@@ -80,6 +86,8 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         },
         "plain": {"advantage": {"estimator": "grpo"}, "prm": {"use_gt": True, "loss": "bon_rm", "update": "reverse"}},
     }
+    nothing_passes = {"lower": 0.9, "upper": 0.95, "max_rounds": 1}
+    starving = merge(base, {"run": {"output_dir": str(folder / "starving")}, "rollout": {"filter": nothing_passes}})
     base_of = {name: merge(merge(base, replay), {"run": {"output_dir": str(folder / name)}}) for name in modes}
     replayed = [merge(base_of[name], mode) for name, mode in modes.items()]
     sft = {
@@ -95,7 +103,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     (folder / "sft.yaml").write_text(yaml.safe_dump(sft))
     prm = prm_config(folder, prm={"beta": 0.5, "loss": "bon_rm"}, eval_every=2)
     (folder / "prm.yaml").write_text(yaml.safe_dump(prm))
-    texts = (json.dumps(value) for value in ([live], replayed, sft, prm))
+    texts = (json.dumps(value) for value in ([live, starving], replayed, sft, prm))
     ((*found,),) = run_ranks(trace, 1, str(folder), *texts, timeout_s=280.0)
     return set(found)
 

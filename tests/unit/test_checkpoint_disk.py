@@ -169,7 +169,7 @@ def test_what_may_differ(change: dict[str, Any]) -> None:
     [
         ({"prm": {"beta": 0.1}}, "prm.beta: 0.05 -> 0.1"),
         ({"run": {"seed": 3, "output_dir": "out", "steps": 10}}, "run.seed: 0 -> 3"),
-        ({"rollout": {"filter": {"lower": 0.1}}}, "rollout.filter.lower: 0.2 -> 0.1"),
+        ({"rollout": {"samples_per_prompt": 8}}, "rollout.samples_per_prompt: 4 -> 8"),
         ({"models": {"policy": {"path": "other"}}}, "models.policy.path: 'm' -> 'other'"),
         ({"data": {"train": ["b.jsonl"]}}, "data.train: ['a.jsonl'] -> ['b.jsonl']"),
         ({"parallel": {"distributed_optimizer": False}}, "parallel.distributed_optimizer: True -> False"),

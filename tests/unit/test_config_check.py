@@ -332,19 +332,14 @@ def test_triton_needs_a_gpu():
     check_train_config(train_config('advantage.impl="triton"'))  # not known yet on a login node
 
 
-def test_prompts_that_nothing_solves_are_warned_of():
-    """Where all-wrong prompts are kept, the PRM learns, and its loss has no intercept."""
-    (line,) = check_train_config(train_config("rollout.filter.lower=0.0"))
-    assert "rollout.filter.lower 0" in line and "ce_intercept" in line
-    for other in ('prm.loss="ce_intercept"', "advantage.process_weight=0.0", "rollout.filter.lower=0.01"):
-        assert check_train_config(train_config("rollout.filter.lower=0.0", other)) == ()
-
-
 def test_a_step_of_rare_success_is_warned_of():
-    """With its mean outcome, where the config keeps prompts that nothing solves; nowhere else."""
+    """With its mean outcome, where all-wrong prompts are kept, the PRM learns, and its loss has no intercept."""
     config = train_config("rollout.filter.lower=0.0")
     line = warn_rare_success(config, 0.04)
     assert line is not None and line.startswith("the mean outcome is 0.040, and rollout.filter.lower 0")
+    assert "ce_intercept" in line
+    for other in ('prm.loss="ce_intercept"', "advantage.process_weight=0.0", "rollout.filter.lower=0.01"):
+        assert warn_rare_success(train_config("rollout.filter.lower=0.0", other), 0.04) is None
     assert warn_rare_success(config, 0.3) is None
     assert warn_rare_success(train_config(), 0.04) is None
     alarms, figures = Alarms(config), {"engine/logprob_gap_mean": 1.0, "rollout/outcome": 0.04}

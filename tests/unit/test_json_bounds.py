@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prime_megatron.config.strict_json import MAX_DEPTH, MAX_DIGITS, parse_json, read_json
 from prime_megatron.data import json_line
 from prime_megatron.data.rows import read_prompt_rows, read_sft_rows
 from prime_megatron.errors import InputError
+from prime_megatron.strict_json import MAX_DEPTH, MAX_DIGITS, parse_json, read_json
 
 PROMPT = {"prompt": [{"role": "user", "content": "1+1?"}], "ability": "math", "reward_model": {"ground_truth": "2"}}
 SFT = {"prompt": "1+1?", "response": "2"}
