@@ -89,8 +89,8 @@ def warn_rare_success(config: TrainConfig, outcome: float) -> str | None:
     if outcome >= RARE_SUCCESS or not _keeps_unsolved(config):
         return None
     return (
-        f"the mean outcome is {outcome:.3f}, and rollout.filter.lower 0 keeps prompts that no response solves: prm.loss "
-        "ce teaches the PRM to lower every sampled token of theirs; set lower above 0, or prm.loss to ce_intercept"
+        f"the mean outcome is {outcome:.3f}, and rollout.filter.lower 0 keeps prompts that no response solves: prm.loss"
+        " ce teaches the PRM to lower every sampled token of theirs; set lower above 0, or prm.loss to ce_intercept"
     )
 
 

@@ -19,12 +19,13 @@ def reporter(engine: Any, rows: list[dict[str, float]]) -> Reporter:
     log = SimpleNamespace(log=lambda step, figures: rows.append(figures))
     times = SimpleNamespace(wall_s=0.0, stage_s={}, metrics=dict)
     clock = SimpleNamespace(lap=lambda: times, total_s={}, total_wall_s=0.0, restore=lambda stage_s, wall_s: None)
-    fields = dict.fromkeys(("topology", "plan", "family", "samples", "recorder", "inputs"))
+    fields = dict.fromkeys(("topology", "plan", "family", "recorder", "inputs"))
     return Reporter(
         config=SimpleNamespace(run=SimpleNamespace(steps=1)),
         evaluator=SimpleNamespace(due=lambda index, steps: False),
         clock=clock,
         log=log,
+        samples=SimpleNamespace(num_bytes=0),
         memory=dict,
         restarts=lambda: engine.num_restarts,
         verification=lambda: None,

@@ -131,7 +131,7 @@ def test_the_engine_starts_on_a_device_that_the_models_have_left(
 ) -> None:
     seen: list[str] = []
 
-    def build(*_: object) -> Log:
+    def build(*_: object, **__: object) -> Log:
         seen.append("start")
         return Log("", seen)
 

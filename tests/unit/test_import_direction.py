@@ -29,7 +29,7 @@ ALLOWED = {
     "verify": {"types", "config", "errors"},
     "metrics": {"types", "config", "errors"},
     "kernels": {"algo", "types", "device", "errors"},
-    "families": {"parallel", "config", "errors"},
+    "families": {"parallel", "config", "strict_json", "errors"},
     "mcore": {"families", "kernels", "algo.token_loss", "parallel"} | BASE,
     "weights": {"families", "parallel"} | BASE,
     "rollout": {"weights", "families", "verify", "algo.filtering", "parallel"} | BASE,
@@ -60,7 +60,7 @@ CONFINED = {
 }
 # Pure Python on plain data: testable and readable without torch.
 WITHOUT_TORCH = (
-    "config/", "errors", "run/lock", "run/output_dir", "run/written", "run/signals", "slurm/", "plan/", "step/plan",
+    "config/", "errors", "strict_json", "run/lock", "run/output_dir", "run/written", "run/signals", "slurm/", "plan/", "step/plan",
     "families/count", "families/read", "kernels/head_chunks",
 )  # fmt: skip
 
