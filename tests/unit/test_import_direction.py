@@ -60,8 +60,8 @@ CONFINED = {
 }
 # Pure Python on plain data: testable and readable without torch.
 WITHOUT_TORCH = (
-    "config/", "errors", "strict_json", "run/lock", "run/output_dir", "run/written", "run/signals", "slurm/", "plan/", "step/plan",
-    "families/count", "families/read", "kernels/head_chunks",
+    "config/", "errors", "strict_json", "run/lock", "run/output_dir", "run/written", "run/signals", "slurm/", "plan/",
+    "step/plan", "families/count", "families/read", "kernels/head_chunks",
 )  # fmt: skip
 
 
