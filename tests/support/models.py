@@ -104,14 +104,14 @@ def start(parallel: dict[str, Any], folder: Path | str, *, ddp: Any = False, dty
 
 
 def restart() -> None:
-    """Takes down all groups but the world's, so that the same processes can be laid out anew: each has threads of its
-    own, and thousands of them are slow."""
+    """Takes down Megatron's groups, so that the same processes can be laid out anew. Each has threads of its own, and
+    thousands of them are slow; an engine's groups, not described in capitals, stay."""
     import torch.distributed as dist
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()
     for group in list(dist.distributed_c10d._world.pg_map):
-        if group is not dist.group.WORLD:
+        if group.group_desc.isupper():
             dist.destroy_process_group(group)
 
 
