@@ -92,6 +92,7 @@ def _worker(
     os.setsid()  # so that the parent can end this process together with its children
     _end_with_caller()
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), GLOO_SOCKET_IFNAME="lo")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")  # a verb within a rank asks for them
     torch.set_num_threads(1)
     try:
         torch.distributed.init_process_group(
