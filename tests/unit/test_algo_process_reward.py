@@ -26,6 +26,7 @@ configs = st.builds(
     granularity=st.sampled_from(Granularity),
     norm=st.sampled_from(RewardNorm),
     ratio_floor=st.sampled_from([0.0, 1e-6, 0.05, 0.5]),
+    softmin_temperature=st.sampled_from([None, 0.01, 0.1, 3.0]),
 )
 
 
@@ -39,6 +40,7 @@ def _expected(case: Case, config: PrmAlgorithm) -> np.ndarray:
         config.granularity.value,
         config.norm is RewardNorm.batch_norm,
         config.ratio_floor,
+        config.softmin_temperature,
     )
 
 
