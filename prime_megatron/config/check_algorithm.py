@@ -82,6 +82,11 @@ def _check_prm(config: TrainConfig) -> None:
             f"prm.passes: {config.prm.passes} passes of a PRM that does not learn (prm.update none); "
             "set passes to 1, or update to after"
         )
+    if config.prm.loss is PrmLossKind.prefix_value and config.advantage.estimator is Estimator.prime_value:
+        raise InputError(
+            "advantage.estimator: prime_value reads beta times the sum of log-ratios as a value, and prm.loss "
+            "prefix_value teaches their mean; set estimator to prefix_td, or the loss to ce"
+        )
     if config.prm.ratio_floor > 0 and config.advantage.estimator is Estimator.prime_value:
         raise InputError(
             f"prm.ratio_floor: {config.prm.ratio_floor} floors process rewards, and advantage.estimator prime_value "

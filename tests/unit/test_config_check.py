@@ -146,6 +146,12 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             "rollout.samples_per_prompt=1",
             reason="compares siblings",
         ),
+        refused(
+            "advantage.estimator: prime_value",
+            'advantage.estimator="prime_value"',
+            'prm.loss="prefix_value"',
+            reason="teaches their mean",
+        ),
         refused("prm.softmin_temperature:", "prm.softmin_temperature=0.1", reason="set granularity to step"),
         *(
             refused(key, f'advantage.estimator="{name}"', setting, reason=reason)
