@@ -157,7 +157,7 @@ class PrmObjective(Section):
     bon_n: PositiveInt = 4
     """n of the best-of-n losses."""
     margin: PositiveFloat | None = None
-    """m of prefix_value: a right response's prefix is to reach m, a wrong one's -m; none: 0.5 * beta."""
+    """m of prefix_value: beta times the value of every prefix is to reach m, of a wrong response -m; none: beta / 2."""
     adaptive_boundary: bool = False
     """prefix_value counts from the prompt's difficulty: the logit of the siblings' mean outcome is added to every
     prefix (IPVRM's ADB)."""

@@ -149,6 +149,11 @@ def _check_credit(config: TrainConfig) -> None:
             "models.prm.path: with advantage.estimator spro the policy is its own process reward and no PRM is built; "
             "leave path out, or set estimator to rloo (models.reference is the reference of both)"
         )
+    if estimator is Estimator.spro and prm.loss is not PrmLossKind.ce:
+        raise InputError(
+            f"prm.loss: {prm.loss} is what a PRM learns, and with advantage.estimator spro no PRM is built; leave loss "
+            "out, or set estimator to rloo or prefix_td"
+        )
     if estimator is Estimator.spro and prm.reference is PrmReference.policy:
         raise InputError(
             "prm.reference: policy is no reference for advantage.estimator spro, which compares the policy with it; "

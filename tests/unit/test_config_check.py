@@ -163,6 +163,7 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
                 ("advantage.estimator:", "rollout.samples_per_prompt=1", "at least 2"),
             )
         ),
+        refused("prm.loss:", 'advantage.estimator="spro"', 'prm.loss="prefix_value"', reason="no PRM is built"),
         refused("models.prm.path:", 'advantage.estimator="spro"', 'models.prm.path="p"', reason="no PRM is built"),
         refused(
             "prm.reference:", 'advantage.estimator="spro"', 'prm.reference="policy"', reason="set reference to freeze"
@@ -370,6 +371,10 @@ def test_a_step_of_rare_success_is_warned_of():
     line = warn_rare_success(config, 0.04)
     assert line is not None and line.startswith("the mean outcome is 0.040, and rollout.filter.lower 0")
     assert "ce_intercept" in line
+    bare = warn_rare_success(train_config("rollout.filter.lower=0.0", 'prm.loss="prefix_value"'), 0.04)
+    assert bare is not None and bare.endswith("or prm.adaptive_boundary to true")
+    anchored = train_config("rollout.filter.lower=0.0", 'prm.loss="prefix_value"', "prm.adaptive_boundary=true")
+    assert warn_rare_success(anchored, 0.04) is None
     for other in ('prm.loss="ce_intercept"', "advantage.process_weight=0.0", "rollout.filter.lower=0.01"):
         assert warn_rare_success(train_config("rollout.filter.lower=0.0", other), 0.04) is None
     assert warn_rare_success(config, 0.3) is None
