@@ -94,7 +94,8 @@ def warn_rare_success(config: TrainConfig, outcome: float) -> str | None:
     instead = "prm.loss to ce_intercept" if config.prm.loss is PrmLossKind.ce else "prm.adaptive_boundary to true"
     return (
         f"the mean outcome is {outcome:.3f}, and rollout.filter.lower 0 keeps prompts that no response solves: "
-        f"prm.loss {config.prm.loss} teaches the PRM to lower every sampled token of theirs; set lower above 0, or {instead}"
+        f"prm.loss {config.prm.loss} teaches the PRM to lower every sampled token of theirs; set lower above 0, or "
+        f"{instead}"
     )
 
 
