@@ -22,7 +22,7 @@ END, FIRST, LAST = 1, 4, 50
 NEVER = 10**9
 
 
-def make_rollouts(path: Path, steps: int, *, prompts: int = 8, samples: int = 4, seed: int = 0) -> str:
+def make_rollouts(path: Path, steps: int, *, prompts: int, samples: int = 4, seed: int = 0) -> str:
     """A recording of random responses; right are those with more characters of even id than of odd id."""
     rng = np.random.default_rng(seed)
     with path.open("w") as file:
@@ -39,10 +39,10 @@ def make_rollouts(path: Path, steps: int, *, prompts: int = 8, samples: int = 4,
 def _response(rng: np.random.Generator) -> Sample:
     ids = rng.integers(FIRST, LAST, 2 * int(rng.integers(2, 5)) + 1)  # an odd number: never a draw
     even = (ids % 2 == 0).mean() > 0.5
-    return Sample((*ids.tolist(), END), (-1.0,) * (len(ids) + 1), "stop", 0, "", float(even), "right")
+    return Sample((*ids.tolist(), END), (-1.0,) * (len(ids) + 1), "stop", 0, "x", float(even), "right")
 
 
-def watched(folder: Path, steps: int, **sections: Any) -> dict[str, Any]:
+def watched(folder: Path, steps: int, *, prompts: int = 8, **sections: Any) -> dict[str, Any]:
     """A run on such rollouts: two steps held out, a check after every other one."""
     base = settings(
         make_model(folder / "model", hidden=32, layers=2),
@@ -50,7 +50,8 @@ def watched(folder: Path, steps: int, **sections: Any) -> dict[str, Any]:
         folder / "straight",
         run={"steps": steps},
         rollout={
-            "engine": "replay", "replay": make_rollouts(folder / "rollouts.jsonl", steps), "prompts_per_step": 8,
+            "engine": "replay", "replay": make_rollouts(folder / "rollouts.jsonl", steps, prompts=prompts),
+            "prompts_per_step": prompts,
         },
         models={"prm": {"optimizer": {"lr": 1e-2}, "num_mini_batches": 2}},
         prm={"beta": 0.5, "health": {"every": 2, "steps": 2, "margin": 0.1}, "step_delimiter": "e"},
