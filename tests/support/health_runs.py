@@ -43,7 +43,7 @@ def _response(rng: np.random.Generator) -> Sample:
 
 
 def watched(folder: Path, steps: int, *, prompts: int = 8, **sections: Any) -> dict[str, Any]:
-    """A run on such rollouts: two steps held out, a check after every other one."""
+    """A run on such rollouts: the first step held out, a check after every third."""
     base = settings(
         make_model(folder / "model", hidden=32, layers=2),
         str(_one_row(folder / "prompts.jsonl")),
@@ -53,8 +53,8 @@ def watched(folder: Path, steps: int, *, prompts: int = 8, **sections: Any) -> d
             "engine": "replay", "replay": make_rollouts(folder / "rollouts.jsonl", steps, prompts=prompts),
             "prompts_per_step": prompts,
         },
-        models={"prm": {"optimizer": {"lr": 1e-2}, "num_mini_batches": 2}},
-        prm={"beta": 0.5, "health": {"every": 2, "steps": 2, "margin": 0.1}, "step_delimiter": "e"},
+        models={"prm": {"optimizer": {"lr": 1e-2}, "num_mini_batches": 4}},
+        prm={"beta": 0.5, "health": {"every": 3, "margin": 0.1}, "step_delimiter": "e"},
     )  # fmt: skip
     return merge(base, sections)
 
@@ -82,10 +82,8 @@ def watch_rank(text: str, spoilt_from: int, resume: str | None) -> list[str]:
     def finish_step(self: Any, index: int) -> None:
         now[0] = index
         finish(self, index)
-        found = hashlib.sha256()
-        for _, tensor in sorted(self.parts.roles.prm.params().items()):
-            found.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        digests.append(found.hexdigest())
+        if self.parts.roles.prm is not None:
+            digests.append(_digest(self.parts.roles.prm.params()))
 
     trainer.train_prm, trainer.PrimeTrainer.finish_step = train_prm, finish_step  # type: ignore[method-assign]
     try:
@@ -93,6 +91,13 @@ def watch_rank(text: str, spoilt_from: int, resume: str | None) -> list[str]:
     finally:
         trainer.train_prm, trainer.PrimeTrainer.finish_step = learn, finish  # type: ignore[method-assign]
     return digests
+
+
+def _digest(params: dict[tuple[int, str], torch.Tensor]) -> str:
+    found = hashlib.sha256()
+    for _, tensor in sorted(params.items()):
+        found.update(tensor.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def watch_in_turn(runs: str, folder: str) -> list[list[str]]:
