@@ -12,6 +12,7 @@ from prime_megatron.config.algorithm import (
     LossAggregation,
     PolicyAlgorithm,
     PrmAlgorithm,
+    PrmKind,
     PrmLossKind,
     PrmObjective,
     PrmReference,
@@ -45,12 +46,15 @@ from prime_megatron.config.run import (
     TrainConfig,
     TrainLogConfig,
 )
+from prime_megatron.config.teacher import TeacherAlgorithm, TeacherMode
 
 __all__ = [
     "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "DataConfig", "Estimator", "EvalConfig",
     "FilterConfig", "Granularity", "ImportanceLevel", "ImportanceMode", "KlEstimator", "KlPlace",
     "LaunchConfig", "LeaveOneOut", "LogConfig", "LossAggregation", "ModelsConfig", "Offload", "OptimizerConfig",
-    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmConfig", "PrmData", "PrmLossKind",
+    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmConfig", "PrmData", "PrmKind",
+    "PrmLossKind",
     "PrmObjective", "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig", "ScoreConfig", "SftConfig",
-    "StageConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+    "StageConfig", "TrainConfig", "TrainLogConfig", "TeacherAlgorithm", "TeacherMode", "TrainedModel",
+    "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

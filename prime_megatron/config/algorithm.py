@@ -8,6 +8,18 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from prime_megatron.config.base import Free, Section
+from prime_megatron.config.teacher import TeacherAlgorithm
+
+
+class PrmKind(StrEnum):
+    """What judges the tokens of a response."""
+
+    implicit = "implicit"
+    """A language model against its reference: r_t = beta * log(prm / ref) (the paper)."""
+    head = "head"
+    """A model with a head of one value: r_t = v_t - v_{t-1}, v_t its probability of success after token t."""
+    teacher = "teacher"
+    """A frozen language model of the policy's tokenizer: T_t = log P_T(y_t) - log P_old(y_t)."""
 
 
 class UpdateOrder(StrEnum):
@@ -36,6 +48,10 @@ class PrmLossKind(StrEnum):
     """dpo weighted by best-of-n's n * CDF^(n-1) over outcomes."""
     bon_rm = "bon_rm"
     """dpo weighted by best-of-n's n * CDF^(n-1) over PRM scores."""
+    prefix_ce = "prefix_ce"
+    """Of a head: binary cross-entropy of its value of every beginning of a response against the outcome."""
+    last_ce = "last_ce"
+    """Of a head: the same of its value of the whole response alone."""
 
 
 class Granularity(StrEnum):
@@ -152,8 +168,13 @@ class PrmObjective(Section):
 
 
 class PrmAlgorithm(PrmObjective):
-    """The implicit PRM: its reward and its loss (section 3 of the paper)."""
+    """The PRM: its reward and its loss (section 3 of the paper)."""
 
+    kind: PrmKind = PrmKind.implicit
+    """What judges the tokens; a head has the losses prefix_ce and last_ce and is not scaled by beta, a teacher has no
+    loss: docs/process-rewards.md."""
+    teacher: TeacherAlgorithm = TeacherAlgorithm()
+    """What a teacher's judgement does (kind teacher)."""
     update: UpdateOrder = UpdateOrder.after
     """When the PRM learns against when it scores."""
     reference: PrmReference = PrmReference.freeze

@@ -13,6 +13,7 @@ from prime_megatron.config.algorithm import (
     PrmLossKind,
     UpdateOrder,
 )
+from prime_megatron.config.check_kind import HEAD_LOSSES, check_kind
 from prime_megatron.config.dotted import split
 from prime_megatron.config.roles import needs_prm
 from prime_megatron.config.run import TrainConfig
@@ -29,6 +30,7 @@ def check_algorithm(config: TrainConfig) -> None:
     Raises:
         InputError: one line, with what to change.
     """
+    check_kind(config)
     _check_prm(config)
     _check_advantage(config)
     _check_policy(config)
@@ -42,7 +44,8 @@ def _check_prm(config: TrainConfig) -> None:
             f"prm.loss: {config.prm.loss} compares the scores of siblings, which are known only once all are "
             f"scored, and prm.update is {config.prm.update}; set prm.update to reverse"
         )
-    if config.prm.loss is not PrmLossKind.ce and config.rollout.samples_per_prompt < 2:
+    alone = config.prm.loss in (PrmLossKind.ce, *HEAD_LOSSES)
+    if not alone and config.rollout.samples_per_prompt < 2:
         raise InputError(
             f"prm.loss: {config.prm.loss} compares siblings, and rollout.samples_per_prompt is 1; set it above 1"
         )

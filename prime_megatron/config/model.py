@@ -57,6 +57,9 @@ class ModelsConfig(Section):
     """The value model of estimator=gae; not built by the others."""
     reference: UserPath | None = None
     """HF folder of the PRM's frozen reference; none: the PRM's initial weights."""
+    teacher: UserPath | None = None
+    """HF folder of the teacher (prm.kind teacher), of any size, with the policy's tokenizer; rlsd copies the policy and
+    takes none."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype; with bfloat16 the optimizer keeps float32 main weights and gradients."""
     trust_remote_code: Free[bool] = False

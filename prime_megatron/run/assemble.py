@@ -10,10 +10,12 @@ import torch
 
 from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints
-from prime_megatron.config import Granularity, Offload, StageConfig, TrainConfig
+from prime_megatron.config import Granularity, Offload, PrmKind, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
+from prime_megatron.config.roles import has_told_teacher
 from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
+from prime_megatron.mcore.role import Role
 from prime_megatron.mcore.spec import describe_layers
 from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_samples_log
 from prime_megatron.parallel.collectives import OverRanks, agree_on, on_first_rank
@@ -132,7 +134,7 @@ class Assembly:
             prm_held_out=PrmHeldOut(
                 inputs.labelled,
                 Batcher(self.topology, config.packing),
-                beta=config.prm.beta,
+                beta=1.0 if config.prm.kind is PrmKind.head else config.prm.beta,
                 reduce=reduce,
                 at_once=config.rollout.prompts_per_step,
             ),
@@ -142,8 +144,13 @@ class Assembly:
             stop=self.stop,
             watchdog=self.watchdog,
             nonfinite=nonfinite,
-            checkpoints=Checkpoints(config, roles.learning, stateful, reporter.log),
+            checkpoints=Checkpoints(config, self.saved(), stateful, reporter.log),
         )
+
+    def saved(self) -> list[Role]:
+        """The models of a checkpoint: those that learn, and a teacher that was copied from one of them."""
+        copied = [self.roles.teacher] if has_told_teacher(self.config) else []
+        return [*self.roles.learning, *(role for role in copied if role is not None)]
 
     def start_engine(self) -> Engine:
         """The engine. With parallel.offload generation it starts on a device that the models have left, and sleeps

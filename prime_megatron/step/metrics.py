@@ -14,6 +14,7 @@ from prime_megatron.algo.importance import importance
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.overlong import overlong_statistics
+from prime_megatron.algo.prefix_value import response_logits
 from prime_megatron.algo.prm_loss import logit_of_siblings
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.algo.reduction import Reduction
@@ -24,7 +25,10 @@ from prime_megatron.algo.statistics import (
     prm_statistics,
     response_statistics,
 )
+from prime_megatron.algo.teacher import clip_statistics, mix_at
 from prime_megatron.config import KlEstimator, PrmLossKind, TrainConfig
+from prime_megatron.config.roles import has_told_teacher
+from prime_megatron.mcore.head_prm import HeadResult
 from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
@@ -42,7 +46,7 @@ class StepRecord:
     batch: StepBatch
     scores: Scores
     advantages: Advantages
-    prm: TrainResult | None
+    prm: TrainResult | HeadResult | None
     policy: TrainResult
     critic: Learning | None = None
     prm_held_out: Mapping[str, float] = field(default_factory=dict)
@@ -78,7 +82,7 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     statistics = statistics.merged(_engine_gap(record))
     if scores.prm_logprobs_T is not None:
         # Before the update: the update's own forward, or the scores where there was no update (or one after them).
-        before_T = scores.prm_logprobs_T if record.prm is None else record.prm.logprobs.logprobs_T
+        before_T = record.prm.logprobs.logprobs_T if isinstance(record.prm, TrainResult) else scores.prm_logprobs_T
         assert scores.ref_logprobs_T is not None
         q_N = sequence_log_ratio(
             before_T, scores.ref_logprobs_T, batch.response_mask_T, batch.sequence_T, batch.outcome_N.numel()
@@ -90,6 +94,8 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
         rewards_T = record.advantages.process_rewards_T
         statistics = statistics.merged(reward_statistics(batch, rewards_T, scores.ref_logprobs_T))
         statistics = statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
+    elif scores.judged:
+        statistics = statistics.merged(_without_reference(record, config))
     if config.policy.importance_cap is not None:
         assert scores.old_logprobs_T is not None
         correction = importance(batch, scores.old_logprobs_T, config.policy)
@@ -102,16 +108,32 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     figures |= _collected(record.collected) | _update("policy", record.policy)
     figures |= rollout_figures(record.collected, config.rollout.filter)
     figures |= record.prm_held_out
-    if scores.prm_logprobs_T is not None:
+    if scores.judged:
         figures["process_reward/largest_share"] = largest_share(
             record.advantages.process_rewards_T, batch.response_mask_T, reduce
         )
+    if has_told_teacher(config):
+        figures["teacher/mix"] = mix_at(config.prm.teacher, record.version + 1)
     figures["step/tokens"] = _num_tokens(record.collected)
     if record.prm is not None:
         figures |= _update("prm", record.prm)
     if record.critic is not None:
         figures |= _update("critic", record.critic)
     return {key: float(value) for key, value in figures.items()}
+
+
+def _without_reference(record: StepRecord, config: TrainConfig) -> Statistics:
+    """Sums of a step whose process rewards are of a PRM with a head, or of a teacher."""
+    batch = record.batch.rollout
+    statistics = reward_statistics(batch, record.advantages.process_rewards_T, None)
+    if has_told_teacher(config):
+        return statistics.merged(clip_statistics(batch, record.advantages, config.prm.teacher))
+    logits_T = record.prm.logits_T if isinstance(record.prm, HeadResult) else record.scores.head_logits_T
+    if logits_T is None:
+        return statistics
+    q_N = response_logits(logits_T, batch)
+    statistics = statistics.merged(prm_statistics(q_N, batch.outcome_N, batch.group_N, 1.0))
+    return statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
 
 
 def _learned(record: StepRecord) -> Statistics:
