@@ -146,8 +146,8 @@ def test_every_judge_speaks(results: Any) -> None:
     """Rewards by a head that began at zero, by a frozen PRM, by teachers; the told copy of the policy moves sizes."""
     last = {name: results[name][0][2] for name in KINDS}
     assert all(row["process_reward/std"] > 0 for row in last.values())
-    assert results["head"][0][1]["prm/ce"] == pytest.approx(math.log(2), rel=1e-6)
-    assert "prm/ce" in last["head-last"] and "prm/grad_norm" not in last["frozen"]
+    assert results["head-last"][0][1]["prm/ce"] == pytest.approx(math.log(2), rel=1e-6)
+    assert last["head"]["prm/ce"] != results["head"][0][1]["prm/ce"] and "prm/grad_norm" not in last["frozen"]
     assert not any(key.startswith("prm/") for name in ("teacher", "iw-opd", "rlsd") for key in last[name])
     assert last["distillation"]["advantage/mean"] == pytest.approx(0.5 * last["distillation"]["process_reward/mean"])
     assert last["rlsd"]["teacher/mix"] == pytest.approx(0.5 * 7 / 8) and last["rlsd"]["teacher/clipped"] > 0
@@ -177,14 +177,15 @@ def forwards(configs: str) -> list[float]:
 
 
 def test_flops_of_a_step_are_those_of_its_plan(base: dict[str, Any], tmp_path: Path) -> None:
-    """A head's passes lack the vocabulary's product, which is counted; so its model has to be large beside it."""
+    """In a model that is large beside its vocabulary, whose product a head does not have."""
+    large = make_model(tmp_path / "large", hidden=128, layers=2)
     replay = flops.make_recording(tmp_path / "recording.jsonl", steps=1, vocab=60)
     over = {
         "run": {"steps": 1},
         "rollout": {"replay": replay, "prompts_per_step": flops.PROMPTS},
         "packing": {"max_tokens": None},
+        "models": {"policy": {"path": large}},
     }
-    teacher = base["models"]["policy"]["path"]
     modes = {
         "passes": ({"prm": {"passes": 3}}, 13.0),
         "head": (HEAD, 6.0),
@@ -192,7 +193,7 @@ def test_flops_of_a_step_are_those_of_its_plan(base: dict[str, Any], tmp_path: P
         "rlsd": (RLSD, 5.0),
     }
     runs = [
-        merge(merge(base, over), {**with_teacher(mode, teacher), "run": {"output_dir": str(tmp_path / name)}})
+        merge(merge(base, over), {**with_teacher(mode, large), "run": {"output_dir": str(tmp_path / name)}})
         for name, (mode, _) in modes.items()
     ]
     (counted,) = run_ranks(forwards, 1, json.dumps(runs), timeout_s=120.0)

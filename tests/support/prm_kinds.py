@@ -27,8 +27,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "frozen": {"prm": {"update": "none", "reference": "policy"}, "models": {"prm": {"path": TEACHER}}},
     "teacher": TAUGHT,
     "distillation": {**TAUGHT, "advantage": {"outcome_weight": 0.0, "process_weight": 0.5}},
-    "iw-opd": {**TAUGHT, "prm": {"kind": "teacher", "teacher": {"mode": "iw_opd", "late_discount": 0.7}}},
     "rlsd": RLSD,
+    "iw-opd": {**TAUGHT, "prm": {"kind": "teacher", "teacher": {"mode": "iw_opd", "late_discount": 0.7}}},
 }  # fmt: skip
 
 
