@@ -52,7 +52,7 @@ class ModelsConfig(Section):
     policy: TrainedModel
     """The model that is trained to answer; its folder also gives the tokenizer."""
     prm: TrainedModel = TrainedModel(optimizer=OptimizerConfig(lr=1e-6, clip_grad=10.0))
-    """The implicit PRM; may be smaller than the policy, with the same tokenizer."""
+    """The PRM; may be smaller than the policy, with the same tokenizer."""
     critic: TrainedModel = TrainedModel(optimizer=OptimizerConfig(lr=1e-6))
     """The value model of estimator=gae; not built by the others."""
     reference: UserPath | None = None

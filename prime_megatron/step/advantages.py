@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.advantage import compute_advantages
+from prime_megatron.algo.head_value import head_values
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.overlong import with_overlong_penalty
-from prime_megatron.algo.prefix_value import prefix_values
 from prime_megatron.algo.process_reward import log_ratio, process_rewards
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.algo.teacher import mix_at, taught_advantages
@@ -48,7 +48,7 @@ def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, r
     advantage, prm = config.advantage, config.prm
     prm_T, ref_T = scores.prm_logprobs_T, scores.ref_logprobs_T
     if scores.head_logits_T is not None:
-        prm_T, ref_T = prefix_values(scores.head_logits_T)  # a difference of values in place of one of log-probs
+        prm_T, ref_T = head_values(scores.head_logits_T)  # a difference of values in place of one of log-probs
     if prm_T is None or ref_T is None:
         prm_T = ref_T = torch.zeros_like(batch.engine_logprobs_T)  # outcomes only
     # reinforce: no siblings to compare with
@@ -90,7 +90,7 @@ def defined_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores,
         ratio = log_ratio(scores.prm_logprobs_T, scores.ref_logprobs_T, batch.response_mask_T)
     elif scores.head_logits_T is not None:
         unscaled = config.prm.model_copy(update={"scale_by_beta": False})
-        rewards = process_rewards(batch, *prefix_values(scores.head_logits_T), unscaled, reduce)
+        rewards = process_rewards(batch, *head_values(scores.head_logits_T), unscaled, reduce)
     # Without process rewards (none, or a teacher's, which come after) the outcome is the only source.
     alone = config.advantage.model_copy(update={"process_weight": 0.0})
     return compute_advantages(

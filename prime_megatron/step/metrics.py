@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.diagnostics import largest_share, reward_statistics
+from prime_megatron.algo.head_value import response_logits
 from prime_megatron.algo.importance import importance
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.overlong import overlong_statistics
-from prime_megatron.algo.prefix_value import response_logits
 from prime_megatron.algo.prm_loss import logit_of_siblings
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.algo.reduction import Reduction

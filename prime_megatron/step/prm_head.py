@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prime_megatron.algo.prefix_value import prefix_loss, prefix_weights, response_logits
+from prime_megatron.algo.head_value import beginning_weights, head_loss, response_logits
 from prime_megatron.config import PrmAlgorithm, UpdateOrder
 from prime_megatron.mcore.head_prm import HeadPrm, HeadResult, MakePrefixLoss, PrefixLoss
 from prime_megatron.mcore.role import Role
@@ -57,10 +57,10 @@ def head_as_log_ratio(prm: Role, batch: StepBatch) -> tuple[Tensor, Tensor]:
 
 
 def _head_loss(batch: RolloutBatch, config: PrmAlgorithm) -> MakePrefixLoss:
-    weights_T, targets_T = prefix_weights(batch, config.loss), batch.outcome_N[batch.sequence_T]
+    weights_T, targets_T = beginning_weights(batch, config.loss), batch.outcome_N[batch.sequence_T]
 
     def make(micro: PackedSequences, mini: MiniBatch) -> PrefixLoss:
         weights_S, targets_S = micro.gather(weights_T) / mini.num_sequences, micro.gather(targets_T)
-        return lambda logits_S: prefix_loss(logits_S, targets_S, weights_S)
+        return lambda logits_S: head_loss(logits_S, targets_S, weights_S)
 
     return make

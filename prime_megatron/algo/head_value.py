@@ -24,7 +24,7 @@ from prime_megatron.config.algorithm import PrmLossKind
 from prime_megatron.types import RolloutBatch
 
 
-def prefix_values(logits_T: Tensor) -> tuple[Tensor, Tensor]:
+def head_values(logits_T: Tensor) -> tuple[Tensor, Tensor]:
     """(v_t, v_{t-1}) of every token, [T] each; they mean something on response tokens alone.
 
     logits_T: of the text up to and including a token, [T], on response tokens and each prompt's last token.
@@ -38,7 +38,7 @@ def response_logits(logits_T: Tensor, batch: RolloutBatch) -> Tensor:
     return logits_T[batch.cu_seqlens[1:] - 1]
 
 
-def prefix_weights(batch: RolloutBatch, loss: PrmLossKind) -> Tensor:
+def beginning_weights(batch: RolloutBatch, loss: PrmLossKind) -> Tensor:
     """The share of every token's beginning in its sequence's loss, float32 [T], 1 in the sum over a sequence."""
     sequence_T, count = batch.sequence_T, batch.outcome_N.numel()
     mask_T = batch.response_mask_T
@@ -49,7 +49,7 @@ def prefix_weights(batch: RolloutBatch, loss: PrmLossKind) -> Tensor:
     return torch.where(mask_T | begins_T, shares_N[sequence_T], 0.0).float()
 
 
-def prefix_loss(logits_S: Tensor, targets_S: Tensor, weights_S: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def head_loss(logits_S: Tensor, targets_S: Tensor, weights_S: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """sum_t w_t BCEWithLogits(s_t, o_t) of a micro-batch, and its statistics; all [S], weights divided by S already."""
     loss = (weights_S * F.binary_cross_entropy_with_logits(logits_S, targets_S, reduction="none")).sum()
     return loss, {"prm_loss_sum": loss.detach().double()}

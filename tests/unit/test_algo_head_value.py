@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from prime_megatron.algo.prefix_value import prefix_loss, prefix_values, prefix_weights, response_logits
+from prime_megatron.algo.head_value import beginning_weights, head_loss, head_values, response_logits
 from prime_megatron.algo.process_reward import process_rewards
 from prime_megatron.algo.reduction import LOCAL
 from prime_megatron.config import PrmAlgorithm, PrmLossKind, RewardNorm
@@ -37,7 +37,7 @@ def test_rewards_are_steps_of_the_value(case: Case) -> None:
     packed, rows = logits_of(case)
     batch = case.batch()
     config = PrmAlgorithm(norm=RewardNorm.none, scale_by_beta=False)
-    rewards_T = process_rewards(batch, *prefix_values(packed), config, LOCAL)
+    rewards_T = process_rewards(batch, *head_values(packed), config, LOCAL)
     wanted = np.zeros_like(case.prm)
     for i, row in enumerate(rows):
         for t in range(case.length[i]):
@@ -53,8 +53,8 @@ def test_losses(loss: PrmLossKind, case: Case) -> None:
     packed, rows = logits_of(case)
     batch = case.batch()
     packed.requires_grad_()
-    weights_T = prefix_weights(batch, loss).double() / case.n
-    value, stats = prefix_loss(packed, batch.outcome_N.double()[batch.sequence_T], weights_T)
+    weights_T = beginning_weights(batch, loss).double() / case.n
+    value, stats = head_loss(packed, batch.outcome_N.double()[batch.sequence_T], weights_T)
     (slope_T,) = torch.autograd.grad(value, packed)
     total, slopes = 0.0, torch.zeros_like(slope_T)
     for i, (row, end) in enumerate(zip(rows, batch.cu_seqlens.tolist()[1:], strict=True)):
