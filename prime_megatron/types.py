@@ -215,7 +215,7 @@ class Scores:
     old_logprobs_T: Tensor | None
     """The policy before its update; None: identical by construction to the first mini-batch's own forward."""
     ref_logprobs_T: Tensor | None
-    """The reference of the PRM (or old_logprobs_T with prm.reference=policy)."""
+    """The process reward's reference (old_logprobs_T with prm.reference=policy)."""
     policy_ref_logprobs_T: Tensor | None
     """The reference of the policy's KL term; the same tensor where both references are one model."""
     prm_logprobs_T: Tensor | None
@@ -229,8 +229,8 @@ class Scores:
 
     @property
     def judged(self) -> bool:
-        """Whether there are process rewards: a PRM of either kind, or a teacher."""
-        judges = (self.prm_logprobs_T, self.head_logits_T, self.teacher_logprobs_T)
+        """Whether there are process rewards: against a reference, by a head, or by a teacher."""
+        judges = (self.ref_logprobs_T, self.head_logits_T, self.teacher_logprobs_T)
         return any(scored_T is not None for scored_T in judges)
 
     def with_prm(self, prm_logprobs_T: Tensor) -> Scores:

@@ -17,6 +17,7 @@ from prime_megatron.config.teacher import TRUTH, TeacherAlgorithm, TeacherMode
 from prime_megatron.errors import InputError
 
 HEAD_LOSSES = (PrmLossKind.prefix_ce, PrmLossKind.last_ce)
+OF_LOG_RATIOS = (Estimator.prime_value, Estimator.prefix_td, Estimator.spro)
 
 
 def check_kind(config: TrainConfig) -> None:
@@ -26,10 +27,10 @@ def check_kind(config: TrainConfig) -> None:
         InputError: one line, with what to change.
     """
     kind, prm = config.prm.kind, config.prm
-    if kind is not PrmKind.implicit and config.advantage.estimator is Estimator.prime_value:
+    if kind is not PrmKind.implicit and config.advantage.estimator in OF_LOG_RATIOS:
         raise InputError(
-            f"advantage.estimator: prime_value reads an implicit PRM as a value, and prm.kind is {kind}; set kind to "
-            "implicit, or another estimator"
+            f"advantage.estimator: {config.advantage.estimator} reads log-ratios to a reference, and prm.kind is "
+            f"{kind}; set kind to implicit, or another estimator"
         )
     if not needs_prm(config) and not needs_teacher(config):
         return
@@ -77,6 +78,10 @@ def _check_no_log_ratio(config: TrainConfig) -> None:
         raise InputError(
             f"prm.reference: policy is an implicit PRM's denominator, and prm.kind {prm.kind} has none; leave it out"
         )
+    if prm.health.every > 0:
+        raise InputError(
+            f"prm.health.every: watches the log-ratios of an implicit PRM, and prm.kind is {prm.kind}; set every to 0"
+        )
     if config.models.reference is not None:
         raise InputError(
             f"models.reference: is an implicit PRM's denominator, and prm.kind {prm.kind} has none; leave it out"
@@ -99,6 +104,7 @@ def _check_teacher(config: TrainConfig) -> None:
         "granularity": prm.granularity is not Granularity.token,
         "smoothing_lambda": prm.smoothing_lambda > 0,
         "use_gt": prm.use_gt,
+        "softmin_temperature": prm.softmin_temperature is not None,
     }
     for key in (key for key, is_set in shaped.items() if is_set):
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prime_megatron.config.check_algorithm import SIBLING_LOSSES
+from prime_megatron.config.check_algorithm import check_objective_keys
 from prime_megatron.config.check_kind import HEAD_LOSSES
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
@@ -23,7 +23,8 @@ def check_stage_config(
                 f"prm.loss: {config.prm.loss} is of a PRM with a head, and this verb trains an implicit one; set it to "
                 "ce, or train the head in a run (prm.kind head)"
             )
-        if config.prm.loss in SIBLING_LOSSES and config.data.group_size < 2:
+        check_objective_keys(config.prm)
+        if config.prm.compares_siblings and config.data.group_size < 2:
             raise InputError(f"prm.loss: {config.prm.loss} compares siblings; set data.group_size above 1")
         if config.eval_every and not config.data.held_out:
             raise InputError("eval_every: there is nothing to measure on; set data.held_out, or eval_every to 0")

@@ -16,11 +16,18 @@ def policy_folder_of(config: TrainConfig) -> str:
 
 
 def needs_prm(config: TrainConfig) -> bool:
-    """Whether the run has a PRM at all: process rewards count and no teacher gives them, or the PRM is the value
-    function."""
+    """Whether the run has a PRM at all: process rewards count and are neither the policy's own nor a teacher's, or the
+    PRM is the value function."""
+    if rewards_itself(config):
+        return False
     if config.advantage.estimator is Estimator.prime_value:
         return True
     return config.advantage.process_weight > 0 and config.prm.kind is not PrmKind.teacher
+
+
+def rewards_itself(config: TrainConfig) -> bool:
+    """Whether the policy's own log-ratio to its reference is the process reward."""
+    return config.advantage.estimator is Estimator.spro
 
 
 def needs_teacher(config: TrainConfig) -> bool:

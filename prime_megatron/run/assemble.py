@@ -10,7 +10,7 @@ import torch
 
 from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints
-from prime_megatron.config import Granularity, Offload, PrmKind, StageConfig, TrainConfig
+from prime_megatron.config import Granularity, Offload, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.config.roles import has_told_teacher
 from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
@@ -32,6 +32,7 @@ from prime_megatron.run.models import DTYPES, Roles, build_roles
 from prime_megatron.run.nonfinite import NONFINITE_FOLDER, NonFinite
 from prime_megatron.run.output_dir import check_output_dir, own_output_dir
 from prime_megatron.run.parts import Parts
+from prime_megatron.run.prm_health import PrmHealth, form_table
 from prime_megatron.run.prm_note import reference_warning
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.stop import Stop
@@ -42,6 +43,7 @@ from prime_megatron.step.batch import Batcher
 from prime_megatron.step.engine_check import EngineCheck
 from prime_megatron.step.plan import plan_step
 from prime_megatron.step.prm import PrmHeldOut
+from prime_megatron.step.prm_head import held_out_objective
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
 from prime_megatron.weights.sync import WeightSync
 
@@ -115,11 +117,12 @@ class Assembly:
             reporter.log.message(line)
         collector = self.collector(generator, reporter)
         nonfinite = build_nonfinite(config, self.topology, reporter.log.warn)
+        reduce = OverRanks(self.topology.data)
+        health = self.prm_health(reduce)
         stateful = {
             "prompts": inputs.prompts, "collector": collector, "reporter": reporter, "sync": sync,
-            "nonfinite": nonfinite,
+            "nonfinite": nonfinite, **({"prm_health": health} if health.watches else {}),
         }  # fmt: skip
-        reduce = OverRanks(self.topology.data)
         return Parts(
             export_to=Path(config.run.output_dir) if config.checkpoint.export_final else None,
             topology=self.topology,
@@ -134,10 +137,11 @@ class Assembly:
             prm_held_out=PrmHeldOut(
                 inputs.labelled,
                 Batcher(self.topology, config.packing),
-                beta=1.0 if config.prm.kind is PrmKind.head else config.prm.beta,
+                objective=held_out_objective(config.prm),
                 reduce=reduce,
                 at_once=config.rollout.prompts_per_step,
             ),
+            prm_health=health,
             reduce=reduce,
             clock=reporter.clock,
             reporter=reporter,
@@ -151,6 +155,13 @@ class Assembly:
         """The models of a checkpoint: those that learn, and a teacher that was copied from one of them."""
         copied = [self.roles.teacher] if has_told_teacher(self.config) else []
         return [*self.roles.learning, *(role for role in copied if role is not None)]
+
+    def prm_health(self, reduce: OverRanks) -> PrmHealth:
+        """The watch over the PRM; without prm.health it does nothing."""
+        config, inputs = self.config, self.inputs
+        watches = config.prm.health.every > 0
+        form_V = form_table(inputs.tokenizer, config.prm.step_delimiter, inputs.family.vocab) if watches else None
+        return PrmHealth(config, inputs.labelled, Batcher(self.topology, config.packing), form_V, reduce)
 
     def start_engine(self) -> Engine:
         """The engine. With parallel.offload generation it starts on a device that the models have left, and sleeps

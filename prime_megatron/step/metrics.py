@@ -15,8 +15,7 @@ from prime_megatron.algo.importance import importance
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.overlong import overlong_statistics
-from prime_megatron.algo.prm_loss import logit_of_siblings
-from prime_megatron.algo.process_reward import sequence_log_ratio
+from prime_megatron.algo.prm_loss import intercepts
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.algo.statistics import (
     Statistics,
@@ -26,13 +25,14 @@ from prime_megatron.algo.statistics import (
     response_statistics,
 )
 from prime_megatron.algo.teacher import clip_statistics, mix_at
-from prime_megatron.config import KlEstimator, PrmLossKind, TrainConfig
+from prime_megatron.config import KlEstimator, TrainConfig
 from prime_megatron.config.roles import has_told_teacher
 from prime_megatron.mcore.head_prm import HeadResult
 from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.breakdown import prm_figures, prm_sums, rollout_figures
+from prime_megatron.step.prm import log_ratios
 from prime_megatron.types import Advantages, Scores
 
 
@@ -84,18 +84,18 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
         # Before the update: the update's own forward, or the scores where there was no update (or one after them).
         before_T = record.prm.logprobs.logprobs_T if isinstance(record.prm, TrainResult) else scores.prm_logprobs_T
         assert scores.ref_logprobs_T is not None
-        q_N = sequence_log_ratio(
-            before_T, scores.ref_logprobs_T, batch.response_mask_T, batch.sequence_T, batch.outcome_N.numel()
-        )
-        prm, intercept_N = config.prm, None
-        if prm.loss is PrmLossKind.ce_intercept:
-            intercept_N = logit_of_siblings(batch.outcome_N, batch.group_N)
+        prm = config.prm
+        q_N = log_ratios(batch, before_T, scores.ref_logprobs_T, prm.loss)
+        intercept_N = intercepts(batch.outcome_N, batch.group_N, prm)
         statistics = statistics.merged(prm_statistics(q_N, batch.outcome_N, batch.group_N, prm.beta, intercept_N))
-        rewards_T = record.advantages.process_rewards_T
-        statistics = statistics.merged(reward_statistics(batch, rewards_T, scores.ref_logprobs_T))
         statistics = statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
-    elif scores.judged:
-        statistics = statistics.merged(_without_reference(record, config))
+    elif scores.head_logits_T is not None:
+        statistics = statistics.merged(_head_statistics(record, scores.head_logits_T))
+    rewards_T = record.advantages.process_rewards_T
+    if scores.judged:
+        statistics = statistics.merged(reward_statistics(batch, rewards_T, scores.ref_logprobs_T))
+    if scores.teacher_logprobs_T is not None and has_told_teacher(config):
+        statistics = statistics.merged(clip_statistics(batch, record.advantages, config.prm.teacher))
     if config.policy.importance_cap is not None:
         assert scores.old_logprobs_T is not None
         correction = importance(batch, scores.old_logprobs_T, config.policy)
@@ -109,9 +109,7 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     figures |= rollout_figures(record.collected, config.rollout.filter)
     figures |= record.prm_held_out
     if scores.judged:
-        figures["process_reward/largest_share"] = largest_share(
-            record.advantages.process_rewards_T, batch.response_mask_T, reduce
-        )
+        figures["process_reward/largest_share"] = largest_share(rewards_T, batch.response_mask_T, reduce)
     if has_told_teacher(config):
         figures["teacher/mix"] = mix_at(config.prm.teacher, record.version + 1)
     figures["step/tokens"] = _num_tokens(record.collected)
@@ -122,17 +120,12 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     return {key: float(value) for key, value in figures.items()}
 
 
-def _without_reference(record: StepRecord, config: TrainConfig) -> Statistics:
-    """Sums of a step whose process rewards are of a PRM with a head, or of a teacher."""
+def _head_statistics(record: StepRecord, scored_T: Tensor) -> Statistics:
+    """Sums on how well a PRM with a head tells the outcomes, before its update. scored_T: its logits in the reward."""
     batch = record.batch.rollout
-    statistics = reward_statistics(batch, record.advantages.process_rewards_T, None)
-    if has_told_teacher(config):
-        return statistics.merged(clip_statistics(batch, record.advantages, config.prm.teacher))
-    logits_T = record.prm.logits_T if isinstance(record.prm, HeadResult) else record.scores.head_logits_T
-    if logits_T is None:
-        return statistics
+    logits_T = record.prm.logits_T if isinstance(record.prm, HeadResult) else scored_T
     q_N = response_logits(logits_T, batch)
-    statistics = statistics.merged(prm_statistics(q_N, batch.outcome_N, batch.group_N, 1.0))
+    statistics = prm_statistics(q_N, batch.outcome_N, batch.group_N, 1.0)
     return statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
 
 

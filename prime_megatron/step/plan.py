@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from prime_megatron.config import Estimator, KlPlace, PrmKind, PrmReference, TrainConfig, UpdateOrder
-from prime_megatron.config.roles import has_told_teacher, needs_prm, needs_teacher, policy_folder_of
+from prime_megatron.config.roles import (
+    has_told_teacher,
+    needs_prm,
+    needs_teacher,
+    policy_folder_of,
+    rewards_itself,
+)
 from prime_megatron.errors import InputError
 
 
@@ -55,13 +61,15 @@ class StepPlan:
 
     old_logprobs: OldLogprobs
     reference: bool
-    """The PRM's frozen reference scores the batch."""
+    """The frozen reference of the process reward scores the batch."""
     policy_reference: bool
     """The policy's KL term needs a reference's log-probs."""
     shared_reference: bool
     """One pass of the frozen model serves the PRM and the KL term."""
     prm: bool
     """There is a PRM at all."""
+    rewards_itself: bool
+    """The policy against the reference is the process reward, in the PRM's place."""
     critic: bool
     passes: tuple[Pass, ...]
     models: tuple[Model, ...]
@@ -84,22 +92,22 @@ def plan_step(config: TrainConfig, *, taught: bool = True) -> StepPlan:
     Raises:
         InputError: models.policy.path is not set.
     """
-    prm = needs_prm(config)
+    prm, itself = needs_prm(config), rewards_itself(config)
     kl = config.policy.kl_place is not KlPlace.none and config.policy.kl_coef > 0.0
     from_policy = prm and config.prm.reference is PrmReference.policy
-    reference = prm and config.prm.kind is PrmKind.implicit and not from_policy
+    reference = itself or (prm and config.prm.kind is PrmKind.implicit and not from_policy)
     teacher = taught and needs_teacher(config)
-    # The KL term compares at the sampling temperature, the PRM's reference at 1.
-    at_one = config.rollout.sampling.temperature == 1.0
-    shared = kl and reference and at_one and _reference_folder(config) == config.models.policy.path
-    kl_in_reward = kl and config.policy.kl_place is KlPlace.reward
-    old = _old_logprobs(config, compared=from_policy or teacher or kl_in_reward)
+    # The KL term compares at the sampling temperature, as the policy's own reward does; the PRM's reference at 1.
+    alike = itself or config.rollout.sampling.temperature == 1.0
+    shared = kl and reference and alike and _reference_folder(config) == config.models.policy.path
+    whole = from_policy or itself or teacher or (kl and config.policy.kl_place is KlPlace.reward)
+    old = _old_logprobs(config, whole=whole)
     critic = config.advantage.estimator is Estimator.gae
     passes = [*_score_passes(config, old, reference=reference, from_policy=from_policy, kl=kl, shared=shared)]
     if teacher:
         passes.append(Pass("teacher", "log-probs", 1.0, _why_teacher(config)))
     if prm:
-        passes += _prm_passes(config)
+        passes += _prm_passes(config) + _health_passes(config)
     if critic:
         passes += [
             Pass("critic", "values", 1.0, "GAE needs a value per token"),
@@ -107,7 +115,7 @@ def plan_step(config: TrainConfig, *, taught: bool = True) -> StepPlan:
         ]
     passes.append(Pass("policy", "update", 3.0, "forward and backward of every mini-batch"))
     models = _models(config, prm=prm, reference=reference, kl=kl, critic=critic)
-    return StepPlan(old, reference, kl, shared, prm, critic, tuple(passes), models, teacher)
+    return StepPlan(old, reference, kl, shared, prm, itself, critic, tuple(passes), models, teacher)
 
 
 def _reference_folder(config: TrainConfig) -> str:
@@ -129,7 +137,7 @@ def _models(config: TrainConfig, *, prm: bool, reference: bool, kl: bool, critic
     folder = _reference_folder(config)
     serves_both = reference and kl and folder == policy
     if reference:
-        why = "denominator of the implicit reward" + (", and the KL term's reference" if serves_both else "")
+        why = _why_reference(config) + (", and the KL term's reference" if serves_both else "")
         models.append(Model("reference", folder, False, why))
     if kl and not serves_both:
         models.append(Model("policy_reference", policy, False, "KL against the start"))
@@ -152,9 +160,12 @@ def _why_teacher(config: TrainConfig) -> str:
     return f"its judgement; prompts are longer by the truth; in the first {steps} steps (prm.teacher.mix_steps)"
 
 
-def _old_logprobs(config: TrainConfig, *, compared: bool) -> OldLogprobs:
-    """compared: something else than the policy's ratio reads them."""
-    if compared or config.policy.importance_cap is not None:
+def _why_reference(config: TrainConfig) -> str:
+    return "denominator of the policy's own reward" if rewards_itself(config) else "denominator of the implicit reward"
+
+
+def _old_logprobs(config: TrainConfig, *, whole: bool) -> OldLogprobs:
+    if whole or config.policy.importance_cap is not None:
         return OldLogprobs.all
     return OldLogprobs.later if config.models.policy.num_mini_batches > 1 else OldLogprobs.none
 
@@ -172,9 +183,9 @@ def _score_passes(
     }
     result = [passes[old]]
     if reference:
-        result.append(Pass("reference", "log-probs", 1.0, "denominator of the implicit reward, once per step"))
+        result.append(Pass("reference", "log-probs", 1.0, f"{_why_reference(config)}, once per step"))
     if kl:
-        cost, why = (0.0, "the PRM's reference is the same model") if shared else (1.0, "KL against the start")
+        cost, why = (0.0, "the reward's reference is the same model") if shared else (1.0, "KL against the start")
         result.append(Pass("policy reference", "log-probs", cost, why))
     return result
 
@@ -182,11 +193,25 @@ def _score_passes(
 def _why_all(config: TrainConfig, from_policy: bool) -> str:
     if from_policy:
         return "the PRM's reference"
+    if rewards_itself(config):
+        return "the policy's own process reward"
     if needs_teacher(config):
         return "what the teacher is compared with"
     if config.policy.importance_cap is not None:
         return "importance weights against the engine"
     return "KL enters the reward"
+
+
+def _health_passes(config: TrainConfig) -> list[Pass]:
+    """What prm.health costs a step in the mean, where the held-out responses are those of the first steps."""
+    health = config.prm.health
+    if not health.every:
+        return []
+    if config.eval.prm_rows:
+        why = f"PRM and reference on eval.prm_rows, every {health.every}; not counted"
+        return [Pass("prm", "health check", 0.0, why)]
+    why = f"PRM and reference on the responses of {health.steps} steps, every {health.every}"
+    return [Pass("prm", "health check", 2.0 * health.steps / health.every, why)]
 
 
 def _prm_passes(config: TrainConfig) -> list[Pass]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.head_value import beginning_weights, head_loss, response_logits
-from prime_megatron.config import PrmAlgorithm, UpdateOrder
+from prime_megatron.config import PrmAlgorithm, PrmKind, UpdateOrder
 from prime_megatron.mcore.head_prm import HeadPrm, HeadResult, MakePrefixLoss, PrefixLoss
 from prime_megatron.mcore.role import Role
 from prime_megatron.step.batch import StepBatch
@@ -14,11 +14,11 @@ from prime_megatron.types import MiniBatch, PackedSequences, RolloutBatch, Score
 
 
 def update_head(
-    prm: Role | None, batch: StepBatch, scores: Scores, config: PrmAlgorithm
+    prm: Role | None, batch: StepBatch, scores: Scores, config: PrmAlgorithm, order: UpdateOrder
 ) -> tuple[Scores, HeadResult | None]:
-    """Score with the head and let it learn, in the configured order. Collective over the world."""
+    """Score with the head and let it learn, in this order. Collective over the world."""
     assert isinstance(prm, HeadPrm)
-    match config.update:
+    match order:
         case UpdateOrder.after:
             update = train_head(prm, batch, config)
             return scores.with_head(update.logits_T), update
@@ -54,6 +54,11 @@ def head_as_log_ratio(prm: Role, batch: StepBatch) -> tuple[Tensor, Tensor]:
     last = batch.rollout.cu_seqlens[1:] - 1
     whole_T = torch.zeros_like(logits_T).index_copy(0, last, response_logits(logits_T, batch.rollout))
     return whole_T, torch.zeros_like(whole_T)
+
+
+def held_out_objective(config: PrmAlgorithm) -> PrmAlgorithm:
+    """What `PrmHeldOut` goes by: of a head, whose logit is one already, with beta 1."""
+    return config.model_copy(update={"beta": 1.0}) if config.kind is PrmKind.head else config
 
 
 def _head_loss(batch: RolloutBatch, config: PrmAlgorithm) -> MakePrefixLoss:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from prime_megatron.config import TrainConfig
+from prime_megatron.config.presets import PRESETS
 from prime_megatron.step.plan import plan_step
 from tests.support import flops
 from tests.support.prm_kinds import HEAD, KINDS, RLSD, TAUGHT, with_teacher
@@ -60,6 +61,11 @@ MODES: dict[str, dict[str, Any]] = {
         "models": MINIS,
     },
     "own": {"policy": {"objective": "tests.support.own_objective:cubed"}, "models": MINIS},
+    "min-form": {
+        "prm": {"granularity": "step", "step_delimiter": "e", "softmin_temperature": 0.1, "norm": "none", "beta": 0.5},
+    },
+    "ipvrm": {"prm": PRESETS["ipvrm"]["prm"], "advantage": PRESETS["ipvrm"]["advantage"]},
+    "spro": {"prm": PRESETS["spro"]["prm"], "advantage": PRESETS["spro"]["advantage"], "models": MINIS},
     **KINDS,
 }  # fmt: skip
 ONE_PASS = {"prm": {"loss": "ce_intercept"}, "models": {"prm": {"num_mini_batches": 2}}}
@@ -162,18 +168,27 @@ def test_passes_score_with_the_first_and_learn_from_all(results: Any) -> None:
     assert two[1]["prm/loss"] < one[1]["prm/loss"]  # the mean over both passes
 
 
+def test_spro_tells_of_its_reward_and_builds_no_prm(results: Any) -> None:
+    """The policy starts as its own reference, so its first rewards are 0 to the last bit."""
+    _, first, second = results["spro"][0]
+    assert first["process_reward/std"] == 0.0 < second["process_reward/std"]
+    assert "process_reward/largest_share" in second
+    assert not any(name.startswith("prm/") for name in second)
+
+
 def forwards(configs: str) -> list[float]:
-    """Those of the first step of each run on this rank."""
+    """Those of the first step of runs on this rank, one after the other."""
     from prime_megatron.run.assemble import open_parts
     from prime_megatron.trainer import PrimeTrainer
 
     torch.distributed.destroy_process_group()
     del os.environ["RANK"]
-    found = []
-    for config in map(TrainConfig.model_validate_json, map(json.dumps, json.loads(configs))):
-        with open_parts(config, resume=None, overwrite=False) as parts:
-            found.append(flops.step_forwards(PrimeTrainer(config, parts), 1))
-    return found
+    counted = []
+    for row in json.loads(configs):
+        run_config = TrainConfig.model_validate_json(json.dumps(row))
+        with open_parts(run_config, resume=None, overwrite=False) as parts:
+            counted.append(flops.step_forwards(PrimeTrainer(run_config, parts), 1))
+    return counted
 
 
 def test_flops_of_a_step_are_those_of_its_plan(base: dict[str, Any], tmp_path: Path) -> None:
@@ -187,16 +202,14 @@ def test_flops_of_a_step_are_those_of_its_plan(base: dict[str, Any], tmp_path: P
         "models": {"policy": {"path": large}},
     }
     modes = {
-        "passes": ({"prm": {"passes": 3}}, 13.0),
-        "head": (HEAD, 6.0),
-        "teacher": (TAUGHT, 5.0),
-        "rlsd": (RLSD, 5.0),
-    }
+        "passes": ({"prm": {"passes": 3}}, 13.0), "spro": (MODES["spro"], 5.0), "ipvrm": (MODES["ipvrm"], 8.0),
+        "head": (HEAD, 6.0), "teacher": (TAUGHT, 5.0), "rlsd": (RLSD, 5.0),
+    }  # fmt: skip
     runs = [
-        merge(merge(base, over), {**with_teacher(mode, large), "run": {"output_dir": str(tmp_path / name)}})
+        merge(merge(merge(base, over), with_teacher(mode, large)), {"run": {"output_dir": str(tmp_path / name)}})
         for name, (mode, _) in modes.items()
     ]
     (counted,) = run_ranks(forwards, 1, json.dumps(runs), timeout_s=120.0)
-    for settled, figure, (_, wanted) in zip(runs, counted, modes.values(), strict=True):
-        planned = plan_step(TrainConfig.model_validate_json(json.dumps(settled))).forwards
-        assert planned == wanted and figure == pytest.approx(planned, rel=0.01)
+    wanted = [cost for _, cost in modes.values()]
+    assert [plan_step(TrainConfig.model_validate_json(json.dumps(row))).forwards for row in runs] == wanted
+    assert counted == pytest.approx(wanted, rel=0.01)

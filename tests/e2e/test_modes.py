@@ -46,6 +46,7 @@ MODES: dict[str, dict[str, Any]] = {
         "models": {"policy": {"num_mini_batches": 2}},
     },
     "rlsd": RLSD,
+    "health": {"prm": {"health": {"every": 1}}},
     "mini-batches": {"models": {"policy": {"num_mini_batches": 4}, "prm": {"num_mini_batches": 2}}},
 }
 
