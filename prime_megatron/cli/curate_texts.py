@@ -1,0 +1,114 @@
+"""Stages of `prime-megatron curate` that ask no model: read, filter, dedup, decontaminate."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from prime_megatron import __version__
+from prime_megatron.cli.engine_options import add_grading_options, verify_options
+from prime_megatron.config.curate import CurateConfig
+from prime_megatron.config.load import to_dict
+from prime_megatron.curate.decision import Decision
+from prime_megatron.curate.filter import check_languages, decide_rules, row_reader
+from prime_megatron.curate.read import FORMS, SourceReader, decide_sources
+from prime_megatron.curate.stage import (
+    Files,
+    Reader,
+    Source,
+    Teller,
+    decide_blocks,
+    decisions_of,
+    finish,
+    num_blocks,
+    survey,
+)  # fmt: skip
+from prime_megatron.errors import InputError
+from prime_megatron.generate.blocks import open_blocks
+from prime_megatron.verify import build_verifiers
+from prime_megatron.verify.code.check import prove_jail
+
+BLOCK = 4096
+"""Rows that are decided and kept together."""
+Report = dict[str, Any]
+Arguments = argparse.Namespace
+Run = Callable[[Arguments, CurateConfig, list[str], Files, ExitStack], Report]
+
+
+@dataclass(frozen=True)
+class StageVerb:
+    """A stage on the command line."""
+
+    summary: str
+    description: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Run
+
+
+def head_of(source: Source, settings: dict[str, Any]) -> Report:
+    """What a report begins with, and what tells a stage from another one."""
+    named = [{"file": file, "sha256": digest} for file, digest in zip(source.files, source.digests, strict=True)]
+    return {"version": __version__, "inputs": named, "settings": settings}
+
+
+def decide_rows(
+    name: str,
+    target: Files,
+    source: Source,
+    read: Reader[Any],
+    settings: dict[str, Any],
+    decide: Callable[[list[Any]], Sequence[Decision]],
+    block: int = BLOCK,
+) -> Report:
+    """A stage whose rows are decided block by block."""
+    head = head_of(source, settings)
+    with open_blocks(target.blocks, {"stage": name, "block": block, **head}) as blocks:
+        decide_blocks(blocks, source, read, block, decide, Teller(name))
+        return finish(target, name, head, lambda: decisions_of(blocks, num_blocks(source, block)))
+
+
+def _read_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--form", choices=sorted(FORMS), required=True, help="how the source is published")
+    parser.add_argument("--name", help="of the source, begins the ids (default: the form)")
+    add_grading_options(parser)
+
+
+def _read(args: Arguments, config: CurateConfig, files: list[str], target: Files, stack: ExitStack) -> Report:
+    name = args.name or args.form
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise InputError(f"--name {name!r}: letters, digits, - and _ make a name")
+    options = verify_options(args)
+    verifiers = stack.enter_context(build_verifiers(options))
+    read = SourceReader(args.form, name, config, verifiers.require)
+    source = survey(files, read, "read")
+    if "code" in read.abilities and args.code_jail != "none":
+        prove_jail(options.code)
+    settings = {"form": args.form, "name": name, "wording": to_dict(config.wording), **to_dict(config.read)}
+    return decide_rows(
+        "read", target, source, read, settings, lambda rows: decide_sources(rows, config, verifiers), 1024
+    )
+
+
+def _filter(args: Arguments, config: CurateConfig, files: list[str], target: Files, stack: ExitStack) -> Report:
+    check_languages(config.filter)
+    source = survey(files, row_reader, "filter")
+    settings = to_dict(config.filter)
+    return decide_rows("filter", target, source, row_reader, settings, lambda rows: decide_rules(rows, config.filter))
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    """No options of its own."""
+
+
+STAGES = {
+    "read": StageVerb(
+        "published files to rows of one schema",
+        "Published files to rows with a ground truth that holds.",
+        _read_options,
+        _read,
+    ),
+    "filter": StageVerb("drop rows by rules", "Figures, proofs, boxes, multiple choice, languages.", _nothing, _filter),
+}
