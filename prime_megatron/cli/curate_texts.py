@@ -12,20 +12,27 @@ from prime_megatron import __version__
 from prime_megatron.cli.engine_options import add_grading_options, verify_options
 from prime_megatron.config.curate import CurateConfig
 from prime_megatron.config.load import to_dict
-from prime_megatron.curate.decision import Decision
-from prime_megatron.curate.filter import check_languages, decide_rules, row_reader
+from prime_megatron.curate.against import digest_of, file_problems, suite_problems
+from prime_megatron.curate.decision import Decision, drop, keep, to_line
+from prime_megatron.curate.dedup import Compared, check_bands, compared_lines, decide_duplicates, find_duplicates
+from prime_megatron.curate.filter import check_languages, decide_rules
+from prime_megatron.curate.held_out import HeldOutIndex
 from prime_megatron.curate.read import FORMS, SourceReader, decide_sources
+from prime_megatron.curate.row import CuratedRow
 from prime_megatron.curate.stage import (
     Files,
     Reader,
+    RowReader,
     Source,
     Teller,
-    decide_blocks,
+    batches,
     decisions_of,
+    fill_blocks,
     finish,
     num_blocks,
     survey,
 )  # fmt: skip
+from prime_megatron.curate.tables import input_files
 from prime_megatron.errors import InputError
 from prime_megatron.generate.blocks import open_blocks
 from prime_megatron.verify import build_verifiers
@@ -66,7 +73,7 @@ def decide_rows(
     """A stage whose rows are decided block by block."""
     head = head_of(source, settings)
     with open_blocks(target.blocks, {"stage": name, "block": block, **head}) as blocks:
-        decide_blocks(blocks, source, read, block, decide, Teller(name))
+        fill_blocks(blocks, source, read, block, lambda rows: map(to_line, decide(rows)), Teller(name))
         return finish(target, name, head, lambda: decisions_of(blocks, num_blocks(source, block)))
 
 
@@ -94,9 +101,50 @@ def _read(args: Arguments, config: CurateConfig, files: list[str], target: Files
 
 def _filter(args: Arguments, config: CurateConfig, files: list[str], target: Files, stack: ExitStack) -> Report:
     check_languages(config.filter)
-    source = survey(files, row_reader, "filter")
+    read = RowReader()
+    source = survey(files, read, "filter")
     settings = to_dict(config.filter)
-    return decide_rows("filter", target, source, row_reader, settings, lambda rows: decide_rules(rows, config.filter))
+    return decide_rows("filter", target, source, read, settings, lambda rows: decide_rules(rows, config.filter))
+
+
+def _dedup(args: Arguments, config: CurateConfig, files: list[str], target: Files, stack: ExitStack) -> Report:
+    check_bands(config.dedup)
+    read = RowReader()
+    source = survey(files, read, "dedup")
+    head = head_of(source, to_dict(config.dedup))
+    with open_blocks(target.blocks, {"stage": "dedup", "block": BLOCK, **head}) as blocks:
+        tell = Teller("dedup: signatures")
+        fill_blocks(blocks, source, read, BLOCK, lambda rows: compared_lines(rows, config.dedup), tell)
+        compared = Compared(blocks, num_blocks(source, BLOCK), BLOCK)
+        found = find_duplicates(compared, target.blocks, config.dedup, Teller("dedup: comparing"))
+        return finish(target, "dedup", head, lambda: decide_duplicates(batches(source, read, BLOCK), found))
+
+
+def _decontaminate_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--suite", action="append", default=[], help="sets of a suite; may be given again")
+    parser.add_argument("--data", metavar="DIR", help="folder of the suites' files (default: the YAML file's own)")
+    parser.add_argument("--sets", default="", metavar="NAME,...", help="some of the suites' sets")
+    parser.add_argument(
+        "--against", action="append", default=[], metavar="FILE", help="rows with problems, such as those kept for RL"
+    )
+
+
+def _decontaminate(args: Arguments, config: CurateConfig, files: list[str], target: Files, stack: ExitStack) -> Report:
+    if not args.suite and not args.against:
+        raise InputError("decontaminate: name what is held out, with --suite or --against")
+    sets = [name.strip() for name in args.sets.split(",") if name.strip()]
+    problems = [one for suite in args.suite for one in suite_problems(suite, args.data, sets)]
+    problems += file_problems(input_files(args.against))
+    index = HeldOutIndex(problems, config.decontaminate)
+    read = RowReader()
+    source = survey(files, read, "decontaminate")
+    settings = to_dict(config.decontaminate) | {"problems": len(problems), "problems_sha256": digest_of(problems)}
+
+    def decide(rows: list[CuratedRow]) -> list[Decision]:
+        found = index.copies([row.problem for row in rows])
+        return [keep(row) if why is None else drop(row, *why[:2]) for row, why in zip(rows, found, strict=True)]
+
+    return decide_rows("decontaminate", target, source, read, settings, decide)
 
 
 def _nothing(parser: argparse.ArgumentParser) -> None:
@@ -111,4 +159,13 @@ STAGES = {
         _read,
     ),
     "filter": StageVerb("drop rows by rules", "Figures, proofs, boxes, multiple choice, languages.", _nothing, _filter),
+    "dedup": StageVerb(
+        "drop near-duplicates", "Of problems that are all but the same, the first stays.", _nothing, _dedup
+    ),
+    "decontaminate": StageVerb(
+        "drop copies of held-out problems",
+        "Rows that copy a problem of an evaluation suite, or of other rows.",
+        _decontaminate_options,
+        _decontaminate,
+    ),
 }

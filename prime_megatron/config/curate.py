@@ -63,9 +63,10 @@ class RuleConfig(Section):
 class DedupConfig(Section):
     """Near-duplicates: MinHash finds candidates, their shingles decide."""
 
-    similarity: float = Field(default=0.8, gt=0.0, le=1.0)
-    """Jaccard similarity of two problems' shingles from which the later one is a duplicate."""
-    shingle: PositiveInt = 3
+    similarity: float = Field(default=0.75, gt=0.0, le=1.0)
+    """Jaccard similarity of two problems' shingles from which the later one is a duplicate. Problems with other ground
+    truths are none unless they have the same words; one word apart, with the same truth and numbers, they are one."""
+    shingle: PositiveInt = 2
     """Words of a shingle."""
     permutations: PositiveInt = 128
     """Of MinHash."""
@@ -82,6 +83,9 @@ class DecontaminateConfig(Section):
 
     ngram: int = Field(default=13, ge=2, le=100)
     """Words in a row that a copy shares with a held-out problem."""
+    shared: float = Field(default=0.6, ge=0.0, le=1.0)
+    """Share of a held-out problem's runs of three words that a row with such an n-gram must have besides: instructions
+    ("express your answer in the form ...") are common to many problems. 0: the n-gram alone is enough."""
     short_words: PositiveInt = 26
     """Held-out problems under so many words are compared as a whole, too: one changed word may leave no n-gram."""
     similarity: float = Field(default=0.85, gt=0.0, le=1.0)

@@ -87,8 +87,8 @@ def listed(value: Any, keys: Sequence[str], name: str, origin: str) -> list[dict
     if value is None:
         return []
     if isinstance(value, dict):
-        columns = [value.get(key) for key in keys]
-        if all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1:
+        columns = [column for key in keys if isinstance(column := value.get(key), list)]
+        if len(columns) == len(keys) and len({len(column) for column in columns}) == 1:
             return [dict(zip(keys, items, strict=True)) for items in zip(*columns, strict=True)]
     elif isinstance(value, list) and all(isinstance(one, dict) and set(keys) <= one.keys() for one in value):
         return value

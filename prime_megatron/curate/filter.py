@@ -10,17 +10,11 @@ from prime_megatron.curate.decision import Decision, drop, keep
 from prime_megatron.curate.figure_rule import FIGURE, figure
 from prime_megatron.curate.language import LANGUAGE, LANGUAGES, other_language
 from prime_megatron.curate.proof_rule import PROOF, proof
-from prime_megatron.curate.row import CuratedRow, read_row
+from prime_megatron.curate.row import CuratedRow
 from prime_megatron.errors import InputError
-from prime_megatron.generate.tables import Row
 from prime_megatron.verify.boxed import last_boxed
 
 BOX = "box"
-
-
-def row_reader(row: Row, origin: str, place: int) -> CuratedRow:
-    """See `Reader`: a row that an earlier stage wrote."""
-    return read_row(row, origin)
 
 
 def check_languages(config: RuleConfig) -> None:

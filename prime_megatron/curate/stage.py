@@ -16,20 +16,25 @@ import resource
 import shutil
 import sys
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from prime_megatron.curate.decision import Decision, Tally, dropped_row, from_json, to_line
-from prime_megatron.curate.row import format_line
+import numpy as np
+
+from prime_megatron.curate.decision import Decision, Tally, dropped_row, from_json
+from prime_megatron.curate.row import CuratedRow, format_line, read_row
 from prime_megatron.curate.tables import OUTPUTS, rows_of, write_rows
+from prime_megatron.curate.words import hash64
 from prime_megatron.errors import InputError
 from prime_megatron.generate.blocks import Blocks, remove_blocks, whole_file
 from prime_megatron.generate.tables import Row, file_digest
 
 Item = TypeVar("Item")
-MEBIBYTE = 2**20
+Made = TypeVar("Made", covariant=True)
+_MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -93,12 +98,35 @@ class Source:
     rows: int
 
 
-class Reader(Protocol[Item]):
+class Reader(Protocol[Made]):
     """Makes what a stage decides about of a row of its input."""
 
-    def __call__(self, row: Row, origin: str, place: int) -> Item:
+    def __call__(self, row: Row, origin: str, place: int) -> Made:
         """``place``: of the row among all, from 0. Raises InputError."""
         ...
+
+
+class RowReader:
+    """See `Reader`: rows that an earlier stage wrote; while the input is looked through, their ids are noted."""
+
+    def __init__(self) -> None:
+        self._ids = array("Q")
+
+    def __call__(self, row: Row, origin: str, place: int) -> CuratedRow:
+        """See `Reader.__call__`."""
+        read = read_row(row, origin)
+        if place == len(self._ids):
+            self._ids.append(hash64(read.id))
+        return read
+
+    def check_ids(self, source: Source) -> None:
+        """Raises InputError where two rows have one id, naming both."""
+        values, counts = np.unique(np.frombuffer(self._ids, dtype=np.uint64), return_counts=True)
+        twice = set(values[counts > 1].tolist())
+        first: dict[str, str] = {}
+        for origin, row in rows_of(source.files) if twice else ():
+            if hash64(row["id"]) in twice and first.setdefault(row["id"], origin) != origin:
+                raise InputError(f"{origin}: id {row['id']!r} is that of {first[row['id']]}; give each source a --name")
 
 
 class Teller:
@@ -131,7 +159,10 @@ def survey(files: Sequence[str], read: Reader[Any], name: str) -> Source:
         rows += 1
         if rows % 1000 == 0:
             tell(rows, None)
-    return Source(tuple(files), tuple(file_digest(Path(file)) for file in files), rows)
+    source = Source(tuple(files), tuple(file_digest(Path(file)) for file in files), rows)
+    if isinstance(read, RowReader):
+        read.check_ids(source)
+    return source
 
 
 def batches(source: Source, read: Reader[Item], size: int) -> Iterator[list[Item]]:
@@ -146,20 +177,20 @@ def batches(source: Source, read: Reader[Item], size: int) -> Iterator[list[Item
         yield batch
 
 
-def decide_blocks(
+def fill_blocks(
     blocks: Blocks,
     source: Source,
     read: Reader[Item],
     size: int,
-    decide: Callable[[list[Item]], Iterable[Decision]],
+    make: Callable[[list[Item]], Iterable[bytes]],
     tell: Callable[[int, int], None],
 ) -> None:
-    """Decide about every block of ``size`` rows that is not there yet."""
+    """Make the lines of every block of ``size`` rows that is not there yet."""
     if all(blocks.has(index) for index in range(num_blocks(source, size))):
         return
     for index, batch in enumerate(batches(source, read, size)):
         if not blocks.has(index):
-            blocks.commit_lines(index, (to_line(decision) for decision in decide(batch)))
+            blocks.commit_lines(index, make(batch))
         tell(min((index + 1) * size, source.rows), source.rows)
 
 
@@ -210,4 +241,4 @@ def finish(
 
 def peak_memory_mib() -> float:
     """The most memory that this process held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MEBIBYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _MEBIBYTE

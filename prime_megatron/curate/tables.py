@@ -25,6 +25,9 @@ def input_files(paths: Sequence[str]) -> list[str]:
             raise InputError(f"{file}: no such data file")
         if not file.endswith((*KINDS, *WHOLE)):
             raise InputError(f"{file}: unknown kind of data file; use {', '.join((*KINDS, *WHOLE))}")
+    twice = next((file for place, file in enumerate(files) if file in files[:place]), None)
+    if twice is not None:
+        raise InputError(f"{twice}: named twice; name a file once")
     return files
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_SIGN = re.compile(r"[^\W_]+|[-+*/=<>^|!%]")
 _LETTERS = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -24,3 +26,15 @@ def numbers_of(text: str) -> list[str]:
 def squeezed(text: str) -> str:
     """The text without white space, in small letters: equal for copies that differ in nothing else."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def signs_of(text: str) -> list[str]:
+    """`words_of`, and the marks of a formula between them: 3+5 and 3-5 differ."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return _SIGN.findall(_GROUPED.sub("", plain))
+
+
+def hash64(value: str) -> int:
+    """64 bits that name a text."""
+    digest = hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

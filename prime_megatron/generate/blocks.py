@@ -53,6 +53,12 @@ class Blocks:
         """The samples of an answered block."""
         return read_samples(self._path(index))
 
+    def line_at(self, index: int, offset: int) -> bytes:
+        """The line of a block that begins at a byte."""
+        with self._path(index).open("rb") as file:
+            file.seek(offset)
+            return file.readline()
+
     def join(self, count: int, output: Path) -> None:
         """Write the blocks 0 .. count - 1 into one file, which appears whole."""
         with whole_file(output) as file:
