@@ -74,7 +74,7 @@ def decide_rows(
     head = head_of(source, settings)
     with open_blocks(target.blocks, {"stage": name, "block": block, **head}) as blocks:
         fill_blocks(blocks, source, read, block, lambda rows: map(to_line, decide(rows)), Teller(name))
-        return finish(target, name, head, lambda: decisions_of(blocks, num_blocks(source, block)))
+        return finish(target, name, head, decisions_of(blocks, num_blocks(source, block)))
 
 
 def _read_options(parser: argparse.ArgumentParser) -> None:
@@ -117,7 +117,7 @@ def _dedup(args: Arguments, config: CurateConfig, files: list[str], target: File
         fill_blocks(blocks, source, read, BLOCK, lambda rows: compared_lines(rows, config.dedup), tell)
         compared = Compared(blocks, num_blocks(source, BLOCK), BLOCK)
         found = find_duplicates(compared, target.blocks, config.dedup, Teller("dedup: comparing"))
-        return finish(target, "dedup", head, lambda: decide_duplicates(batches(source, read, BLOCK), found))
+        return finish(target, "dedup", head, decide_duplicates(batches(source, read, BLOCK), found))
 
 
 def _decontaminate_options(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,39 +18,45 @@ Row = dict[str, Any]
 class Decision:
     """A row, and why it is dropped."""
 
-    row: Row
-    """Columns that go on: those of a kept row, or what there is of a dropped one."""
+    line: bytes
+    """The row as it goes on, a line; of a dropped row what there is of it."""
     rule: str = ""
     """The rule that drops it; empty: it is kept."""
     why: str = ""
     marks: tuple[tuple[str, str], ...] = ()
     """(rule, why) of all rules that speak of the row, the dropping one among them; those of a kept row are notes."""
 
+    def row(self) -> Row:
+        """The row's columns."""
+        return dict(json.loads(self.line))
+
 
 def keep(row: CuratedRow, *marks: tuple[str, str]) -> Decision:
     """The row goes on."""
-    return Decision(to_json(row), marks=marks)
+    return Decision(format_line(to_json(row)), marks=marks)
 
 
 def drop(row: CuratedRow, rule: str, why: str, *more: tuple[str, str]) -> Decision:
     """The row is left out by ``rule``; ``more``: further rules that speak of it."""
-    return Decision(to_json(row), rule, why, ((rule, why), *more))
+    return Decision(format_line(to_json(row)), rule, why, ((rule, why), *more))
 
 
 def to_line(decision: Decision) -> bytes:
-    """As a block keeps it."""
-    return format_line(vars(decision))
+    """As a block keeps it: what is decided, a tab, the row."""
+    head = json.dumps([decision.rule, decision.why, decision.marks]).encode()
+    return head + b"\t" + decision.line
 
 
-def from_json(value: Mapping[str, Any]) -> Decision:
+def from_line(line: bytes) -> Decision:
     """What `to_line` wrote."""
-    marks = tuple((rule, why) for rule, why in value["marks"])
-    return Decision(value["row"], value["rule"], value["why"], marks)
+    head, _, row = line.partition(b"\t")
+    rule, why, marks = json.loads(head)
+    return Decision(row, rule, why, tuple((one, reason) for one, reason in marks))
 
 
-def dropped_row(decision: Decision, stage: str) -> Row:
+def dropped_line(decision: Decision, stage: str) -> bytes:
     """A dropped row with why, for the file of dropped rows."""
-    return decision.row | {DROPPED: {"stage": stage, "rule": decision.rule, "why": decision.why}}
+    return format_line(decision.row() | {DROPPED: {"stage": stage, "rule": decision.rule, "why": decision.why}})
 
 
 class Tally:
@@ -72,8 +78,9 @@ class Tally:
             found = self._rules.setdefault(rule, {"count": 0, "examples": []})
             found["count"] += 1
             if len(found["examples"]) < EXAMPLES:
-                text = " ".join(str(decision.row.get("problem", "")).split())
-                found["examples"].append({"id": decision.row.get("id"), "why": why, "problem": text[:_CHARS]})
+                row = decision.row()
+                text = " ".join(row["problem"].split())
+                found["examples"].append({"id": row["id"], "why": why, "problem": text[:_CHARS]})
 
     def report(self) -> dict[str, Any]:
         """rows_in = kept + the sum of dropped; `rules` counts rows that a rule speaks of, whoever drops them."""

@@ -80,8 +80,18 @@ _NO_FIGURE = re.compile(
 )
 
 
+_HINTS = (
+    "fig", "diagram", "pict", "imag", "illustrat", "draw", "sketch", "chart", "graph", "photo", "map", "grid", "scheme",
+    "shown", "depict", "display", "indicated", "plotted", "given", "asy", "http", "<img", "![",
+)  # fmt: skip
+"""One of these is in every text that a pattern could find anything in."""
+
+
 def figure(text: str) -> str | None:
     """The words that lean on a figure; None: none do."""
+    small = text.lower()
+    if not any(hint in small for hint in _HINTS):
+        return None
     told = _NO_FIGURE.sub(" ", text)
     for pattern in _PATTERNS:
         found = pattern.search(told)

@@ -24,9 +24,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from prime_megatron.curate.decision import Decision, Tally, dropped_row, from_json
-from prime_megatron.curate.row import CuratedRow, format_line, read_row
-from prime_megatron.curate.tables import OUTPUTS, rows_of, write_rows
+from prime_megatron.curate.decision import Decision, Tally, dropped_line, from_line
+from prime_megatron.curate.row import CuratedRow, read_row
+from prime_megatron.curate.tables import OUTPUTS, rows_of, write_parquet
 from prime_megatron.curate.words import hash64
 from prime_megatron.errors import InputError
 from prime_megatron.generate.blocks import Blocks, remove_blocks, whole_file
@@ -34,6 +34,7 @@ from prime_megatron.generate.tables import Row, file_digest
 
 Item = TypeVar("Item")
 Made = TypeVar("Made", covariant=True)
+_KEPT = "kept"
 _MEBIBYTE = 2**20
 
 
@@ -203,14 +204,14 @@ def decisions_of(blocks: Blocks, count: int) -> Iterator[Decision]:
     """All decisions, in the order of the rows."""
     for index in range(count):
         for line in blocks.lines(index):
-            yield from_json(json.loads(line))
+            yield from_line(line)
 
 
 def finish(
     files: Files,
     stage: str,
     head: dict[str, Any],
-    decisions: Callable[[], Iterable[Decision]],
+    decisions: Iterable[Decision],
     more: Callable[[], dict[str, Any]] = dict,
     told: Callable[[Decision], None] = lambda decision: None,
 ) -> dict[str, Any]:
@@ -218,20 +219,24 @@ def finish(
 
     Args:
         head: what the report begins with: inputs, settings.
-        decisions: gives them from the first on, each time that it is called.
+        decisions: about all rows, in order.
         more: what the report ends with, asked after every decision was told.
         told: hears of every decision once, in order.
     """
-    tally = Tally()
+    tally, kept = Tally(), files.blocks / _KEPT
     # OUT takes its name when all else is there; rows that it cannot hold leave nothing behind.
-    with whole_file(files.output) as out:
-        write_rows(out, files.output.name, lambda: (format_line(one.row) for one in decisions() if not one.rule))
-        with whole_file(files.dropped) as dropped:
-            for decision in decisions():
-                tally.add(decision)
-                told(decision)
-                if decision.rule:
-                    dropped.write(format_line(dropped_row(decision, stage)))
+    with whole_file(files.output) as out, whole_file(files.dropped) as dropped:
+        lines = out if files.output.suffix == ".jsonl" else kept.open("wb")
+        for decision in decisions:
+            tally.add(decision)
+            told(decision)
+            if decision.rule:
+                dropped.write(dropped_line(decision, stage))
+            else:
+                lines.write(decision.line)
+        if lines is not out:
+            lines.close()
+            write_parquet(out, files.output.name, kept)
         report = {"stage": stage, **head, **tally.report(), **more()}
         with whole_file(files.report) as text:
             text.write(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")

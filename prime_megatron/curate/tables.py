@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -63,31 +63,22 @@ def _rows(file: str) -> Iterator[tuple[str, Row]]:
         raise InputError(message) from None
 
 
-def write_rows(file: BinaryIO, name: str, lines: Callable[[], Iterable[bytes]]) -> None:
-    """JSON lines, as they are or as parquet.
-
-    Args:
-        file: open for writing.
-        name: of the output; its ending decides.
-        lines: gives the lines from the first on, each time that it is called.
+def write_parquet(file: BinaryIO, name: str, lines: Path) -> None:
+    """Rows of JSON lines as parquet, in two passes: their common type, then the rows.
 
     Raises:
-        InputError: rows that parquet has no common type for.
+        InputError: there is none, or no rows; ``name``: the output's.
     """
-    if not name.endswith(".parquet"):
-        for line in lines():
-            file.write(line)
-        return
     import pyarrow as pa  # only parquet pays for its import
     import pyarrow.parquet as pq
 
     try:
-        tables = [pa.Table.from_pylist(batch).schema for batch in _batches(lines())]
+        tables = [pa.Table.from_pylist(batch).schema for batch in _batches(lines)]
         if not tables:
             raise InputError(f"{name}: no row is left, and parquet without rows has no columns; write .jsonl")
         schema = pa.unify_schemas(tables, promote_options="permissive")
         with pq.ParquetWriter(file, schema) as writer:
-            for batch in _batches(lines()):
+            for batch in _batches(lines):
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
     except pa.ArrowException as error:
         raise InputError(
@@ -95,13 +86,14 @@ def write_rows(file: BinaryIO, name: str, lines: Callable[[], Iterable[bytes]]) 
         ) from None
 
 
-def _batches(lines: Iterable[bytes]) -> Iterator[list[dict[str, Any]]]:
+def _batches(lines: Path) -> Iterator[list[dict[str, Any]]]:
     batch: list[dict[str, Any]] = []
-    for line in lines:
-        batch.append(_storable(json.loads(line)))
-        if len(batch) == _PARQUET_ROWS:
-            yield batch
-            batch = []
+    with lines.open("rb") as file:
+        for line in file:
+            batch.append(_storable(json.loads(line)))
+            if len(batch) == _PARQUET_ROWS:
+                yield batch
+                batch = []
     if batch:
         yield batch
 
