@@ -152,9 +152,7 @@ class SftDataConfig(Section):
     ask: AskConfig = AskConfig(temperature=0.7)
     """How the model is asked."""
     n: PositiveInt = 1
-    """Answers asked to each row."""
-    keep: PositiveInt = 1
-    """Good answers that are kept of each row."""
+    """Answers asked to each row; the first good one is kept."""
     check: Literal["full", "off"] = "full"
     """full: an answer that breaks the form is dropped; off: it is counted alone."""
     truth: Literal["reject", "ignore"] = "reject"

@@ -10,6 +10,8 @@ import re
 import unicodedata
 
 CHOICE = "choice"
+Mark = tuple[int, int, str]
+"""(start, end, letter) of a choice's letter with its brackets."""
 _LETTERS = "ABCDEFGH"
 _DRESS = re.compile(
     r"\\(?:mathrm|mathbf|textbf|textrm|textit|textsf|text|mathsf|mathit|bf|rm|it|boldsymbol|bold|hbox|mbox|qquad|quad|hspace\{[^{}]*\}"
@@ -48,21 +50,41 @@ _WHICH = re.compile(
 
 def choice(text: str, truth: str | None = None) -> str | None:
     """The form of the choices in a problem; ``truth``: a letter makes two choices enough."""
-    plain = unicodedata.normalize("NFKC", text)
-    if not ("A" in plain and "B" in plain) and not all(one in plain for one in "abcd"):
-        return None  # cheap, and most problems end here
-    plain = undressed(plain)
     least = 2 if truth is not None and re.fullmatch(r"\W*(?:\\text\w*\W*)?[A-H]\W*", truth.strip()) else 3
-    for name, pattern in _FORMS.items():
-        found = _in_order(plain, name, [(m.start(), m.end(), m[1]) for m in pattern.finditer(plain)], least)
-        if found:
-            return f"choices {found} in the form {name}"
-    small = [(m.start(), m.end(), (m[1] or m[2]).upper()) for m in _LOWER.finditer(plain)]
-    if _in_order(plain, "(a)", small, 4) and _are_short(plain, small) and _asks_to_choose(plain, small):
-        return "choices a, b, c, d in small letters"
+    found = _choices(text, least)
+    if found is not None:
+        form, marks, _ = found
+        return f"choices {', '.join(mark[2] for mark in marks)} in the form {form}"
     if truth is not None and least == 2 and _WHICH.search(text):
         return "asks which of several, and its answer is a letter"
     return None
+
+
+def options_of(text: str) -> dict[str, str]:
+    """The options by letter, without fonts and dollars; {} where there are none."""
+    found = _choices(text, 2)
+    if found is None:
+        return {}
+    _, marks, plain = found
+    ends = [mark[0] for mark in marks[1:]] + [len(plain)]
+    return {mark[2]: plain[mark[1] : end].strip(" \t\n,;.") for mark, end in zip(marks, ends, strict=True)}
+
+
+def _choices(text: str, least: int) -> tuple[str, list[Mark], str] | None:
+    """(form, the marks of the choices, the text that they stand in)."""
+    plain = unicodedata.normalize("NFKC", text)
+    large = "A" in plain and "B" in plain
+    small = ("a)" in plain or "a." in plain) and ("d)" in plain or "d." in plain)
+    if not large and not small:
+        return None  # cheap, and most problems end here
+    plain = undressed(plain)
+    for form, pattern in _FORMS.items() if large else ():
+        marks = _in_order(plain, form, [(m.start(), m.end(), m[1]) for m in pattern.finditer(plain)], least)
+        if marks:
+            return form, marks, plain
+    lower = [(m.start(), m.end(), (m[1] or m[2]).upper()) for m in _LOWER.finditer(plain)] if small else []
+    marks = _in_order(plain, "(a)", lower, 4)
+    return ("(a)", marks, plain) if marks and _are_short(plain, lower) and _asks_to_choose(plain, lower) else None
 
 
 def undressed(text: str) -> str:
@@ -71,8 +93,8 @@ def undressed(text: str) -> str:
     return _DRESS.sub(" ", _NEWLINES.sub("\n", _PICTURE.sub("\n", plain)))
 
 
-def _in_order(text: str, form: str, marks: list[tuple[int, int, str]], least: int) -> str:
-    """The letters from A on that stand in order, each with a text behind it; "" where they are too few."""
+def _in_order(text: str, form: str, marks: list[Mark], least: int) -> list[Mark]:
+    """The marks from A on that stand in order, each with a text behind it; [] where they are too few."""
     for first, (start, _, letter) in enumerate(marks):
         if letter != "A" or not _may_begin(text, form, start):
             continue
@@ -82,8 +104,8 @@ def _in_order(text: str, form: str, marks: list[tuple[int, int, str]], least: in
             if mark[2] == wanted and _has_text(text[chain[-1][1] : mark[0]]) and _may_follow(text, form, mark[0]):
                 chain.append(mark)
         if len(chain) >= least and _has_text(text[chain[-1][1] :]):
-            return ", ".join(mark[2] for mark in chain)
-    return ""
+            return chain
+    return []
 
 
 def _has_text(between: str) -> bool:
@@ -127,7 +149,7 @@ def _open_brackets(before: str) -> bool:
     return line.count("(") > line.count(")")
 
 
-def _are_short(text: str, marks: list[tuple[int, int, str]]) -> bool:
+def _are_short(text: str, marks: list[Mark]) -> bool:
     """Whether the options are, which parts of a question are not: (a) Find ... (b) Show ..."""
     ends = [mark[0] for mark in marks[1:]] + [len(text)]
     return all(
@@ -136,7 +158,7 @@ def _are_short(text: str, marks: list[tuple[int, int, str]]) -> bool:
     )
 
 
-def _asks_to_choose(text: str, marks: list[tuple[int, int, str]]) -> bool:
+def _asks_to_choose(text: str, marks: list[Mark]) -> bool:
     return (
         "?" in text[: marks[0][0]]
         or text[: marks[0][0]].rstrip()[-1:] in ":"

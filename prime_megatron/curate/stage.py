@@ -112,12 +112,16 @@ class RowReader:
 
     def __init__(self) -> None:
         self._ids = array("Q")
+        self.abilities: set[str] = set()
+        """Those of the rows that have a ground truth."""
 
     def __call__(self, row: Row, origin: str, place: int) -> CuratedRow:
         """See `Reader.__call__`."""
         read = read_row(row, origin)
         if place == len(self._ids):
             self._ids.append(hash64(read.id))
+            if read.ground_truth is not None:
+                self.abilities.add(read.ability)
         return read
 
     def check_ids(self, source: Source) -> None:
