@@ -43,8 +43,8 @@ def read_steps(response: str) -> list[Step]:
     """The steps of a response, in order; [] where no line opens one."""
     heads = list(_HEAD.finditer(response))
     steps = []
-    for head, end in zip(heads, [*[match.start() for match in heads[1:]], len(response)], strict=True):
-        text = response[head.end() : end]
+    for number, head in enumerate(heads, start=1):
+        text = response[head.end() : heads[number].start() if number < len(heads) else len(response)]
         following = _NEXT.search(text)
         body, named = (text, None) if following is None else (text[: following.start()], following[1].upper().strip())
         steps.append(Step(head[1].upper().strip(), body.strip("* \t\n:"), named))

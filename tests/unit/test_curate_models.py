@@ -154,7 +154,7 @@ def passes(text: str, body: dict[str, Any]) -> Reply:
     asked = re.search(r"(\w+): What is 3\+4\?", text)
     if "<question>" in text:
         return f"<question>{asked[1] if asked else 'x'}: What is 3+4?</question>"
-    return "<solution>3+4 is \\boxed{%s}.</solution>" % ("8" if "false" in text else "B" if "letter" in text else "7")
+    return "<solution>3+4 is \\boxed{%s}.</solution>" % ("8" if "false:" in text else "B" if "letter:" in text else "7")
 
 
 def test_choices_become_questions(tmp_path: Path) -> None:
