@@ -91,8 +91,8 @@ def config_page() -> str:
         "# Config keys\n", MADE,
         "`prime-megatron train` takes a config of the first kind, `sft` of the second, `prm` of the third; every key "
         "can be given on the command line as well, as `section.key=value`. The fourth kind, of `score` and "
-        "`process-bench`, is given there alone; the last one, of `curate`, there or with `--config`. Resume: whether a run that is resumed may have another value than its "
-        "checkpoint.\n",
+        "`process-bench`, is given there alone; the last one, of `curate`, there or with `--config`. "
+        "Resume: whether a run that is resumed may have another value than its checkpoint.\n",
     ]  # fmt: skip
     for title, root in CONFIGS.items():
         lines += [f"## {title}\n", *_tables(root)]

@@ -69,13 +69,13 @@ class DedupConfig(Section):
     shingle: PositiveInt = 2
     """Words of a shingle."""
     permutations: PositiveInt = 128
-    """Of MinHash."""
+    """Hash functions of MinHash."""
     bands: PositiveInt = 32
     """Into which a signature is cut; one equal band makes a candidate. Must divide permutations."""
     numbers: Literal["same", "any"] = "same"
     """same: problems with other numbers are other problems, however alike; any: numbers are words."""
     seed: NonNegativeInt = 1
-    """Of MinHash."""
+    """Seed of MinHash."""
 
 
 class DecontaminateConfig(Section):
@@ -98,9 +98,9 @@ class AskConfig(Section):
     """How a model is asked in a stage."""
 
     temperature: NonNegativeFloat = 0.8
-    """0: greedy."""
+    """Of drawing; 0: greedy."""
     top_p: float = Field(default=0.95, gt=0.0, le=1.0)
-    """Nucleus."""
+    """Nucleus of drawing."""
     max_tokens: PositiveInt = 4096
     """Of a response."""
     seed: NonNegativeInt = 0
