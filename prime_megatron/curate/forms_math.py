@@ -127,7 +127,8 @@ def eurus(row: Row, origin: str, config: ReadConfig) -> Found:
 
 
 _INSTRUCTION = re.compile(
-    r"\n+[^\n]{0,200}(?:\\boxed\s*\{|```python)[^\n]{0,120}(?:\n[^\n]{0,80}){0,3}\Z", re.IGNORECASE
+    r"(?:\n[ \t]*\n(?:[^\n]{1,200}\n)?|\n+)[^\n]{0,200}(?:\\boxed\s*\{|```python)[^\n]{0,120}(?:\n[^\n]{0,80}){0,3}\Z",
+    re.IGNORECASE,
 )
 
 

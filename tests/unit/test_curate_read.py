@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prime_megatron.curate.forms_math import without_instruction
 from prime_megatron.data.rows import read_prompt_rows
 from tests.support.curating import Ran, write_rows
 
@@ -76,6 +77,13 @@ def test_a_published_row_becomes_one_of_ours(form: str, tmp_path: Path) -> None:
         assert len(kept["prompt"]) == 2
     if form == "codeforces":
         assert kept["problem"] == "Add.\n\nInput\nTwo.\n\nExample 1\nInput:\n1 2\nOutput:\n3"
+
+
+def test_instructions_are_no_part_of_the_problem() -> None:
+    code = "Add.\n\nInput\na b\n\nWrite a program. Show it as\n```python\nYour code\n```\nat the end."
+    assert without_instruction(code) == "Add.\n\nInput\na b"
+    assert without_instruction("One.\nTwo.\n\nEnd with \\boxed{}.") == "One.\nTwo."
+    assert without_instruction("What is 2+2?\nSay it.") == "What is 2+2?\nSay it."
 
 
 def test_golds_that_do_not_hold_are_dropped_and_counted(tmp_path: Path) -> None:
