@@ -21,6 +21,7 @@ CORE = [
     "pyarrow",
     "pydantic>=2.11",
     "pyyaml",
+    "rensa>=0.5",
     "rich",
     "safetensors",
     "tensorboard",
