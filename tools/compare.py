@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """Process rewards against outcome-only RLOO on the starred quiz: a study that is done run by run.
 
-    python tools/compare.py                      # what is not recorded yet, then tables and plot
-    python tools/compare.py --for-s 3600         # begins no run after an hour; start it again to go on
-    python tools/compare.py --report             # tables and plot of what is recorded
+    python -m tools.compare                      # what is not recorded yet, then tables and plot
+    python -m tools.compare --for-s 3600         # begins no run after an hour; start it again to go on
+    python -m tools.compare --report             # tables and plot of what is recorded
 
 Every finished run is a line of docs/headline/runs.jsonl and is not run again. The tables go into docs/measurements.md,
 the plot into docs/compare.png. compare_work/arms.py has the arms and their settings, compare_work/study.py the order.
@@ -17,14 +16,13 @@ import sys
 import time
 from pathlib import Path
 
-from compare_work.arms import ARMS
-from compare_work.one_run import ROOT, Study, config_hash, run, start_hash
-from compare_work.plot import plot
-from compare_work.record import Records
-from compare_work.report import insert, report
-from compare_work.study import carry_on, missing, trial_specs
-
 from prime_megatron.errors import InputError
+from tools.compare_work.arms import ARMS
+from tools.compare_work.one_run import ROOT, Study, config_hash, run, start_hash
+from tools.compare_work.plot import plot
+from tools.compare_work.record import Records
+from tools.compare_work.report import insert, report
+from tools.compare_work.study import carry_on, missing, trial_specs
 
 TASK, POLICY, SMALL, FROZEN = "runs/starred_task", "runs/starred_sft", "runs/starred_sft_small", "runs/starred_prm"
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from compare_work.arms import BY_NAME
-from compare_work.one_run import Study, run
-from compare_work.record import Record, Records, RunSpec
-
-from examples.quickstart.make_task import write_rows
 from examples.starred import make_task as starred
+from tools.compare_work.arms import BY_NAME
+from tools.compare_work.one_run import Study, run
+from tools.compare_work.record import Record, Records, RunSpec
 
 
 @pytest.fixture(scope="module")

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-
-from compare_work.arms import ARMS, BY_NAME, RATES
-from compare_work.contest import contest
-from compare_work.curves import Curve, passage
-from compare_work.localise import auc, cosine
-from compare_work.one_run import RunFailed, Study
-from compare_work.record import Localisation, Record, Records, RunSpec
-from compare_work.report import insert, report
-from compare_work.study import SEEDS, TRIAL_SEED, carry_on, chosen, missing
-from compare_work.truth import at_answers, centred, right_lines
+from tools.compare_work.arms import ARMS, BY_NAME, RATES
+from tools.compare_work.contest import contest
+from tools.compare_work.curves import Curve, passage
+from tools.compare_work.localise import auc, cosine
+from tools.compare_work.one_run import RunFailed, Study
+from tools.compare_work.record import Localisation, Record, Records, RunSpec
+from tools.compare_work.report import insert, report
+from tools.compare_work.study import SEEDS, TRIAL_SEED, carry_on, chosen, missing
+from tools.compare_work.truth import at_answers, centred, right_lines
 
 STUDY = Study(Path("unused"), 60, 40, (), 1.0)
 STEPS = (0, 20, 40, 60)

@@ -88,7 +88,7 @@ ARMS = (
             ("advantage.process_weight=3",),
             prm=False,
         ),
-        module="compare_work.ceiling",
+        module="tools.compare_work.ceiling",
     ),
     Arm("spro", "SPRO (no PRM)", OTHERS, _trials(("preset=spro",), (SLOW,), (FAST,), prm=False)),
     Arm("head", "explicit head", OTHERS, _trials((*LOCAL, "prm.kind=head"), OWN, ("advantage.process_weight=1",))),

@@ -1,4 +1,4 @@
-"""The ceiling: PRIME with the truth of every line in its PRM's place: `python -m compare_work.ceiling train CONFIG`.
+"""The ceiling: PRIME with the truth of every line for its PRM; `python -m tools.compare_work.ceiling train CONFIG`.
 
 The trainer is the run's own but for one method: the step's PRM scores are made from the ground truth, so that the
 process reward at a line's digit is beta * (right - siblings' mean of right), and 0 elsewhere. What follows is the
@@ -14,7 +14,6 @@ import sys
 import numpy as np
 import torch
 
-from compare_work.truth import TOKENS_A_LINE, centred, right_lines
 from prime_megatron.config import TrainConfig
 from prime_megatron.config.load import load_train_config
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
@@ -24,6 +23,7 @@ from prime_megatron.run.parts import Parts
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.trainer import PrimeTrainer
 from prime_megatron.types import RolloutBatch, Scores
+from tools.compare_work.truth import TOKENS_A_LINE, centred, right_lines
 
 
 class TruthTrainer(PrimeTrainer):

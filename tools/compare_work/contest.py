@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compare_work.curves import passage
-from compare_work.record import Record
+from tools.compare_work.curves import passage
+from tools.compare_work.record import Record
 
 
 @dataclass(frozen=True)

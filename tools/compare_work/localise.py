@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from compare_work.record import Localisation
-from compare_work.truth import at_answers, centred, right_lines
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
 from prime_megatron.metrics.jsonl import read_jsonl
+from tools.compare_work.record import Localisation
+from tools.compare_work.truth import at_answers, centred, right_lines
 
 
 def localisation(samples: Path, model: str) -> Localisation:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare_work.arms import BY_NAME
-from compare_work.localise import localisation
-from compare_work.record import Localisation, Record, RunSpec
 from prime_megatron.config.load import load_train_config, to_dict
 from prime_megatron.errors import ExitCode
 from prime_megatron.metrics.jsonl import read_jsonl
+from tools.compare_work.arms import BY_NAME
+from tools.compare_work.localise import localisation
+from tools.compare_work.record import Localisation, Record, RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "examples/starred/prime.yaml"
@@ -107,7 +107,7 @@ def run(study: Study, spec: RunSpec, start: str) -> Record:
 
 def _wait(command: list[str], output: Any, limit_s: float) -> tuple[int, float]:
     """Exit code, and processor seconds of the process and of what it waited for."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + limit_s
     while True:

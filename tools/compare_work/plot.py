@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from compare_work.arms import ARMS, COMMON_RATE, HEADLINE
-from compare_work.curves import Curve
-from compare_work.one_run import Study
-from compare_work.record import Records
-from compare_work.report import Found, found
-from compare_work.study import BEST, COMMON
+from tools.compare_work.arms import ARMS, COMMON_RATE, HEADLINE
+from tools.compare_work.curves import Curve
+from tools.compare_work.one_run import Study
+from tools.compare_work.record import Records
+from tools.compare_work.report import Found, found
+from tools.compare_work.study import BEST, COMMON
 
 COLOURS = {
     "rloo": "tab:orange",

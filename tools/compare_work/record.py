@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compare_work.curves import Curve
+from tools.compare_work.curves import Curve
 
 TRIAL, MEASURED = "trial", "measured"
 

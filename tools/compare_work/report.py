@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from compare_work.arms import ARMS, BY_NAME, COMMON_RATE, ESTIMATORS, HEADLINE, OTHERS, RATE, Arm
-from compare_work.contest import Contest, contests, mean
-from compare_work.one_run import Study
-from compare_work.record import Records
-from compare_work.study import BEST, COMMON, SEEDS, chosen, measured_specs, missing, trial_specs
+from tools.compare_work.arms import ARMS, BY_NAME, COMMON_RATE, ESTIMATORS, HEADLINE, OTHERS, RATE, Arm
+from tools.compare_work.contest import Contest, contests, mean
+from tools.compare_work.one_run import Study
+from tools.compare_work.record import Records
+from tools.compare_work.study import BEST, COMMON, SEEDS, chosen, measured_specs, missing, trial_specs
 
 BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 BARS = {BEST: 0.65, COMMON: 0.45}

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from compare_work.arms import ARMS, BY_NAME, COMMON_RATE, HEADLINE, Arm
-from compare_work.one_run import RunFailed, Study
-from compare_work.record import MEASURED, TRIAL, Record, Records, RunSpec
+from tools.compare_work.arms import ARMS, BY_NAME, COMMON_RATE, HEADLINE, Arm
+from tools.compare_work.one_run import RunFailed, Study
+from tools.compare_work.record import MEASURED, TRIAL, Record, Records, RunSpec
 
 TRIAL_SEED = 0
 SEEDS = (1, 2, 3, 4, 5)
