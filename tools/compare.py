@@ -11,40 +11,23 @@ the plot into docs/compare.png. compare_work/arms.py has the arms and their sett
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from prime_megatron.errors import InputError
 from tools.compare_work.arms import ARMS
-from tools.compare_work.one_run import ROOT, Study, config_hash, run, start_hash
+from tools.compare_work.one_run import ROOT, Study, config_hash, run
 from tools.compare_work.plot import plot
-from tools.compare_work.record import Records
+from tools.compare_work.prepare import prepare, prepare_frozen
+from tools.compare_work.record import Record, Records, RunSpec
 from tools.compare_work.report import insert, report
 from tools.compare_work.study import carry_on, missing, trial_specs
 
-TASK, POLICY, SMALL, FROZEN = "runs/starred_task", "runs/starred_sft", "runs/starred_sft_small", "runs/starred_prm"
-
-
-def prepare() -> str:
-    """Make the task and the models that every run starts from, where they are missing; returns their hash."""
-    python = [sys.executable, "-W", "ignore"]
-    sft = [*python, "-m", "prime_megatron", "sft", "examples/starred/sft.yaml", "--overwrite"]
-    steps = {
-        f"{TASK}/small/model.safetensors": [*python, "examples/starred/make_task.py"],
-        f"{POLICY}/model/model.safetensors": sft,
-        f"{SMALL}/model/model.safetensors": [*sft, f"model={TASK}/small", f"run.output_dir={SMALL}"],
-    }
-    for made, command in steps.items():
-        if not (ROOT / made).exists():
-            subprocess.run(command, cwd=ROOT, check=True)
-    models = [ROOT / folder / "model" / "model.safetensors" for folder in (POLICY, SMALL)]
-    return start_hash([ROOT / TASK / "train.jsonl", ROOT / TASK / "eval.jsonl", *models])
-
 
 def available(study: Study) -> list[str]:
-    """Arms whose settings this version knows and whose models are there; the others are told."""
+    """Arms whose settings this version knows; the others are told."""
     found = []
     for arm in ARMS:
         try:
@@ -52,9 +35,6 @@ def available(study: Study) -> list[str]:
                 config_hash(study, spec)
         except InputError as error:
             print(f"{arm.name} is left out: {str(error).splitlines()[0]}", flush=True)
-            continue
-        if any(FROZEN in key for trial in arm.trials for key in trial) and not (ROOT / FROZEN / "model").exists():
-            print(f"{arm.name} is left out: there is no {FROZEN}/model (docs/process-rewards.md)", flush=True)
             continue
         found.append(arm.name)
     return found
@@ -78,11 +58,18 @@ def main() -> int:
     study = Study(options.output, options.steps, options.trial_steps, shared, options.limit_s)
     records, failures = Records(options.records), []
     if not options.report:
-        start = prepare()
+        start, making = prepare(), threading.Lock()
+
+        def begin(spec: RunSpec) -> Record:
+            if spec.arm == "frozen":
+                with making:
+                    prepare_frozen()
+            return run(study, spec, start)
+
         failures = carry_on(
             records,
             study,
-            lambda spec: run(study, spec, start),
+            begin,
             available=available(study),
             jobs=options.jobs,
             stop_at=None if options.for_s is None else time.time() + options.for_s,

@@ -60,7 +60,8 @@ intercept: cheaper than the preset's, which takes four mini-batches of the polic
 OWN: tuple[str, ...] = ()
 """The settings of the preset or the file."""
 LOCAL = ("preset=local_credit",)
-HALF_SIZE = ("models.prm.path=runs/starred_sft_small/model",)
+BEFORE = ("models.prm.path=runs/starred_prm/model", "models.reference=runs/starred_sft/model")
+"""A PRM that was trained on the policy's first answers."""
 
 
 def _estimator(name: str) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ ARMS = (
         "frozen PRM, trained before",
         OTHERS,
         _trials(
-            (*LOCAL, "prm.update=none", "models.prm.path=runs/starred_prm/model"),
+            (*LOCAL, "prm.update=none", *BEFORE),
             OWN,
             ("advantage.process_weight=1",),
             prm=False,

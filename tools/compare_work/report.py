@@ -195,11 +195,11 @@ def told(settings: Sequence[str]) -> str:
         if key == RATE:
             shown.insert(0, f"lr {float(value):g}")
         elif key == "models.prm.path":
-            shown.append("half-size PRM" if "small" in value else "PRM of runs/starred_prm")
-        elif key.startswith("models."):
+            shown.append("half-size PRM" if "small" in value else "PRM trained before")
+        elif key.startswith("models.") and key != "models.reference":
             role, name = key.split(".")[1], key.split(".")[-1]
             shown.append(f"{role} {name} {value}")
-        elif key != "preset":
+        elif key not in ("preset", "models.reference"):
             shown.append(f"{key.split('.')[-1]} {value}")
     return ", ".join(shown)
 
