@@ -11,6 +11,7 @@ the plot into docs/compare.png. compare_work/arms.py has the arms and their sett
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -54,6 +55,7 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=3600.0, help="longest that one run may take")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
+    os.chdir(ROOT)  # the configs' paths are relative to it
     shared = (f"eval.every={options.every}",)
     study = Study(options.output, options.steps, options.trial_steps, shared, options.limit_s)
     records, failures = Records(options.records), []

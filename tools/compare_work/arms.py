@@ -29,8 +29,8 @@ class Arm:
     """In which table of the report it stands."""
     trials: tuple[tuple[str, ...], ...]
     """Overrides of examples/starred/prime.yaml."""
-    module: str = "prime_megatron"
-    """What runs it."""
+    module: str = "prime_megatron.cli.main"
+    """Whose `main` runs it."""
 
     def at_rate(self, rate: float) -> tuple[tuple[str, ...], ...]:
         """The trials with this learning rate of the policy."""

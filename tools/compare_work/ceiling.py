@@ -56,9 +56,9 @@ def true_rewards(rollout: RolloutBatch, tokenizer: Tokenizer) -> np.ndarray:
     return rewards_T
 
 
-def main() -> int:
-    """One process; the words of `prime-megatron train`."""
-    verb, path, *overrides = sys.argv[1:]
+def main(words: list[str]) -> int:
+    """One process; the words of `prime-megatron train`; returns the exit code."""
+    verb, path, *overrides = words
     assert verb == "train"
     overwrite = "--overwrite" in overrides
     config = load_train_config(path, [each for each in overrides if each != "--overwrite"])
@@ -73,4 +73,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from prime_megatron.errors import ExitCode
 from prime_megatron.metrics.jsonl import read_jsonl
 from tools.compare_work.arms import BY_NAME
 from tools.compare_work.localise import localisation
+from tools.compare_work.process import run_words
 from tools.compare_work.record import Localisation, Record, RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,12 +84,11 @@ def run(study: Study, spec: RunSpec, start: str) -> Record:
     """
     folder = study.folder / f"{spec.name}-{_digest(repr(spec).encode())}"
     overrides = [*study.overrides(spec), f"run.output_dir={folder}"]
-    command = [sys.executable, "-W", "ignore", "-m", BY_NAME[spec.arm].module, "train", CONFIG]
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     began = time.time()
-    with log.open("w") as output:
-        code, cpu_s = _wait([*command, *overrides, "--overwrite"], output, study.limit_s)
+    words = ["train", str(ROOT / CONFIG), *overrides, "--overwrite"]
+    code, cpu_s = run_words(BY_NAME[spec.arm].module, words, log, study.limit_s)
     if code not in (ExitCode.DONE, ExitCode.GAVE_UP):
         raise RunFailed(f"{spec.name} ended with exit code {code}; {log} says why")
     rows = read_jsonl(folder / "metrics.jsonl")
@@ -103,22 +102,6 @@ def run(study: Study, spec: RunSpec, start: str) -> Record:
     shutil.rmtree(folder)
     log.unlink()
     return record
-
-
-def _wait(command: list[str], output: Any, limit_s: float) -> tuple[int, float]:
-    """Exit code, and processor seconds of the process and of what it waited for."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + limit_s
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return process.returncode, usage.ru_utime + usage.ru_stime
-        if time.monotonic() > deadline:
-            process.kill()
-            deadline = float("inf")
-        time.sleep(0.2)
 
 
 def _curves(rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
