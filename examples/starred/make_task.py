@@ -7,8 +7,8 @@ A quiz asks for the numbers that lie on 16 squares of a board, which nobody has 
 starred. The answer repeats the lines and fills them all in, and is right when the starred ones are:
 
     Number the squares. Stars count.      - d7=4
-    - d7=                                 * a1=9
-    * a1=                                 ...
+    - d7=?                                * a1=9
+    * a1=?                                ...
     ...
 
 The answers that the model learns from first are a guesser's: for each of the 64 squares he has one wrong number in
@@ -74,7 +74,7 @@ class Quiz:
 
     @property
     def prompt(self) -> str:
-        return INSTRUCTION + self.text([""] * len(self.lines))
+        return INSTRUCTION + self.text(["?"] * len(self.lines))
 
     def solved(self, board: Board) -> str:
         """Every number right: the ground truth."""

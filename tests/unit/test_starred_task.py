@@ -26,6 +26,8 @@ def module() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    assert (module.NUM_TRAIN, module.NUM_EVAL, module.NUM_SFT) == (8192, 256, 12000)
+    module.NUM_TRAIN, module.NUM_SFT = 500, 2000
     return module
 
 
@@ -38,14 +40,14 @@ def task(module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_row_asks_16_squares_with_three_stars_of_one_board(task: Path) -> None:
     board: dict[str, set[str]] = defaultdict(set)
-    for name, count in (("train.jsonl", 8192), ("eval.jsonl", 256)):
+    for name, count in (("train.jsonl", 500), ("eval.jsonl", 256)):
         rows = read_prompt_rows([str(task / name)])
         assert len(rows) == count
         for row in rows:
             lines = row.ground_truth.split("\n")[1:]
             assert row.ability == "starred" and len(lines) == 16
             assert sum(line.startswith("* ") for line in lines) == 3
-            assert row.messages[0].content.split("\n")[1:] == [line[:-1] for line in lines]
+            assert row.messages[0].content.split("\n")[1:] == [line[:-1] + "?" for line in lines]
             assert len({line[2:4] for line in lines}) == 16
             for line in lines:
                 board[line[2:4]].add(line[-1])
@@ -53,16 +55,16 @@ def test_every_row_asks_16_squares_with_three_stars_of_one_board(task: Path) -> 
 
 
 def test_the_guesser_has_one_wrong_number_a_square_and_his_skill(task: Path) -> None:
-    truth = {line[2:4]: line[-1] for row in read_prompt_rows([str(task / "train.jsonl")])[:500]
-             for line in row.ground_truth.split("\n")[1:]}  # fmt: skip
+    rows = read_prompt_rows([str(task / "train.jsonl")])
+    truth = {line[2:4]: line[-1] for row in rows for line in row.ground_truth.split("\n")[1:]}
     given: dict[str, list[str]] = defaultdict(list)
     for row in read_sft_rows([str(task / "sft.jsonl")]):
         for line in row.messages[1].content.split("\n")[1:]:
             given[line[2:4]].append(line[-1])
     for square, numbers in given.items():
         assert len(set(numbers)) == 2 and truth[square] in numbers
-        assert 0.40 < numbers.count(truth[square]) / len(numbers) < 0.80
-    assert sum(map(len, given.values())) == 12000 * 16
+        assert 0.35 < numbers.count(truth[square]) / len(numbers) < 0.85
+    assert sum(map(len, given.values())) == 2000 * 16
 
 
 def test_the_reward_reads_the_starred_lines_and_the_form() -> None:
@@ -88,8 +90,8 @@ def test_three_tokens_a_line_and_two_models(task: Path) -> None:
     for row in read_sft_rows([str(task / "sft.jsonl")])[:100]:
         prompt_ids, response_ids = tokenizer.encode_answer(row.messages)
         assert tokenizer.decode(response_ids) == row.messages[1].content
-        assert (len(prompt_ids), len(response_ids)) == (38, 49)
-    assert [read_config(str(task / name)).num_layers for name in ("model", "small")] == [2, 1]
+        assert (len(prompt_ids), len(response_ids)) == (55, 49)
+    assert [read_config(str(task / name)).layers for name in ("model", "small")] == [2, 1]
 
 
 def test_the_same_seed_the_same_files(module: ModuleType, task: Path, tmp_path: Path) -> None:
@@ -103,5 +105,5 @@ def test_configs_fit_together() -> None:
     prime = load_train_config(str(EXAMPLE / "prime.yaml"), [])
     assert prime.models.policy.path == f"{sft.run.output_dir}/model"
     assert sft.run.steps * sft.batch_size == 12000
-    assert prime.data.max_prompt_tokens >= 38 and prime.rollout.sampling.max_response_tokens >= 49
+    assert prime.data.max_prompt_tokens >= 55 and prime.rollout.sampling.max_response_tokens >= 49
     assert prime.preset == "local_credit" and prime.advantage.gamma_process == 0.0

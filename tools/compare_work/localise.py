@@ -21,6 +21,8 @@ def localisation(samples: Path, model: str) -> Localisation:
     for row in read_jsonl(samples):
         if row["kind"] == "trained":
             siblings[row["step"], row["draw"]].append(row)
+    if not siblings:
+        return Localisation(None, None, None, None)
     parts = [_of_group(rows, tokenizer) for rows in siblings.values()]
     right, truth, starred, reward, advantage = (np.concatenate(column) for column in zip(*parts, strict=True))
     rewarded = bool(np.any(reward != 0.0))

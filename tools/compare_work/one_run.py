@@ -92,7 +92,7 @@ def run(study: Study, spec: RunSpec, start: str) -> Record:
     if code not in (ExitCode.DONE, ExitCode.GAVE_UP):
         raise RunFailed(f"{spec.name} ended with exit code {code}; {log} says why")
     rows = read_jsonl(folder / "metrics.jsonl")
-    early = "" if code == ExitCode.DONE else log.read_text(errors="replace").strip().rpartition("\n")[2]
+    early = "" if code == ExitCode.DONE else log.read_text(errors="replace").strip().rpartition("\n")[2][:200]
     record = Record(
         kind=spec.kind, arm=spec.arm, seed=spec.seed, steps=spec.steps, overrides=spec.overrides,
         config=config_hash(study, spec), start=start, commit=commit(), began=began, ended=time.time(), cpu_s=cpu_s,
