@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from examples.starred import make_task as starred
+from prime_megatron.data.tokenizer import load_tokenizer
+from prime_megatron.types import Group, Prompt, Sample
 from tools.compare_work.arms import ARMS, BY_NAME, RATES
+from tools.compare_work.ceiling import true_rewards
 from tools.compare_work.contest import contest
 from tools.compare_work.curves import Curve, passage
-from tools.compare_work.localise import auc, cosine
+from tools.compare_work.localise import auc, cosine, localisation
 from tools.compare_work.one_run import RunFailed, Study
 from tools.compare_work.record import Localisation, Record, Records, RunSpec
 from tools.compare_work.report import insert, report
@@ -80,6 +87,32 @@ def test_the_truth_of_lines() -> None:
     assert centred(np.array([[1.0, 0.0], [0.0, 0.0]])).tolist() == [[0.5, 0.0], [-0.5, 0.0]]
     values = at_answers([0.1, 0.2, 0.3, 0.4], 2)
     assert values[0] == 0.3 and np.isnan(values[1])
+
+
+def test_credit_is_measured_where_the_digits_are(tmp_path: Path) -> None:
+    """Two siblings of a quiz of two lines, the first of them starred; the first sibling has both right."""
+    starred.save_model(tmp_path / "model", starred.make_tokenizer(), seed=0)
+    tokenizer = load_tokenizer(str(tmp_path / "model"))
+    truth = "\n* d7=4\n- a1=9"
+    rows = []
+    for text, outcome, rewards, advantages in (
+        (truth, 1.0, (0.0, 0.0, 0.3, 0.0, 0.0, -0.1), (1.0, 1.0, 3.0, 1.0, 1.0, 4.0)),
+        ("\n* d7=5\n- a1=9", 0.0, (9.0, 9.0, -0.2, 9.0, 9.0, 0.1), (9.0, 9.0, -3.0, 9.0, 9.0, 0.0)),
+    ):
+        row = {"step": 1, "draw": 0, "kind": "trained", "ground_truth": truth, "token_ids": tokenizer.encode(text)}
+        rows.append(row | {"outcome": outcome, "process_rewards": rewards, "advantages": advantages})
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = localisation(tmp_path / "samples.jsonl", str(tmp_path / "model"))
+    # digits: (0.3, right), (-0.1, right), (-0.2, wrong), (0.1, right); the truth is 0.5, 0, -0.5, 0
+    assert found.reward_auc == 1.0
+    assert found.reward_cosine == pytest.approx((0.15 + 0.1) / (0.15**0.5 * 0.5**0.5))
+    assert found.advantage_cosine == pytest.approx(3.0 / (34**0.5 * 0.5**0.5)) == found.starred_cosine
+
+    samples = [Sample(tuple(row["token_ids"]), (), "stop", 0) for row in rows]
+    group = Group(Prompt("0", 0, (1, 2), "starred", truth), tuple(samples))
+    batch = SimpleNamespace(tokens_T=torch.zeros(16), cu_seqlens=torch.tensor([0, 8, 16]), groups=(group,))
+    rewards = true_rewards(batch, tokenizer)
+    assert rewards.tolist() == [0, 0, 0, 0, 0.5, 0, 0, 0, 0, 0, 0, 0, -0.5, 0, 0, 0]
 
 
 def test_every_arm_has_six_trials_two_at_each_rate() -> None:
