@@ -1,7 +1,7 @@
-"""What is compared: arms, and six trials of settings for each of them.
+"""What is compared: arms, and twelve trials of settings for each of them.
 
 Every arm has the same policy, data, batch, filter, warm-up and evaluations (examples/starred/prime.yaml), and the same
-number of trials: three learning rates of the policy, each with two variants of what else the arm has to choose. Only
+number of trials: four learning rates of the policy, each with three variants of what else the arm has to choose. Only
 what a trial lists differs.
 """
 
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-RATES = (1e-4, 2e-4, 3e-4)
+RATES = (1e-4, 2e-4, 3e-4, 4e-4)
 COMMON_RATE = 1e-4
 """At which all arms are compared a second time."""
 RATE = "models.policy.optimizer.lr"
 SLOW = "models.policy.optimizer.betas=[0.9,0.999]"
 """Adam's own second moment, of a thousand steps."""
+TWICE = (SLOW, "models.policy.num_mini_batches=2")
+"""Two optimizer steps a batch."""
+WEIGHT_1, WEIGHT_10 = ("advantage.process_weight=1",), ("advantage.process_weight=10",)
 FAST = "models.policy.optimizer.betas=[0.9,0.98]"
 
 
@@ -57,6 +60,12 @@ SHARP = (
 )
 """A PRM of half the size that learns from each batch twice, in larger mini-batches, with the siblings' mean outcome as
 intercept: cheaper than the preset's, which takes four mini-batches of the policy's own size."""
+SMALL = (
+    "models.prm.path=runs/starred_sft_small/model",
+    "models.prm.optimizer.lr=0.0003",
+    "prm.loss=ce_intercept",
+)
+"""A PRM of half the size with the intercept, at one rate whatever the policy's."""
 OWN: tuple[str, ...] = ()
 """The settings of the preset or the file."""
 LOCAL = ("preset=local_credit",)
@@ -74,25 +83,36 @@ ARMS = (
         "rloo",
         "RLOO, outcome only",
         HEADLINE,
-        _trials(("preset=default", "advantage.process_weight=0"), (SLOW,), (FAST,), prm=False),
+        _trials(("preset=default", "advantage.process_weight=0"), (SLOW,), (FAST,), TWICE, prm=False),
     ),
-    Arm("local_credit", "PRIME, local credit", HEADLINE, _trials(LOCAL, OWN, SHARP)),
-    Arm("default", "PRIME, default", HEADLINE, _trials(("preset=default", "prm.beta=0.5"), (SLOW,), (FAST,))),
-    Arm("ipvrm", "IPVRM", HEADLINE, _trials(("preset=ipvrm",), OWN, ("advantage.process_weight=0.5",))),
+    Arm("local_credit", "PRIME, local credit", HEADLINE, _trials(LOCAL, OWN, SHARP, SMALL)),
+    Arm(
+        "default",
+        "PRIME, default",
+        HEADLINE,
+        _trials(("preset=default", "prm.beta=0.5"), (SLOW,), (FAST,), (FAST, *SMALL)),
+    ),
+    Arm(
+        "ipvrm",
+        "IPVRM",
+        HEADLINE,
+        _trials(("preset=ipvrm",), OWN, ("advantage.process_weight=0.5",), ("advantage.process_weight=2",)),
+    ),
     Arm(
         "truth",
         "true step rewards (ceiling)",
         HEADLINE,
         _trials(
             (*LOCAL, "prm.update=none", "prm.beta=1", "prm.ratio_floor=0"),
-            ("advantage.process_weight=1",),
+            WEIGHT_1,
             ("advantage.process_weight=3",),
+            WEIGHT_10,
             prm=False,
         ),
         module="tools.compare_work.ceiling",
     ),
-    Arm("spro", "SPRO (no PRM)", OTHERS, _trials(("preset=spro",), (SLOW,), (FAST,), prm=False)),
-    Arm("head", "explicit head", OTHERS, _trials((*LOCAL, "prm.kind=head"), OWN, ("advantage.process_weight=1",))),
+    Arm("spro", "SPRO (no PRM)", OTHERS, _trials(("preset=spro",), (SLOW,), (FAST,), TWICE, prm=False)),
+    Arm("head", "explicit head", OTHERS, _trials((*LOCAL, "prm.kind=head"), OWN, WEIGHT_1, WEIGHT_10)),
     Arm(
         "frozen",
         "frozen PRM, trained before",
@@ -100,18 +120,19 @@ ARMS = (
         _trials(
             (*LOCAL, "prm.update=none", *BEFORE),
             OWN,
-            ("advantage.process_weight=1",),
+            WEIGHT_1,
+            WEIGHT_10,
             prm=False,
         ),
     ),
-    Arm("grpo", "local credit, grpo", ESTIMATORS, _trials(_estimator("grpo"), OWN, SHARP)),
-    Arm("reinforce", "local credit, reinforce", ESTIMATORS, _trials(_estimator("reinforce"), OWN, SHARP)),
+    Arm("grpo", "local credit, grpo", ESTIMATORS, _trials(_estimator("grpo"), OWN, SHARP, SMALL)),
+    Arm("reinforce", "local credit, reinforce", ESTIMATORS, _trials(_estimator("reinforce"), OWN, SHARP, SMALL)),
     Arm(
         "gae",
         "local credit, gae",
         ESTIMATORS,
         # one value function, so one discount: lambda 0 keeps the credit local
-        _trials((*_estimator("gae"), "advantage.gamma_process=1", "advantage.gae_lambda=0"), OWN, SHARP),
+        _trials((*_estimator("gae"), "advantage.gamma_process=1", "advantage.gae_lambda=0"), OWN, SHARP, SMALL),
     ),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
