@@ -62,7 +62,7 @@ SHARP = (
 intercept: cheaper than the preset's, which takes four mini-batches of the policy's own size."""
 SMALL = (
     "models.prm.path=runs/starred_sft_small/model",
-    "models.prm.optimizer.lr=0.0003",
+    "models.prm.optimizer.lr=0.0002",
     "prm.loss=ce_intercept",
 )
 """A PRM of half the size with the intercept, at one rate whatever the policy's."""
