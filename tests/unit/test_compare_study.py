@@ -115,10 +115,10 @@ def test_credit_is_measured_where_the_digits_are(tmp_path: Path) -> None:
     assert rewards.tolist() == [0, 0, 0, 0, 0.5, 0, 0, 0, 0, 0, 0, 0, -0.5, 0, 0, 0]
 
 
-def test_every_arm_has_twelve_trials_three_at_each_rate() -> None:
+def test_every_arm_has_sixteen_trials_four_at_each_rate() -> None:
     for arm in ARMS:
-        assert len(set(arm.trials)) == 12, arm.name
-        assert [len(arm.at_rate(rate)) for rate in RATES] == [3] * 4, arm.name
+        assert len(set(arm.trials)) == 16, arm.name
+        assert [len(arm.at_rate(rate)) for rate in RATES] == [4] * 4, arm.name
     assert TRIAL_SEED not in SEEDS
 
 
@@ -141,19 +141,19 @@ def test_a_study_is_continued_and_skips_what_is_recorded(tmp_path: Path) -> None
     arms = ["rloo", "local_credit"]
     run = runner(first)
     assert carry_on(Records(path), STUDY, run, available=arms, jobs=2, stop_at=None) == []
-    assert len(first) == len(set(first)) == 2 * (12 + 5 + 5)
-    assert all(spec.seed == 0 for spec in first[:24]) and all(spec.seed in SEEDS for spec in first[24:])
+    assert len(first) == len(set(first)) == 2 * (16 + 5 + 5)
+    assert all(spec.seed == 0 for spec in first[:32]) and all(spec.seed in SEEDS for spec in first[32:])
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:7], *lines[8:30], *lines[31:]]) + "\n")  # a trial and a run are lost
+    path.write_text("\n".join([*lines[:7], *lines[8:40], *lines[41:]]) + "\n")  # a trial and a run are lost
     again: list[RunSpec] = []
     carry_on(Records(path), STUDY, runner(again), available=arms, jobs=1, stop_at=None)
     assert len(again) == 2 and set(again) <= set(first)
     records = Records(path)
     assert chosen(BY_NAME["rloo"], records, STUDY) == BY_NAME["rloo"].trials[-1]
-    assert chosen(BY_NAME["rloo"], records, STUDY, 1e-4) == BY_NAME["rloo"].trials[2]
+    assert chosen(BY_NAME["rloo"], records, STUDY, 1e-4) == BY_NAME["rloo"].trials[3]
     assert chosen(BY_NAME["default"], records, STUDY) is None
     left = missing(records, STUDY)
-    assert left["rloo"] == left["local_credit"] == 0 and left["default"] == 22 and left["gae"] == 17
+    assert left["rloo"] == left["local_credit"] == 0 and left["default"] == 26 and left["gae"] == 21
     carry_on(records, STUDY, runner(again), available=arms, jobs=1, stop_at=None)
     assert len(again) == 2
 
@@ -163,7 +163,7 @@ def test_a_run_that_fails_is_told_and_tried_again_the_next_time(tmp_path: Path) 
     records = Records(tmp_path / "runs.jsonl")
     arms = ["rloo", "local_credit"]
     failures = carry_on(records, STUDY, runner(counts, "local_credit"), available=arms, jobs=1, stop_at=None)
-    assert len(failures) == 12 and {record.arm for record in records.all} == {"rloo"}
+    assert len(failures) == 16 and {record.arm for record in records.all} == {"rloo"}
     carry_on(records, STUDY, runner(counts), available=arms, jobs=1, stop_at=None)
     assert {record.arm for record in records.all} == {"rloo", "local_credit"}
     assert carry_on(records, STUDY, runner(counts), available=["default"], jobs=1, stop_at=0.0) == []
@@ -184,7 +184,7 @@ def test_the_report_says_what_was_missed_and_what_is_left(tmp_path: Path) -> Non
     carry_on(records, STUDY, runner([]), available=["rloo", "local_credit"], jobs=1, stop_at=None)
     text = report(records, STUDY)
     assert "Best process-reward arm: PRIME, local credit, 1.00 of RLOO's steps (bar: 0.65): missed by 0.35." in text
-    assert "not worse." in text and "default 22" in text
+    assert "not worse." in text and "default 26" in text
     assert "| RLOO, outcome only: lr 0.0004, " in text
     document = tmp_path / "measurements.md"
     document.write_text("head\n<!-- compare: begin -->\nold\n<!-- compare: end -->\ntail\n")

@@ -1,7 +1,7 @@
-"""What is compared: arms, and twelve trials of settings for each of them.
+"""What is compared: arms, and sixteen trials of settings for each of them.
 
 Every arm has the same policy, data, batch, filter, warm-up and evaluations (examples/starred/prime.yaml), and the same
-number of trials: four learning rates of the policy, each with three variants of what else the arm has to choose. Only
+number of trials: four learning rates of the policy, each with four variants of what else the arm has to choose. Only
 what a trial lists differs.
 """
 
@@ -15,7 +15,7 @@ COMMON_RATE = 1e-4
 RATE = "models.policy.optimizer.lr"
 SLOW = "models.policy.optimizer.betas=[0.9,0.999]"
 """Adam's own second moment, of a thousand steps."""
-TWICE = (SLOW, "models.policy.num_mini_batches=2")
+TWO = ("models.policy.num_mini_batches=2",)
 """Two optimizer steps a batch."""
 WEIGHT_1, WEIGHT_10 = ("advantage.process_weight=1",), ("advantage.process_weight=10",)
 FAST = "models.policy.optimizer.betas=[0.9,0.98]"
@@ -83,20 +83,22 @@ ARMS = (
         "rloo",
         "RLOO, outcome only",
         HEADLINE,
-        _trials(("preset=default", "advantage.process_weight=0"), (SLOW,), (FAST,), TWICE, prm=False),
+        _trials(
+            ("preset=default", "advantage.process_weight=0"), (SLOW,), (FAST,), (SLOW, *TWO), (FAST, *TWO), prm=False
+        ),
     ),
-    Arm("local_credit", "PRIME, local credit", HEADLINE, _trials(LOCAL, OWN, SHARP, SMALL)),
+    Arm("local_credit", "PRIME, local credit", HEADLINE, _trials(LOCAL, OWN, SHARP, SMALL, (*SHARP, *TWO))),
     Arm(
         "default",
         "PRIME, default",
         HEADLINE,
-        _trials(("preset=default", "prm.beta=0.5"), (SLOW,), (FAST,), (FAST, *SMALL)),
+        _trials(("preset=default", "prm.beta=0.5"), (SLOW,), (FAST,), (FAST, *SMALL), (FAST, *TWO)),
     ),
     Arm(
         "ipvrm",
         "IPVRM",
         HEADLINE,
-        _trials(("preset=ipvrm",), OWN, ("advantage.process_weight=0.5",), ("advantage.process_weight=2",)),
+        _trials(("preset=ipvrm",), OWN, ("advantage.process_weight=0.5",), ("advantage.process_weight=2",), TWO),
     ),
     Arm(
         "truth",
@@ -105,14 +107,20 @@ ARMS = (
         _trials(
             (*LOCAL, "prm.update=none", "prm.beta=1", "prm.ratio_floor=0"),
             WEIGHT_1,
-            ("advantage.process_weight=3",),
+            OWN,
             WEIGHT_10,
+            TWO,
             prm=False,
         ),
         module="tools.compare_work.ceiling",
     ),
-    Arm("spro", "SPRO (no PRM)", OTHERS, _trials(("preset=spro",), (SLOW,), (FAST,), TWICE, prm=False)),
-    Arm("head", "explicit head", OTHERS, _trials((*LOCAL, "prm.kind=head"), OWN, WEIGHT_1, WEIGHT_10)),
+    Arm(
+        "spro",
+        "SPRO (no PRM)",
+        OTHERS,
+        _trials(("preset=spro",), (SLOW,), (FAST,), (SLOW, *TWO), (FAST, *TWO), prm=False),
+    ),
+    Arm("head", "explicit head", OTHERS, _trials((*LOCAL, "prm.kind=head"), OWN, WEIGHT_1, WEIGHT_10, TWO)),
     Arm(
         "frozen",
         "frozen PRM, trained before",
@@ -122,17 +130,29 @@ ARMS = (
             OWN,
             WEIGHT_1,
             WEIGHT_10,
+            TWO,
             prm=False,
         ),
     ),
-    Arm("grpo", "local credit, grpo", ESTIMATORS, _trials(_estimator("grpo"), OWN, SHARP, SMALL)),
-    Arm("reinforce", "local credit, reinforce", ESTIMATORS, _trials(_estimator("reinforce"), OWN, SHARP, SMALL)),
+    Arm("grpo", "local credit, grpo", ESTIMATORS, _trials(_estimator("grpo"), OWN, SHARP, SMALL, (*SHARP, *TWO))),
+    Arm(
+        "reinforce",
+        "local credit, reinforce",
+        ESTIMATORS,
+        _trials(_estimator("reinforce"), OWN, SHARP, SMALL, (*SHARP, *TWO)),
+    ),
     Arm(
         "gae",
         "local credit, gae",
         ESTIMATORS,
         # one value function, so one discount: lambda 0 keeps the credit local
-        _trials((*_estimator("gae"), "advantage.gamma_process=1", "advantage.gae_lambda=0"), OWN, SHARP, SMALL),
+        _trials(
+            (*_estimator("gae"), "advantage.gamma_process=1", "advantage.gae_lambda=0"),
+            OWN,
+            SHARP,
+            SMALL,
+            (*SHARP, *TWO),
+        ),
     ),
 )
 BY_NAME = {arm.name: arm for arm in ARMS}
