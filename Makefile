@@ -32,6 +32,8 @@ ENGINE_LIMIT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 # Only their files are collected: an engine's environment does not hold what the other tests import.
 engine_tests = $(shell grep -rlE "mark\.$(1)\b" --include='test_*.py' tests)
 PYTEST_ARGS ?=
+# make compare COMPARE_ARGS="--jobs 2 --for-s 3600"
+COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed lint format typecheck check clean
@@ -39,17 +41,15 @@ PYTEST_ARGS ?=
 help: ## this list
 	@echo "targets:"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'variables: SEED, ENGINE, OVERRIDES="key=value ..." (quickstart), PYTEST_ARGS (tests), PYTHON, TORCH_INDEX'
+	@echo 'variables: SEED, ENGINE, OVERRIDES="key=value ..." (quickstart), PYTEST_ARGS (tests), COMPARE_ARGS, PYTHON, TORCH_INDEX'
 
 quickstart: $(RUN_STAMP) $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE)/.engine_env) ## a small model learns by PRIME on this machine, in minutes
 	$(BIN)/python examples/quickstart/make_task.py
 	$(BIN)/prime-megatron sft examples/quickstart/sft.yaml --overwrite
 	PYTHONPATH=. $(ENGINE_VENV)/bin/python -m prime_megatron train examples/quickstart/prime.yaml --overwrite $(TRAIN_OVERRIDES)
 
-compare: $(RUN_STAMP) ## PRIME against outcome-only RLOO, three seeds each: docs/measurements.md
-	$(BIN)/python examples/quickstart/make_task.py
-	$(BIN)/prime-megatron sft examples/quickstart/sft.yaml --overwrite
-	$(BIN)/python tools/compare.py
+compare: $(RUN_STAMP) ## process rewards against outcome-only RLOO, run by run, hours: docs/measurements.md
+	$(BIN)/python -m tools.compare $(COMPARE_ARGS)
 
 test: $(DEV_STAMP) ## the CPU suite
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not gpu and $(ENGINES)" $(PYTEST_ARGS)
