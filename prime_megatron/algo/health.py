@@ -70,9 +70,9 @@ def response_sums(
 
 
 def ranking(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, config: PrmAlgorithm) -> dict[str, float]:
-    """pair_accuracy, auc, calibration_error and brier of scores Q [N] on all held-out responses.
+    """pair_accuracy, auc, calibration_error and brier on all held-out responses; q_N: ``prm_loss.logit_scores``, [N].
 
-    Pair accuracy, calibration and Brier score are those of training (``prm_statistics``), intercept of the loss
+    Pair accuracy, calibration and Brier score are those of training (``prm_statistics``), a loss's intercept
     included; auc is over all responses, of whatever prompt.
     """
     intercept_N = intercepts(outcome_N, group_N, config)
