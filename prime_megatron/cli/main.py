@@ -32,6 +32,7 @@ VERBS = {
     "verify": "score answers offline, JSON lines in, JSON lines out",
     "jail-check": "try the jail of generated programs on this machine",
     "plan-step": "show what a step runs, its cost and why; starts nothing",
+    "rehearse": "build every distinct rank of a layout at full size, without GPU or weights",
 }
 
 _EPILOG = """\
@@ -47,7 +48,7 @@ exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (star
 """
 
 _STOPPABLE = ("train", "sft", "prm")
-_WITH_OVERRIDES = ("train", "slurm", "sft", "prm", "score", "process-bench", "validate", "plan-step")
+_WITH_OVERRIDES = ("train", "slurm", "sft", "prm", "score", "process-bench", "validate", "plan-step", "rehearse")
 
 
 def main(argv: list[str] | None = None) -> int:
