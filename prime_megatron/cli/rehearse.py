@@ -1,4 +1,4 @@
-"""prime-megatron rehearse: a layout's ranks built at full size, counted and compared; no GPU, no weights, one process."""
+"""prime-megatron rehearse: a layout's ranks built at full size, counted and compared; no GPU, no weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--no-update", action="store_true", help="count and plan only")
     parser.add_argument("--ranks", choices=("few", "all"), default="few", help="which ranks run the update")
-    parser.add_argument("--micro-batches", type=int, metavar="N", help="of the update (default: 1, or the pipeline's size)")
+    parser.add_argument(
+        "--micro-batches", type=int, metavar="N", help="of the update (default: 1, or the pipeline's size)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -72,8 +74,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     # Before torch looks for a device: all of this happens on a CPU, on a machine with GPUs, too.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from prime_megatron.cli.worker import quiet_libraries
     from prime_megatron.rehearse.layout import Extent, rehearse
 
+    quiet_libraries()
     extent = Extent(not args.no_update, args.ranks == "all", args.micro_batches)
     for line in rehearse(config, families, world_size, extent):
         print(line, flush=True)

@@ -94,7 +94,9 @@ def _chunk(
     copied = None
     if family.tied and copies:
         names = [rule.param for rule in after]
-        at_end = names.index("output_layer.weight") - len(names) + len(dense) if "output_layer.weight" in names else None
+        at_end = (
+            names.index("output_layer.weight") - len(names) + len(dense) if "output_layer.weight" in names else None
+        )
         copied = 0 if before else at_end
     return ChunkParameters(tuple(dense), tuple(experts * num_layers) if apart else (), copied)
 

@@ -1,8 +1,8 @@
 """One rank of a layout as Megatron builds it, without its peers, its device and its weights.
 
 torch's fake process group stands for the peers: a collective returns at once. Fake tensors stand for memory: they have
-shapes, dtypes and storages of the right size, and nothing in them. So a rank of any size is built, learns and is counted
-in seconds on a laptop, by the code that builds it on a cluster.
+shapes, dtypes and storages of the right size, and nothing in them. So a rank of any size is built, learns and is
+counted in seconds on a laptop, by the code that builds it on a cluster.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ class FakeRole:
         value_head: bool,
     ) -> None:
         self.family, self.topology = family, topology
-        self.chunks: list[Any] = build_model(
-            family, topology, parallel, dtype, wrap_ddp=trained, value_head=value_head
-        )
+        self.chunks: list[Any] = build_model(family, topology, parallel, dtype, wrap_ddp=trained, value_head=value_head)
         self.optimizer = Optimizer(self.chunks, OptimizerConfig(), parallel, dtype, 1) if trained else None
 
     def make_state(self) -> None:
@@ -133,7 +131,9 @@ class FakeRole:
         """
         assert self.optimizer is not None
         config = unwrap(self.chunks[0]).config
-        tokens = micro_batches[0].tokens_1T.shape[1] // (config.tensor_model_parallel_size if config.sequence_parallel else 1)
+        tokens = micro_batches[0].tokens_1T.shape[1] // (
+            config.tensor_model_parallel_size if config.sequence_parallel else 1
+        )
         shape = [tokens, 1, config.hidden_size]
         ask = P2PCommunicator._communicate_shapes
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FakeWork
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _SEND, _RECEIVE = "send", "recv_"
@@ -66,7 +66,17 @@ class Answers(TorchDispatchMode):
                 return True if kind is torch.bool else 1.0 if kind.is_floating_point else 1
             if func is torch.ops.aten.masked_select.default:
                 return args[0].new_empty(self.selected)
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], [_places(index) for index in args[1]])
         return func(*args, **(kwargs or {}))
+
+
+def _places(index: Any) -> Any:
+    """A real mask as the places that it selects, which fake tensors cannot count."""
+    if index is None or isinstance(index, FakeTensor) or index.dtype is not torch.bool or index.dim() != 1:
+        return index
+    with unset_fake_temporarily():
+        return index.nonzero().flatten()
 
 
 def _call(func: Any, args: Any) -> Call:

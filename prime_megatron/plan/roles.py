@@ -89,9 +89,7 @@ def stage_memory(
     if not parallel.distributed_optimizer:
         return StageMemory(params.total * itemsize, params.total * GRADIENT_BYTES, main, (params.total,), (0,))
     flat = buffers_of(params, parallel, sizes)
-    return StageMemory(
-        flat.numel * itemsize, flat.numel * GRADIENT_BYTES, main, flat.dense.shards, flat.experts.shards
-    )
+    return StageMemory(flat.numel * itemsize, flat.numel * GRADIENT_BYTES, main, flat.dense.shards, flat.experts.shards)
 
 
 def role_memory(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prime_megatron.config import ParallelConfig
@@ -95,7 +95,7 @@ def count_kinds(subject: Subject, layout: Layout) -> Iterator[Kind]:
     if subject.trained and layout.parallel.distributed_optimizer:
         _check_shared(subject, layout, shared)
     for stage in range(sizes.pipeline):
-        largest = max((kind.built.total for kind in kinds if kind.stage == stage))
+        largest = max(kind.built.total for kind in kinds if kind.stage == stage)
         if largest != subject.stages[stage].total:
             raise RunError(
                 f"{subject.name}: stage {stage} holds {largest:,.0f} bytes, and {subject.stages[stage].total:,.0f} are "
@@ -105,9 +105,7 @@ def count_kinds(subject: Subject, layout: Layout) -> Iterator[Kind]:
 
 def _stage(subject: Subject, layout: Layout, stage: int) -> StageMemory:
     parallel, sizes = layout.parallel, layout.sizes
-    params = rank_parameters(
-        subject.family, sizes, stage, parallel.pipeline_layers, value_head=subject.value_head
-    )
+    params = rank_parameters(subject.family, sizes, stage, parallel.pipeline_layers, value_head=subject.value_head)
     return stage_memory(params, parallel, sizes, layout.dtype, trained=subject.trained)
 
 
@@ -147,7 +145,7 @@ def _build(subject: Subject, layout: Layout, rank: int) -> tuple[int, RoleMemory
     return role.num_parameters(), built, other
 
 
-def _check_shared(subject: Subject, layout: Layout, shared: dict[int, float]) -> None:
+def _check_shared(subject: Subject, layout: Layout, shared: Mapping[int, float]) -> None:
     """The state of every parameter is on one rank of those that hold it."""
     sizes = layout.sizes
     per_element = 12 if layout.dtype == "bfloat16" else 8

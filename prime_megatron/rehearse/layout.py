@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from prime_megatron.config import StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
-from prime_megatron.errors import RunError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.parallel.topology import ParallelSizes
 from prime_megatron.plan.fit import plan_for
 from prime_megatron.plan.memory import PlannedRole
-from prime_megatron.rehearse.count import Kind, Layout, Subject, count_kinds, subjects_of
+from prime_megatron.rehearse.count import Kind, Layout, Subject, check_kinds, count_kinds, subjects_of
 from prime_megatron.rehearse.reshard import check_reshard
 from prime_megatron.rehearse.update import few_ranks, trace_update
 
@@ -70,9 +69,7 @@ def _count(subject: Subject, layout: Layout) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
     for row in rows:
         yield "  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))
-    faults = [kind.fault for kind in kinds if kind.fault is not None]
-    if faults:
-        raise RunError(f"{subject.name}: {faults[0]}; the memory model is wrong for this megatron-core")
+    check_kinds(subject, layout, kinds)
 
 
 def _row(kind: Kind) -> tuple[str, ...]:
@@ -87,9 +84,7 @@ def _row(kind: Kind) -> tuple[str, ...]:
     )
 
 
-def _update(
-    subject: Subject, layout: Layout, roles: Sequence[PlannedRole], longest: int, extent: Extent
-) -> str:
+def _update(subject: Subject, layout: Layout, roles: Sequence[PlannedRole], longest: int, extent: Extent) -> str:
     sizes = layout.sizes
     tokens = max(role.activations.tokens for role in roles if role.model.role in subject.roles)
     ranks = list(range(sizes.world)) if extent.all_ranks else few_ranks(sizes)

@@ -58,7 +58,9 @@ def check_reshard(config: TrainConfig, family: FamilyConfig, sizes: ParallelSize
         for plan, wants in plans:
             fault = wrong_write(plan, sources, wants, limit)
             if fault is not None:
-                raise RunError(f"reshard of ranks {ranks[0]} to {ranks[-1]}: {fault}; this is a fault of prime-megatron")
+                raise RunError(
+                    f"reshard of ranks {ranks[0]} to {ranks[-1]}: {fault}; this is a fault of prime-megatron"
+                )
             elements += sum(prod(piece.shape) for pieces in wants for piece in pieces)
             tensors += len({piece.param for pieces in wants for piece in pieces})
     way = "whole tensors in buckets" if by_bucket else "in place"
@@ -88,9 +90,7 @@ def _blocks(config: TrainConfig, sizes: ParallelSizes) -> list[tuple[int, ...]]:
 
 def _sources(config: TrainConfig, family: FamilyConfig, sizes: ParallelSizes, rank: int) -> list[ShardSlice]:
     at = sizes.coordinates(rank)
-    return shard_map(
-        family, sizes, at, config.parallel.pipeline_layers, value_head=False, transformer_engine=False
-    )
+    return shard_map(family, sizes, at, config.parallel.pipeline_layers, value_head=False, transformer_engine=False)
 
 
 def _bucket_plans(config: TrainConfig, sources: Pieces, ranks: Sequence[int]) -> Iterator[tuple[ReshardPlan, Pieces]]:

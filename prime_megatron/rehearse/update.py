@@ -24,6 +24,10 @@ from prime_megatron.rehearse.order import disagreement
 from prime_megatron.run.models import DTYPES
 from prime_megatron.types import PackedSequences
 
+RESPONSE_TOKENS = 64
+"""Of a sequence. The vocabulary's head takes them in blocks that fit a CPU's cache, thousands of them for a real
+response, and asks its peers for the same things whatever their number."""
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -98,7 +102,7 @@ def _calls(subject: Subject, layout: Layout, rank: int, batches: Sequence[Packed
 
 
 def _packed(tokens: int, longest: int, unit: int) -> PackedSequences:
-    """Sequences of equal length, a multiple of ``unit``, whose tokens but the first are a response."""
+    """Sequences of equal length, a multiple of ``unit``, whose last tokens are a response."""
     length = -(-min(longest, tokens) // unit) * unit
     count = max(1, tokens // length)
     places = torch.arange(count * length)
@@ -106,7 +110,7 @@ def _packed(tokens: int, longest: int, unit: int) -> PackedSequences:
         tokens_S=torch.zeros(count * length, dtype=torch.int64),
         cu_seqlens=torch.arange(0, count * length + 1, length, dtype=torch.int32),
         positions_S=places % length,
-        response_mask_S=places % length > 0,
+        response_mask_S=places % length >= max(1, length - RESPONSE_TOKENS),
         source_S=places,
         sequence_index=torch.arange(count),
         max_seqlen=length,

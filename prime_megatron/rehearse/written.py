@@ -6,7 +6,7 @@ Told from the boxes of the plan alone, by other arithmetic than the one that mad
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from prime_megatron.parallel.shards import Region, ShardSlice
