@@ -93,8 +93,8 @@ def _update(subject: Subject, layout: Layout, roles: Sequence[PlannedRole], long
     calls = ", ".join(f"{name.lower().removesuffix('_group')} {number}" for name, number in traced.calls.most_common())
     which = "all ranks" if extent.all_ranks else f"ranks {', '.join(map(str, traced.ranks))}"
     return (
-        f"{subject.name} update, {count} x {traced.tokens:,} tokens, {which}: forward, backward and optimizer step ran; "
-        f"calls agree: {calls}"
+        f"{subject.name} update, {count} x {traced.tokens:,} tokens, {which}: forward, backward and optimizer step "
+        f"ran; calls agree: {calls}"
     )
 
 
