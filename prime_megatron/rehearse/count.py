@@ -82,24 +82,29 @@ def count_kinds(subject: Subject, layout: Layout) -> Iterator[Kind]:
     """Build one rank of every kind.
 
     Raises:
-        RunError: Megatron's parameters are not the ones that load, export and reshard go by, or the ranks of a stage
-            do not share the optimizer's state without a rest.
+        RunError: Megatron's parameters are not the ones that load, export and reshard go by.
     """
-    sizes, shared, kinds = layout.sizes, defaultdict(int), []
     for stage, ranks in _alike(subject, layout):
-        planned = _stage(subject, layout, stage).of(sizes.coordinates(ranks[0]), sizes)
+        planned = _stage(subject, layout, stage).of(layout.sizes.coordinates(ranks[0]), layout.sizes)
         parameters, built, other = _build(subject, layout, ranks[0])
-        kinds.append(Kind(ranks, stage, parameters, built, other, planned))
-        shared[stage] += len(ranks) * built.optimizer
-        yield kinds[-1]
+        yield Kind(ranks, stage, parameters, built, other, planned)
+
+
+def check_kinds(subject: Subject, layout: Layout, kinds: Sequence[Kind]) -> None:
+    """Raise RunError: a kind is not what the memory model says, or the kinds together are not the whole model."""
+    faults = [kind.fault for kind in kinds if kind.fault is not None]
+    if faults:
+        raise RunError(f"{subject.name}: {faults[0]}; the memory model is wrong for this megatron-core")
+    shared: dict[int, float] = defaultdict(float)
+    for kind in kinds:
+        shared[kind.stage] += len(kind.ranks) * kind.built.optimizer
     if subject.trained and layout.parallel.distributed_optimizer:
         _check_shared(subject, layout, shared)
-    for stage in range(sizes.pipeline):
+    for stage, planned in enumerate(subject.stages):
         largest = max(kind.built.total for kind in kinds if kind.stage == stage)
-        if largest != subject.stages[stage].total:
+        if largest != planned.total:
             raise RunError(
-                f"{subject.name}: stage {stage} holds {largest:,.0f} bytes, and {subject.stages[stage].total:,.0f} are "
-                "planned"
+                f"{subject.name}: stage {stage} holds {largest:,.0f} bytes, and {planned.total:,.0f} are planned"
             )
 
 
