@@ -36,7 +36,7 @@ PYTEST_ARGS ?=
 COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed lint format typecheck check clean
+.PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed rehearse-large lint format typecheck check clean
 
 help: ## this list
 	@echo "targets:"
@@ -79,6 +79,9 @@ slurm-installed:
 	  echo "error: NO SLURM HERE, so nothing of the job scripts is tested: as root on Debian or Ubuntu this installs slurm-wlm and munge; elsewhere install slurmctld, slurmd and munged" >&2; exit 2; fi; \
 	echo "installing slurm-wlm and munge"; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2 >/dev/null
+
+rehearse-large: $(RUN_STAMP) ## layouts of 405B and 235B-A22B shapes, built and counted on this machine: minutes
+	PYTHONPATH=. $(BIN)/python tools/rehearse_large.py
 
 lint: $(DEV_STAMP) ## ruff and ruff format, nothing changed
 	$(BIN)/ruff check .

@@ -38,6 +38,8 @@ def start_megatron(config: ParallelConfig, *, seed: int, backend: str, timeout_s
         context_parallel_size=sizes.context,
         expert_model_parallel_size=sizes.expert,
         expert_tensor_parallel_size=sizes.expert_tensor,
+        # Nothing here uses them, and each would connect all its ranks at once.
+        create_gloo_process_groups=False,
         distributed_timeout_minutes=max(1, round(timeout_s / 60)),
     )
     torch.manual_seed(seed)

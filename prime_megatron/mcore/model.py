@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 
 from prime_megatron.config.model import ParallelConfig
-from prime_megatron.device import current_device
+from prime_megatron.device import current_device, on_gpu
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.megatron_layout import check_layout, padded_vocab
 from prime_megatron.families.rope import attention_factor, inverse_frequencies
@@ -196,7 +196,8 @@ def _chunk(
         vp_stage=virtual,
     )
     _separate_experts(model, topology)
-    return model.to(current_device())
+    # On a CPU everything is there, and fake tensors (mcore/fake.py) cannot be moved.
+    return model.to(current_device()) if on_gpu() else model
 
 
 def _separate_experts(model: HiddenStatesModel, topology: Topology) -> None:
