@@ -19,6 +19,7 @@ from prime_megatron.mcore.cpu.attention import PackedAttention, varlen_backend
 from prime_megatron.mcore.cpu.linear import ColumnLinear, RowLinear
 from prime_megatron.mcore.cpu.norm import RMSNorm
 from prime_megatron.mcore.cpu.swiglu import SwiGLU
+from prime_megatron.mcore.versions import mlp_submodules
 
 
 def has_transformer_engine() -> bool:
@@ -64,13 +65,14 @@ def _plain_spec(config: TransformerConfig, *, te: bool) -> Any:
     layer = spec.submodules
     layer.input_layernorm = RMSNorm
     layer.pre_mlp_layernorm = RMSNorm
+    mlp = mlp_submodules(layer)
     if config.use_te_activation_func:
-        layer.mlp.submodules.activation_func = SwiGLU
+        mlp.activation_func = SwiGLU
     attention = layer.self_attention.submodules
     attention.linear_qkv, attention.linear_proj = ColumnLinear, RowLinear
     attention.core_attention = PackedAttention
     if config.num_moe_experts is None:
-        layer.mlp.submodules.linear_fc1, layer.mlp.submodules.linear_fc2 = ColumnLinear, RowLinear
+        mlp.linear_fc1, mlp.linear_fc2 = ColumnLinear, RowLinear
     if config.qk_layernorm:
         attention.q_layernorm = RMSNorm
         attention.k_layernorm = RMSNorm
