@@ -3,10 +3,10 @@
     python tools/engine_env/make_env.py {sglang|vllm} DIR          for a machine without a GPU
     python tools/engine_env/make_env.py {sglang|vllm} DIR --gpu    with CUDA builds, the engine's kernels, TE's core
 
-The environment is of the Python that runs this, 3.11 to 3.13; locks/ has the pins of each, all from the same `.in` files.
-DIR is made anew unless it already holds exactly these pins (a second call does nothing). Packages come from where pip
-is configured to look (pip.conf, PIP_* variables; without any, PyPI), and where torch is not found there, from TORCH_INDEX
-as well. Without --gpu a CUDA build of torch does where there is no CPU build.
+The environment is of the Python that runs this, 3.11 to 3.13; locks/ has the pins of each, all from the same `.in`
+files. DIR is made anew unless it already holds exactly these pins (a second call does nothing). Packages come from
+where pip is configured to look (pip.conf, PIP_* variables; without any, PyPI), and where torch is not found there, from
+TORCH_INDEX as well. Without --gpu a CUDA build of torch does where there is no CPU build.
 
 `--lock` rewrites the lock of this engine for every Python from the `.in` files; `--check` resolves the locks for this
 Python without installing anything, and fails where two pins do not go together.
@@ -154,10 +154,15 @@ def install(target: Target, uv: str, python: str) -> None:
             raise
         # Not asked at first: uv takes an index that it cannot reach for an error.
         run([*command, *pins, "--extra-index-url", TORCH_INDEX], what, env)
-    if not target.gpu:
-        # A CUDA build, where there was no CPU build, does not import without its libraries; a CPU build has none.
-        torch = next(line for line in target.lock.read_text().splitlines() if line.startswith("torch=="))
-        run([*command, torch.split(";")[0]], "installing what torch needs", env)
+
+
+def complete_torch(uv: str, python: str) -> None:
+    """Where there was no CPU build, torch does not import without libraries that a lock for CPUs does not name."""
+    version = run([python, "-c", "from importlib.metadata import version; print(version('torch'))"], "finding torch")
+    if "+cpu" not in version:
+        options, env = pip_sources(python)
+        command = [uv, "pip", "install", "-q", "--python", python, *options, f"torch=={version.strip()}"]
+        run(command, "installing the libraries of torch's CUDA build", env)
 
 
 def make(target: Target, directory: Path) -> None:
@@ -172,7 +177,10 @@ def make(target: Target, directory: Path) -> None:
     started = time.monotonic()
     run([sys.executable, "-m", "venv", "--clear", str(directory)], f"making {directory}")
     python = str(directory / "bin" / "python")
-    install(target, find_uv(python), python)
+    uv = find_uv(python)
+    install(target, uv, python)
+    if not target.gpu:
+        complete_torch(uv, python)
     site = run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], "finding site-packages"
     ).strip()
@@ -201,8 +209,11 @@ def lock(target: Target) -> None:
     if absent.is_file():
         command += ["--overrides", str(absent)]
     run(command, f"resolving {target.name}", env)
-    if alone.is_file():
-        target.lock.write_text(target.lock.read_text() + alone.read_text())
+    pins = target.lock.read_text().splitlines(keepends=True)
+    if not target.gpu:
+        # Of a CUDA build of torch, where the resolver found no CPU build (see complete_torch).
+        pins = [line for line in pins if line.startswith("nvidia-ml-py") or not line.startswith(("nvidia-", "cuda-"))]
+    target.lock.write_text("".join(pins) + (alone.read_text() if alone.is_file() else ""))
 
 
 def check(target: Target, pins: str) -> None:
@@ -214,7 +225,16 @@ def check(target: Target, pins: str) -> None:
     options, env = pip_sources(sys.executable)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "pins.txt").write_text(pins)
-        command = [find_uv(sys.executable), "pip", "install", "--dry-run", "-q", *options, "--target", f"{folder}/empty"]
+        command = [
+            find_uv(sys.executable),
+            "pip",
+            "install",
+            "--dry-run",
+            "-q",
+            *options,
+            "--target",
+            f"{folder}/empty",
+        ]
         command += ["--python", sys.executable, "-r", f"{folder}/pins.txt"]
         run(command, f"resolving {target.lock.name}", env, CHECK_TIMEOUT_S)
 
@@ -234,6 +254,8 @@ def main() -> int:
             for python in PYTHONS:
                 lock(Target(chosen.engine, chosen.gpu, python))
         elif chosen.check:
+            if not chosen.gpu:
+                raise EnvError("--check is for --gpu: without one, parts of an engine are left out on purpose")
             target = this_target(chosen.engine, chosen.gpu)
             check(target, target.lock.read_text())
         elif chosen.directory is None:
