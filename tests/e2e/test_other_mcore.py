@@ -27,12 +27,11 @@ SIDES = {"this": sys.executable, "other": OTHER}
 BOUND = 1e-6
 SAVED = 3
 """The step that is saved under one release and continued under the other."""
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "as saved": (2, {}),
-    "tensor 2": (2, {"tensor": 2}),
-    "pipeline 2": (2, {"pipeline": 2}),
-    "one process": (1, {}),
-}
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {"as saved": (2, {}), "tensor 2": (2, {"tensor": 2})}
+SMALL = {"optimizer": {"lr": 3e-5}}
+# Adam's first updates have the size of the learning rate, so they magnify the rounding in which layouts differ; so does
+# the division by a batch's standard deviation.
+EXACT: dict[str, Any] = {"models": {"policy": SMALL, "prm": SMALL}, "prm": {"norm": "none"}}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict
     """Outcomes by side and what was run: "straight", four steps in one go on two ranks; and by layout, the fourth step
     of that side from the other side's checkpoint of the third."""
     folder = tmp_path_factory.mktemp("releases")
-    base = toy(folder)
+    base = toy(folder, **EXACT)
     found = {}
     for side, python in SIDES.items():
         release = run_with(python, [(at(base, folder / side), 2, None)], folder / "jobs.json")
