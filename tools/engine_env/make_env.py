@@ -194,6 +194,8 @@ def make(target: Target, directory: Path) -> None:
     env = os.environ | ({} if target.gpu else IMPORT_ENV)
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     torch = run([python, "-c", f"{imports}; print(torch.__version__)"], f"importing torch and {target.engine}", env)
+    if not target.gpu and target.engine == "sglang" and "+cpu" not in torch:
+        print("note: torch is a CUDA build, with which SGLang at rollout.tensor=2 and its sleep fail without a GPU")
     stamp.write_text(wanted)
     said = f"torch {torch.splitlines()[-1]}, {time.monotonic() - started:.0f} s"
     print(f"{directory}: made for {target.name}, Python {'{}.{}'.format(*target.python)} ({said})")
