@@ -105,10 +105,11 @@ class PrimeTrainer:
             parts.engine_check(batch, self.version)
             scores = self.score(batch)
         with clock("prm"):
-            scores, prm = self.update_prm(batch, scores)
-            prm_held_out = self.measure_prm(index)
+            use = parts.prm_health.begin(index, self.prm_and_reference)
+            scores, prm = self.update_prm(batch, scores, learns=use.learns)
+            held_out = self.measure_prm(index) | parts.prm_health.end(index, collected.groups, self.prm_and_reference)
         with clock("advantage"):
-            advantages = step_advantages(self.config, batch.rollout, scores, parts.reduce)
+            advantages = step_advantages(self.config, batch.rollout, scores, parts.reduce, process=use.rewards)
         with clock("policy"):
             policy = self.update_policy(batch, scores, advantages)
         critic = None
@@ -119,7 +120,7 @@ class PrimeTrainer:
             made_by = self.version
             self.publish(made_by + 1)
         return StepRecord(
-            made_by, collected, batch, scores, advantages, prm, policy, critic=critic, prm_held_out=prm_held_out
+            made_by, collected, batch, scores, advantages, prm, policy, critic=critic, prm_held_out=held_out
         )
 
     def publish(self, version: int) -> None:
@@ -136,9 +137,10 @@ class PrimeTrainer:
             minis = batch.policy[1:] if later else batch.policy  # the first one's stay 0
             old = self._logprobs(roles.policy, batch, minis, temperature=self._temperature)
         if plan.reference:
-            # In the PRM's own micro-batches, so that equal weights score alike to the last bit: products of other sizes
-            # round differently, and batch_norm would make a reward of that.
-            ref = self._logprobs(roles.reference, batch, batch.prm)
+            # In the micro-batches of the model that it is compared with, so that equal weights score alike to the last
+            # bit: products of other sizes round differently, and batch_norm would make a reward of that.
+            minis, temperature = (batch.policy, self._temperature) if plan.rewards_itself else (batch.prm, 1.0)
+            ref = self._logprobs(roles.reference, batch, minis, temperature=temperature)
         elif plan.prm:
             ref = old
         if plan.policy_reference:
@@ -151,12 +153,12 @@ class PrimeTrainer:
             values = roles.critic.values(micro, batch.num_local_tokens)
         return Scores(old, ref, policy_ref, prm_logprobs_T=None, values_T=values)
 
-    def update_prm(self, batch: StepBatch, scores: Scores) -> tuple[Scores, TrainResult | None]:
-        """Score with the PRM and let it learn, in the configured order."""
+    def update_prm(self, batch: StepBatch, scores: Scores, *, learns: bool) -> tuple[Scores, TrainResult | None]:
+        """Score with the PRM and let it learn, in the configured order; score only where it takes no update."""
         if not self.plan.prm:
             return scores, None
         roles, ref_T = self.parts.roles, scores.ref_logprobs_T
-        match self.config.prm.update:
+        match self.config.prm.update if learns else UpdateOrder.none:
             case UpdateOrder.after:
                 update = train_prm(roles.prm, batch, ref_T, None, self.config.prm)
                 return scores.with_prm(update.logprobs.logprobs_T), update
@@ -171,17 +173,18 @@ class PrimeTrainer:
 
     def measure_prm(self, index: int) -> dict[str, float]:
         """How well the PRM, as this step leaves it, tells the held-out responses; empty where that is not due."""
-        held_out, roles = self.parts.prm_held_out, self.parts.roles
+        held_out = self.parts.prm_held_out
         if not self.plan.prm or not held_out.due(index, self.config.run.steps, self.config.eval.prm_every):
             return {}
+        return held_out.measure(self.prm_and_reference)
 
-        def logprobs(batch: StepBatch) -> tuple[Tensor, Tensor]:
-            if roles.reference is not None:
-                return role_logprobs(roles.prm, batch), role_logprobs(roles.reference, batch)
-            policy = self._logprobs(roles.policy, batch, batch.prm, temperature=self._temperature)
-            return role_logprobs(roles.prm, batch), policy
-
-        return held_out.measure(logprobs)
+    def prm_and_reference(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """Log-probs of the PRM, as it is now, and of its reference, float32 [T] each."""
+        roles = self.parts.roles
+        if roles.reference is not None:
+            return role_logprobs(roles.prm, batch), role_logprobs(roles.reference, batch)
+        policy = self._logprobs(roles.policy, batch, batch.prm, temperature=self._temperature)
+        return role_logprobs(roles.prm, batch), policy
 
     def update_critic(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> Learning:
         """The clipped value loss towards gae's returns, one optimizer step per mini-batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prime_megatron.config.algorithm import Estimator, UpdateOrder
 from prime_megatron.config.check_algorithm import check_algorithm
+from prime_megatron.config.check_health import check_health
 from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
@@ -39,6 +40,7 @@ def check_train_config(
     _check_rollout(config, world_size)
     _check_verify(config)
     check_algorithm(config)
+    check_health(config)
     check_reward_path(config, backend)
     _check_batch(config)
     return tuple(line for warn in WARNINGS for line in warn(config, data_size))
@@ -62,7 +64,8 @@ def _check_held_out_prm(config: TrainConfig) -> None:
     if config.eval.prm_every and not config.eval.prm_rows:
         raise InputError("eval.prm_every: there is nothing to measure on; set eval.prm_rows, or eval.prm_every to 0")
     if config.eval.prm_rows and not needs_prm(config):
-        raise InputError("eval.prm_rows: this run has no PRM (advantage.process_weight 0); leave them out")
+        why = "advantage.process_weight 0" if config.advantage.process_weight == 0 else "advantage.estimator spro"
+        raise InputError(f"eval.prm_rows: this run has no PRM ({why}); leave them out")
 
 
 def _check_rollout(config: TrainConfig, world_size: int) -> None:
