@@ -17,7 +17,7 @@ OTHER_SHORT := tests/unit/test_mcore_fix_gates.py tests/unit/test_mcore_index.py
   tests/distributed/test_mcore_upstream_fixes.py tests/distributed/test_mcore_gradients.py \
   tests/e2e/test_foreign_checkpoints.py tests/e2e/test_layouts.py::test_layout_changes_nothing \
   tests/distributed/test_convert.py::test_megatron_loads_it_at_any_layout \
-  tests/e2e/test_resume.py::test_resume_changes_no_bit tests/e2e/test_faults.py::test_killed_rank[policy]
+  tests/e2e/test_resume.py::test_resume_changes_no_bit[pp2-3] tests/e2e/test_faults.py::test_killed_rank[policy]
 
 # One thread a process: a suite or a run has more processes than a small machine has cores.
 export OMP_NUM_THREADS ?= 1
