@@ -13,6 +13,7 @@ import torch
 from prime_megatron.algo.prm_loss import sibling_terms
 from prime_megatron.algo.reduction import LOCAL
 from prime_megatron.config import KlEstimator, KlPlace, PolicyAlgorithm, PrmAlgorithm, PrmLossKind, UpdateOrder
+from prime_megatron.config.check_kind import HEAD_LOSSES
 from prime_megatron.data.batch import select
 from prime_megatron.step.loss_weights import LossWeights, loss_weights
 from prime_megatron.step.losses import critic_loss, nll_loss, policy_loss, prm_loss
@@ -165,7 +166,7 @@ def test_policy_loss_against_the_formula(cap: float | None, estimator: KlEstimat
         assert int((slope != 0).sum()) <= len(tokens)
 
 
-@pytest.mark.parametrize("loss", [kind for kind in PrmLossKind if kind is not PrmLossKind.prefix_value])
+@pytest.mark.parametrize("loss", [kind for kind in PrmLossKind if kind not in (*HEAD_LOSSES, PrmLossKind.prefix_value)])
 def test_prm_losses_against_the_formulas(loss: PrmLossKind) -> None:
     """Mean over the mini-batch's sequences of every loss of the table in algo/prm_loss.py, siblings of the batch."""
     it, beta, n = drawn(5), 0.3, 3
