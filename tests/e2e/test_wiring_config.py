@@ -16,7 +16,7 @@ import yaml
 from prime_megatron.config import PrmConfig, SftConfig, TrainConfig
 from prime_megatron.errors import RunEnded
 from tests.support.prm_kinds import KINDS, RLSD, with_teacher
-from tests.support.prm_runs import prm_config
+from tests.support.prm_runs import make_labelled, prm_config
 from tests.support.ranks import run_ranks
 from tests.support.suites import make_suite
 from tests.support.toy import make_model, make_prompts, make_sft, merge, settings
@@ -86,6 +86,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
                 "difficulty_weights": True,
                 "health": {"every": 1},
             },
+            "eval": {"prm_rows": [make_labelled(folder / "held.jsonl")]},  # the model's own answers are all wrong
         },
         "critic": {
             "advantage": {"estimator": "gae", "overlong_buffer": 5},
