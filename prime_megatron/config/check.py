@@ -8,7 +8,7 @@ from prime_megatron.config.check_health import check_health
 from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
-from prime_megatron.config.roles import needs_prm, policy_folder_of
+from prime_megatron.config.roles import needs_prm, policy_folder_of, why_no_prm
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.config.schedule import check_optimizer
 from prime_megatron.config.warn import WARNINGS
@@ -64,9 +64,7 @@ def _check_held_out_prm(config: TrainConfig) -> None:
     if config.eval.prm_every and not config.eval.prm_rows:
         raise InputError("eval.prm_every: there is nothing to measure on; set eval.prm_rows, or eval.prm_every to 0")
     if config.eval.prm_rows and not needs_prm(config):
-        why = "advantage.process_weight 0" if config.advantage.process_weight == 0 else "prm.kind teacher"
-        why = "advantage.estimator spro" if config.advantage.estimator is Estimator.spro else why
-        raise InputError(f"eval.prm_rows: this run has no PRM ({why}); leave them out")
+        raise InputError(f"eval.prm_rows: this run has no PRM ({why_no_prm(config)}); leave them out")
 
 
 def _check_rollout(config: TrainConfig, world_size: int) -> None:

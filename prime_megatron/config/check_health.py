@@ -7,7 +7,7 @@ import math
 
 from prime_megatron.config.algorithm import Estimator, UpdateOrder
 from prime_megatron.config.health import CollapseAction
-from prime_megatron.config.roles import needs_prm
+from prime_megatron.config.roles import needs_prm, why_no_prm
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.errors import InputError
 
@@ -27,7 +27,7 @@ def check_health(config: TrainConfig) -> None:
             )
         return
     if not needs_prm(config):
-        raise InputError("prm.health.every: this run has no PRM to check (advantage.process_weight 0); set every to 0")
+        raise InputError(f"prm.health.every: this run has no PRM to check ({why_no_prm(config)}); set every to 0")
     if prm.update is UpdateOrder.none:
         raise InputError(
             "prm.health.every: a PRM that never learns (prm.update none) is its own frozen copy; set every to 0"

@@ -25,6 +25,13 @@ def needs_prm(config: TrainConfig) -> bool:
     return config.advantage.process_weight > 0 and config.prm.kind is not PrmKind.teacher
 
 
+def why_no_prm(config: TrainConfig) -> str:
+    """The setting that leaves a run without a PRM where `needs_prm` is False."""
+    if rewards_itself(config):
+        return "advantage.estimator spro"
+    return "prm.kind teacher" if needs_teacher(config) else "advantage.process_weight 0"
+
+
 def rewards_itself(config: TrainConfig) -> bool:
     """Whether the policy's own log-ratio to its reference is the process reward."""
     return config.advantage.estimator is Estimator.spro

@@ -88,10 +88,10 @@ class PrmHealth:
             return PrmUse(learns=True, rewards=True)
         if self.frozen_N is None and self._is_complete(step):
             self.frozen_N = self._sums(logprobs).prm_N
-        action = self.config.on_collapse if self.alarm.on else CollapseAction.warn
+        action, alarm = self.config.on_collapse, self.alarm.on
         return PrmUse(
-            learns=self.frozen_N is not None and action is not CollapseAction.freeze,
-            rewards=action is not CollapseAction.outcome_only,
+            learns=self.frozen_N is not None and not (alarm and action is CollapseAction.freeze),
+            rewards=not (alarm and action is CollapseAction.outcome_only),
         )
 
     def end(self, step: int, groups: Sequence[Group], logprobs: LogRatioTerms) -> dict[str, float]:

@@ -32,7 +32,7 @@ def step_advantages(
     the data-parallel ranks). process False: without the PRM, to the last bit as with advantage.process_weight 0.
     """
     if not process:
-        config, scores = _outcome_only(config), dataclasses.replace(scores, prm_logprobs_T=None)
+        config, scores = _outcome_only(config), dataclasses.replace(scores, prm_logprobs_T=None, head_logits_T=None)
     if is_fused(config):
         shaped = with_overlong_penalty(batch, config.advantage, config.rollout.sampling.max_response_tokens)
         return fused_advantages(config, shaped, scores, reduce)

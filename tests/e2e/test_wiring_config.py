@@ -86,7 +86,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
                 "difficulty_weights": True,
                 "health": {"every": 1},
             },
-            "eval": {"prm_rows": [make_labelled(folder / "rows.jsonl")]},
+            "eval": {"prm_rows": [make_labelled(folder / "held.jsonl")]},  # the model's own answers are all wrong
         },
         "critic": {
             "advantage": {"estimator": "gae", "overlong_buffer": 5},

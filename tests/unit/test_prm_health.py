@@ -153,6 +153,10 @@ def test_without_the_prm_as_without_process_weight(name: str) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "off": ({"prm": {"on_collapse": "freeze"}}, "prm.on_collapse: freeze waits for an alarm of prm.health"),
     "no PRM": ({"prm": {"health": HEALTH}, "advantage": {"process_weight": 0.0}}, "prm.health.every: this run has no"),
+    "spro": (
+        {"prm": {"health": HEALTH}, "advantage": {"estimator": "spro"}},
+        "prm.health.every: this run has no PRM to check (advantage.estimator spro)",
+    ),
     "never learns": ({"prm": {"health": HEALTH, "update": "none"}}, "prm.health.every: a PRM that never learns"),
     "one response": (
         {
