@@ -19,17 +19,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException, save_config
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
-from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.dict_utils import merge, nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factory_merges, is_main_replica
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess, save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
-from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy, TorchDistSaveShardedStrategy
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
@@ -38,6 +36,7 @@ from prime_megatron.errors import InputError
 from prime_megatron.mcore.model import unwrap
 from prime_megatron.mcore.role import Role
 from prime_megatron.mcore.shards import BACKEND, POSITION_FILE, check_shards, read_position
+from prime_megatron.mcore.versions import save_options
 from prime_megatron.parallel.collectives import agree_on
 
 _DAMAGE = (CheckpointException, OSError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError, AttributeError)
@@ -57,9 +56,9 @@ class Written:
 class _Strategy(TorchDistSaveShardedStrategy):
     """Megatron's, with its plan in reach: its own finalisation leaves the other ranks waiting when rank 0 fails."""
 
-    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> AsyncRequest:
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any, *more: Any) -> AsyncRequest:
         self.writer, self.metadata, _ = save_state_dict_ret
-        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
+        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret, *more)
 
 
 @dataclass
@@ -115,14 +114,15 @@ class RoleShards:
     """
 
     def __init__(self, role: Role) -> None:
-        assert role.optimizer is not None, f"{role.name} is frozen"
-        self.position = {
-            "adam_steps": _adam_steps(role.optimizer.megatron),
-            "scheduler_steps": int(role.optimizer.scheduler.num_steps),
-        }
-        for part in role.optimizer.megatron.chained_optimizers:
-            if not isinstance(part, DistributedOptimizer):
-                _make_adam_state(part.optimizer)
+        self.position = {"adam_steps": 0, "scheduler_steps": 0}  # of a role that never learns
+        if role.optimizer is not None:
+            self.position = {
+                "adam_steps": _adam_steps(role.optimizer.megatron),
+                "scheduler_steps": int(role.optimizer.scheduler.num_steps),
+            }
+            for part in role.optimizer.megatron.chained_optimizers:
+                if not isinstance(part, DistributedOptimizer):
+                    _make_adam_state(part.optimizer)
         self._sharded, _ = save_preprocess(_sharded_state(role, loading=False), validate_access_integrity=False)
 
     @property
@@ -139,27 +139,20 @@ class RoleShards:
         # Unused, but megatron would start a manager process for it, which outlives a killed rank.
         filesystem_async._results_queue = queue.Queue()
         strategy = _Strategy(*BACKEND, thread_count=1)
-        return ShardWrite(folder, self.position, strategy, strategy.async_save(self._sharded, folder))
+        return ShardWrite(folder, self.position, strategy, strategy.async_save(self._sharded, folder, **save_options()))
 
 
 def load_role(role: Role, folder: Path) -> None:
-    """Fill a role's weights, optimizer and schedule from a checkpoint of any layout. Collective.
+    """Fill a role's weights, and optimizer and schedule where it learns, from a checkpoint of any layout. Collective.
 
     Raises:
         InputError: the checkpoint is of another model, or its tensors do not fit this layout.
     """
-    assert role.optimizer is not None, f"{role.name} is frozen"
     agree_on(lambda: check_shards(folder))
     position = read_position(folder)
     sharded = _sharded_state(role, loading=True)
     try:
-        loaded = dist_checkpointing.load(
-            sharded,
-            str(folder),
-            common_strategy=_NoCommon(),
-            validate_access_integrity=False,
-            strict=StrictHandling.ASSUME_OK_UNEXPECTED,
-        )
+        loaded = _load_sharded(sharded, folder)
     except (CheckpointingException, KeyError, ValueError) as error:
         raise InputError(f"{folder}: does not fit {role.folder} in this layout: {str(error)[:200]}") from error
     except _DAMAGE as error:
@@ -169,6 +162,8 @@ def load_role(role: Role, folder: Path) -> None:
         missing, unexpected = unwrap(chunk).load_state_dict(loaded["model"][f"chunk{index}"], strict=False)
         left_out = [name for name in (*missing, *unexpected) if not name.endswith("_extra_state")]
         assert not left_out, f"{role.name}: {left_out[:3]}"
+    if role.optimizer is None:
+        return
     optimizer = role.optimizer.megatron
     parts = optimizer.chained_optimizers
     states = [loaded["optimizer"]] if len(parts) == 1 else [loaded["optimizer"][i] for i in range(len(parts))]
@@ -196,24 +191,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _NoCommon(LoadCommonStrategy):
-    """Stands where megatron would unpickle common.pt: there is none."""
-
-    def load_common(self, checkpoint_dir: Any) -> dict[str, Any]:
-        return {}
-
-    def load_sharded_objects(self, sharded_objects_state_dict: Any, checkpoint_dir: Any) -> dict[str, Any]:
-        return {}
-
-    def check_backend_compatibility(self, loaded_version: Any) -> None:
-        """Nothing to check."""
-
-    def check_version_compatibility(self, loaded_version: Any) -> None:
-        """Nothing to check."""
+def _load_sharded(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Megatron's dist_checkpointing.load without its first step, which would unpickle common.pt or an entry of that
+    name: a role's folder has neither."""
+    sharded, local, factories = load_preprocess(sharded)
+    wanted, _ = extract_sharded_base(sharded)
+    merge(local, TorchDistLoadShardedStrategy().load(wanted, folder))
+    return apply_factory_merges(local, factories)
 
 
 def _sharded_state(role: Role, *, loading: bool) -> dict[str, Any]:
-    assert role.optimizer is not None
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
         "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -222,6 +209,8 @@ def _sharded_state(role: Role, *, loading: bool) -> dict[str, Any]:
         "dp_cp_group": role.topology.data_context,
     }
     model = {f"chunk{index}": _tensors(unwrap(chunk), metadata) for index, chunk in enumerate(role.chunks)}
+    if role.optimizer is None:
+        return {"model": model}
     optimizer = role.optimizer.megatron.sharded_state_dict(dict(model), is_loading=loading, metadata=metadata)
     return {"model": model, "optimizer": optimizer}
 

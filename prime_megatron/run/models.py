@@ -8,6 +8,7 @@ import torch
 
 from prime_megatron.config import TrainConfig
 from prime_megatron.mcore.critic import Critic
+from prime_megatron.mcore.head_prm import HeadPrm
 from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.step.plan import Model, StepPlan
@@ -27,6 +28,8 @@ class Roles:
     """The policy's, for its KL term; the same object where both are one model."""
     critic: Critic | None = None
     """The value model of estimator gae."""
+    teacher: Role | None = None
+    """Frozen, in the PRM's place; of rlsd a copy of the policy."""
 
     @property
     def learning(self) -> list[Role]:
@@ -36,7 +39,7 @@ class Roles:
     @property
     def distinct(self) -> list[Role]:
         """Every model once."""
-        roles = [self.policy, self.prm, self.reference, self.policy_reference, self.critic]
+        roles = [self.policy, self.prm, self.reference, self.policy_reference, self.critic, self.teacher]
         return list({id(role): role for role in roles if role is not None}.values())
 
 
@@ -52,6 +55,7 @@ def build_roles(config: TrainConfig, topology: Topology, plan: StepPlan) -> Role
         # The plan names one model where the PRM's reference serves the KL term, too.
         policy_reference=roles.get("policy_reference", roles.get("reference")) if plan.policy_reference else None,
         critic=critic,
+        teacher=roles.get("teacher"),
     )
 
 
@@ -63,6 +67,8 @@ def _build(config: TrainConfig, topology: Topology, model: Model) -> Role:
         optimizer = settings[model.role].optimizer
         passes = config.prm.passes if model.role == "prm" else 1
         updates = config.run.steps * settings[model.role].num_mini_batches * passes
+    if model.role == "prm" and model.value_head:
+        return HeadPrm(model.folder, topology, config.parallel, dtype=dtype, optimizer=optimizer, total_updates=updates)
     if model.role == "critic":
         assert optimizer is not None
         return Critic(model.folder, topology, config.parallel, dtype=dtype, optimizer=optimizer, total_updates=updates)
