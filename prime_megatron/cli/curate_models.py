@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -73,6 +74,7 @@ class Model:
         self.name = name
         self._args, self._work = argparse.Namespace(**vars(args) | {"model": name}), work
         self._tolerance = Tolerance(most_failed)
+        stack.callback(self._tell_retries)
         if args.endpoint is not None:
             self.identity: dict[str, Any] = {"endpoint": endpoint_of(self._args).url, "name": name}
             return
@@ -82,6 +84,11 @@ class Model:
             raise InputError(f"max_tokens {max_tokens}: {name} holds {context} tokens, prompt included")
         how = {key: getattr(args, key) for key in ("engine", "dtype", "tensor", "max_concurrent")}
         self.identity = how | model_digests(self._folder)
+
+    def _tell_retries(self) -> None:
+        """Counted for this attempt alone: a stage that goes on would have another figure in its files."""
+        if self._tolerance.retries:
+            print(f"{self.name}: {self._tolerance.retries} requests were asked again", file=sys.stderr, flush=True)
 
     @contextmanager
     def open(self, per_block: int) -> Iterator[AnswererOf]:

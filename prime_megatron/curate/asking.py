@@ -76,13 +76,11 @@ class Requests:
 
     asked: int = 0
     failed: int = 0
-    retries: int = 0
 
     def count(self, sample: GeneratedSample) -> None:
         """One sample more."""
         self.asked += 1
         self.failed += sample.failure is not None
-        self.retries += sample.retries or 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,6 @@ class Asked:
     """What was wrong with the last reply."""
     failed: int = 0
     """Requests that did not come back."""
-    retries: int = 0
 
 
 def ask_rounds(
@@ -117,12 +114,11 @@ def ask_rounds(
         samples = answerer.answer(questions) if questions else []
         for one, sample in zip(left, samples, strict=True):
             failed = found[one].failed + (sample.failure is not None)
-            retries = found[one].retries + (sample.retries or 0)
             try:
                 if sample.failure is not None:
                     raise ValueError(f"no reply: {sample.failure}")
-                found[one] = Asked(read(one, sample.response), number, "", failed, retries)
+                found[one] = Asked(read(one, sample.response), number, "", failed)
             except ValueError as error:
-                found[one] = Asked(None, number, " ".join(str(error).split()), failed, retries)
+                found[one] = Asked(None, number, " ".join(str(error).split()), failed)
         left = [one for one in left if found[one].reply is None]
     return found

@@ -29,7 +29,11 @@ _FORMS = {
     "A-": re.compile(r"(?:(?<=\n)|^)\s*([A-H])\s*[-–—]\s+"),
     "A ": re.compile(r"(?:(?<=\n)|^)[ \t]*([A-H])[ \t]+(?=\S)"),
 }
-_LOWER = re.compile(r"(?<![A-Za-z0-9)\\])\(\s*([a-h])\s*\)|(?:(?<=\n)|^)\s*([a-h])\s*[).]\s")
+_LOWER = re.compile(r"(?<![A-Za-z0-9)\\])\(\s*([a-h])\s*\)|(?:(?<=\s)|^)([a-h])\s?[).](?=\s)")
+_TASK = re.compile(
+    r"\W*(?:find|compute|determine|calculate|show|prove|what|how|evaluate|solve|draw|give|state|write|is|are|if|explain)\b",
+    re.IGNORECASE,
+)
 # A word before the letter that makes it a name: "point A.", "from A.", "events A: ...".
 _NAMED = re.compile(
     r"\b(?:points?|from|to|at|of|through|and|vert(?:ex|ices)|angles?|sides?|sets?|events?|cit(?:y|ies)|towns?|players?|teams?|person|persons|people|"
@@ -153,7 +157,9 @@ def _are_short(text: str, marks: list[Mark]) -> bool:
     """Whether the options are, which parts of a question are not: (a) Find ... (b) Show ..."""
     ends = [mark[0] for mark in marks[1:]] + [len(text)]
     return all(
-        len(text[mark[1] : end].split()) <= 8 and "?" not in text[mark[1] : end]
+        len(text[mark[1] : end].split()) <= 8
+        and "?" not in text[mark[1] : end]
+        and not _TASK.match(text[mark[1] : end])
         for mark, end in zip(marks, ends, strict=True)
     )
 

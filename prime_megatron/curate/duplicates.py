@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rensa import RMinHash
 
 from prime_megatron.config.curate import DedupConfig
 from prime_megatron.curate.row import CuratedRow
@@ -50,6 +49,8 @@ def likeness_of(row: CuratedRow) -> Likeness:
 
 def signatures(rows: Sequence[Likeness], config: DedupConfig) -> np.ndarray:
     """[rows, 1 + bands] uint64: a hash of all signs, then one for each band of the MinHash signature."""
+    from rensa import RMinHash  # an engine's environment may lack it, and asks for no duplicates
+
     sets = [[" ".join(one) for one in row.shingles(config.shingle)] for row in rows]
     digests = np.array(RMinHash.digests_from_token_sets(sets, config.permutations, config.seed), dtype=np.uint64)
     found = np.empty((len(rows), 1 + config.bands), dtype=np.uint64)

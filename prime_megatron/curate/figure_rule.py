@@ -46,6 +46,7 @@ _PATTERNS = tuple(
         # The figure, this drawing: what the reader is taken to see.
         rf"\b(?:the|this|these)\s+(?:{_WHICH}\s+)*(?:figure|diagram|drawing|illustration)s?\b(?!\s*out\b)",
         rf"\b(?:figures?|diagrams?|drawings?|illustrations?)\s+(?:\w+\s+)?{_SHOWN}\b",
+        r"\b(?:the|this|each)\s+(?:picture|image|photo|chart|graph)s?\s+(?:below\s+|above\s+)?shows?\b",
         # Pictured below, the graph above, the region shown, a grid is shown at right.
         rf"\b{_ANY_PICTURE}\s+(?:(?:is|are|as)\s+)?(?:{_SHOWN}\s+)?{_PLACE}\b(?!\s+(?:the|an?|its|his|her)\b)",
         rf"\b{_SHAPE}s?\s+shown\b(?!\s+(?:that|to)\b)",

@@ -138,17 +138,17 @@ class EndpointAnswerer:
         tolerance.check()
         try:
             reply = ask(self._endpoint, path, body, read, lambda: tolerance.exhausted)
-            tolerance.answered()
+            tolerance.answered(reply.retries)
             return reply
         except Refused as refused:
             if refused.status not in REFUSED_ALONE:
                 raise
             tolerance.answered()
-            return _Reply("", False, None, 0, str(refused))
+            return _Reply("", False, None, failure=str(refused))
         except RunError as error:
-            tolerance.failed(str(error))
+            tolerance.failed(str(error), self._endpoint.retries)
             tolerance.check()
-            return _Reply("", False, None, self._endpoint.retries, str(error))
+            return _Reply("", False, None, failure=str(error))
 
     def _score(self, question: Question, text: str) -> Future[Verdict] | None:
         return None if self._scorer is None else self._scorer.submit(self._answer_of(question, text))
@@ -170,7 +170,6 @@ class EndpointAnswerer:
             outcome=None if graded is None else graded.score,
             verdict=None if graded is None else graded.verdict,
             reason=None if graded is None else graded.reason,
-            retries=reply.retries or None,
             failure=reply.failure,
         )
 

@@ -19,16 +19,20 @@ class Tolerance:
         self._lock = threading.Lock()
         self._in_a_row = 0
         self._last = ""
+        self.retries = 0
+        """Requests that were asked again so far."""
 
-    def answered(self) -> None:
-        """A request was answered, or refused for what it says."""
+    def answered(self, retries: int = 0) -> None:
+        """A request was answered after so many retries, or refused for what it says."""
         with self._lock:
+            self.retries += retries
             if not self.exhausted:
                 self._in_a_row = 0
 
-    def failed(self, problem: str) -> None:
-        """A request was given up."""
+    def failed(self, problem: str, retries: int) -> None:
+        """A request was given up after so many retries."""
         with self._lock:
+            self.retries += retries
             self._in_a_row += 1
             self._last = problem
 

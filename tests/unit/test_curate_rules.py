@@ -13,6 +13,7 @@ from prime_megatron.curate.proof_rule import proof
 from tests.support.curating import Ran, curated, write_rows
 
 FIGURES = r"""
+The picture shows 3 cubes.
 In the figure, ABC is a triangle.|As shown in the diagram, find x.|See Figure 3.|Refer to Fig. 2.
 The figure shows a circle.|In the figure below, find x.|Find the area of the shaded region in the picture.
 [asy] draw((0,0)--(1,1)); [/asy] Find x.|A cube is shown below.|The graph below shows sales.
@@ -47,6 +48,7 @@ She will show the pictures that she took.|The table shows that 5 apples are left
 a fireproof safe|The theorem's proof uses 5 lemmas. How many?|Studies clearly show that 3 of 5 sleep.
 """
 CHOICES = r"""
+2+2? a) 1 b) 2 c) 3 d) 4
 What is 2+2? (A) 3 (B) 4 (C) 5 (D) 6|What is 2+2?@A. 3@B. 4@C. 5|What is 2+2? A: 3 B: 4 C: 5 D: 6
 2+2? A) 3 B) 4 C) 5 D) 6|Find x. $\mathrm{(A)}\ 3 \qquad \mathrm{(B)}\ 4 \qquad \mathrm{(C)}\ 5$
 x? $\textbf{(A) }3\qquad\textbf{(B) }4\qquad\textbf{(C) }5$|Find x. A. $1$ B. $2$ C. $3$ D. $4$
@@ -57,6 +59,7 @@ What is 2+2? (a) 1 (b) 2 (c) 3 (d) 4|Choose:@A - red@B - blue@C - green|**A.** 3
 The answer is A.1 B.2 C.3 D.4|Compute: A:1 B:2 C:3|Which?@(A) yes@(B) no@(C) maybe
 """
 NO_CHOICES = r"""
+Two sides: a) find x b) find y c) find z d) find w
 Points A, B, C and D lie on a circle.|The angles satisfy A:B:C = 1:2:3.|sin(A) + sin(B) + sin(C) = 2
 (sin A) + (sin B) + (sin C)|P(A) = 0.5, P(B)=0.2, P(C)=0.3
 A man walks from A. Then he goes to B. Then he goes to C. How far?|f(A) f(B) f(C)
