@@ -12,6 +12,7 @@ from prime_megatron.config.model import ParallelConfig
 from prime_megatron.device import bind_local_rank, keep_freed_memory
 from prime_megatron.mcore import fixes
 from prime_megatron.mcore.cpu import shims
+from prime_megatron.mcore.versions import quiet_deprecations
 from prime_megatron.parallel.topology import ParallelSizes, Topology
 
 
@@ -22,6 +23,7 @@ def start_megatron(config: ParallelConfig, *, seed: int, backend: str, timeout_s
     without it). seed: of the model-parallel random states. Raises InputError where sizes do not divide.
     """
     keep_freed_memory()
+    quiet_deprecations()
     shims.apply()
     fixes.apply()
     from megatron.core import parallel_state
