@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.compare_work.arms import ARMS, BY_NAME, COMMON_RATE, ESTIMATORS, HEADLINE, OTHERS, RATE, Arm
+from tools.compare_work.arms import ARMS, BY_NAME, COMMON_RATE, ESTIMATORS, HEADLINE, OTHERS, RATE, RATES, Arm
 from tools.compare_work.contest import Contest, contests, mean
 from tools.compare_work.one_run import Study
 from tools.compare_work.record import Records
@@ -146,6 +146,9 @@ def _seeds(by_arm: Found, mode: str) -> str:
                 f"| {each.record.greedy_curve.final:.3f} | {number(each.steps, 0)} | {number(each.ratio, 2)} "
                 f"| {number(each.seconds, 0)} | {'yes' if each.beside else 'no'} |"
             )
+    for each in (each for row in by_arm.values() for each in row if each.record.ended_early):
+        why = each.record.ended_early.partition("; of ")[0].removeprefix("error: ")
+        lines.append(f"\n{BY_NAME[each.record.arm].title}, seed {each.seed}, ended early, its curve held there: {why}.")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -167,16 +170,25 @@ def _localisation(by_arm: Found) -> str:
 
 
 def _trials(records: Records, study: Study) -> str:
-    lines = ["| arm | settings | final sampled | final greedy | area | |", "|---|---|---|---|---|---|"]
+    """The best trial of each arm at each rate."""
+    lines = [
+        "The best trial at each rate, on seed 0; docs/headline/runs.jsonl has all of them.",
+        "",
+        "| arm | settings | final sampled | final greedy | area | |",
+        "|---|---|---|---|---|---|",
+    ]
     for arm in ARMS:
         best = chosen(arm, records, study)
-        for record in records.of(trial_specs(arm, study)):
-            sampled, greedy = record.sampled_curve, record.greedy_curve
-            mark = "best" if record.overrides == best else ""
-            lines.append(
-                f"| {arm.title} | {told(record.overrides)} | {sampled.final:.3f} | {greedy.final:.3f} "
-                f"| {sampled.area:.3f} | {mark}{' ended early' if record.ended_early else ''} |"
-            )
+        for rate in RATES:
+            own = arm.at_rate(rate)
+            tried = records.of(spec for spec in trial_specs(arm, study) if spec.overrides in own)
+            if tried:
+                record = max(tried, key=lambda record: record.sampled_curve.final)
+                sampled, greedy = record.sampled_curve, record.greedy_curve
+                lines.append(
+                    f"| {arm.title} | {told(record.overrides)} | {sampled.final:.3f} | {greedy.final:.3f} "
+                    f"| {sampled.area:.3f} | {'chosen' if record.overrides == best else ''} |"
+                )
     return "\n".join(lines)
 
 
