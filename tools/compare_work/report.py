@@ -78,8 +78,8 @@ def _table(by_arm: Found, records: Records, study: Study, mode: str, table: str)
     """A row for each arm that has been run."""
     lines = [
         "| arm | seeds | final sampled | final greedy | area | steps to RLOO's final | ratio | reached "
-        "| seconds, ratio | processor s a step |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| seconds, ratio | processor s, ratio | processor s a step |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in ARMS:
         row = by_arm[arm.name]
@@ -102,7 +102,8 @@ def _row(arm: Arm, row: Sequence[Contest]) -> str:
     return (
         f"| {arm.title} | {len(row)} | {statistics.fmean(sampled):.3f}{spread} | {greedy:.3f} | {area:.3f} "
         f"| {number(mean([each.steps for each in row]), 0)} | {number(mean([each.ratio for each in row]), 2)} "
-        f"| {reached} of {len(row)} | {number(_known([each.seconds_ratio for each in row]), 2)} | {cpu:.2f} |"
+        f"| {reached} of {len(row)} | {number(_known([each.seconds_ratio for each in row]), 2)} "
+        f"| {number(mean([each.cpu_ratio for each in row]), 2)} | {cpu:.2f} |"
     )
 
 
@@ -118,6 +119,7 @@ def _verdict(by_arm: Found, mode: str) -> str:
         return "No process-reward arm has reached RLOO's final on every seed of a finished set yet: the bar is open."
     name = min(known, key=known.__getitem__)
     row, bar = by_arm[name], BARS[mode]
+    cpu = mean([each.cpu_ratio for each in row])
     seconds = _known([each.seconds_ratio for each in row])
     greedy, other = (
         statistics.fmean(record.greedy_curve.final for record in records)
@@ -127,7 +129,7 @@ def _verdict(by_arm: Found, mode: str) -> str:
     text += "held." if known[name] <= bar else f"missed by {known[name] - bar:.2f}."
     if mode == BEST:
         said = "not known" if seconds is None else f"{seconds:.2f}, {'held' if seconds <= 1.0 else 'missed'}"
-        text += f" Seconds to the same, ratio (bar: 1): {said}."
+        text += f" Seconds to the same, ratio (bar: 1): {said}; processor seconds {number(cpu, 2)}."
     text += f" Greedy at the end {greedy:.3f} against {other:.3f}: {'not worse' if greedy >= other else 'worse'}."
     return text
 
