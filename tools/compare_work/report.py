@@ -109,14 +109,19 @@ def _row(arm: Arm, row: Sequence[Contest]) -> str:
 
 def _verdict(by_arm: Found, mode: str) -> str:
     """The bars of the headline, for the process-reward arm of the first table with the smallest mean ratio."""
-    ratios = {
-        arm.name: mean([each.ratio for each in by_arm[arm.name]])
+    rows = {
+        arm.name: by_arm[arm.name]
         for arm in ARMS
-        if arm.table == HEADLINE and arm.name not in ("rloo", "truth") and len(by_arm[arm.name]) == len(SEEDS)
+        if arm.table == HEADLINE and arm.name not in ("rloo", "truth") and by_arm[arm.name]
     }
+    ratios = {name: mean([each.ratio for each in row]) for name, row in rows.items() if len(row) == len(SEEDS)}
     known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     if not known:
-        return "No process-reward arm has reached RLOO's final on every seed of a finished set yet: the bar is open."
+        reached = ", ".join(
+            f"{BY_NAME[name].title} on {sum(each.steps is not None for each in row)} of {len(row)} seeds"
+            for name, row in rows.items()
+        )
+        return f"RLOO's final was reached by {reached}: the bar of {BARS[mode]} is not held." if reached else ""
     name = min(known, key=known.__getitem__)
     row, bar = by_arm[name], BARS[mode]
     cpu = mean([each.cpu_ratio for each in row])
