@@ -67,6 +67,7 @@ def test_a_contest_by_hand() -> None:
     found = contest(fast, rloo)
     assert (found.rloo_steps, found.steps) == (pytest.approx(40.0), pytest.approx(20.0))  # smoothed 0.3 at 20
     assert found.ratio == pytest.approx(0.5) and found.seconds_ratio == pytest.approx(0.5)
+    assert contest(replace(fast, cpu_s=90.0), rloo).cpu_ratio == pytest.approx(0.75)
     assert contest(replace(fast, began=60.0, ended=160.0), rloo).seconds_ratio is None  # beside it for 40 of 100 s
     assert contest(replace(fast, sampled=(0.1,) * 4), rloo).ratio is None
 

@@ -31,6 +31,11 @@ class Contest:
         return None if self.steps is None else self.steps / self.rloo_steps
 
     @property
+    def cpu_ratio(self) -> float | None:
+        """Of processor seconds, which other work on the machine hardly changes; evaluations and start included."""
+        return None if self.ratio is None else self.ratio * self.record.cpu_s / self.rloo.cpu_s
+
+    @property
     def seconds_ratio(self) -> float | None:
         return None if self.seconds is None or not self.beside else self.seconds / self.rloo_seconds
 

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.compare_work.arms import ARMS, BY_NAME, COMMON_RATE, ESTIMATORS, HEADLINE, OTHERS, RATE, Arm
+from tools.compare_work.arms import ARMS, BY_NAME, COMMON_RATE, ESTIMATORS, HEADLINE, OTHERS, RATE, RATES, Arm
 from tools.compare_work.contest import Contest, contests, mean
 from tools.compare_work.one_run import Study
 from tools.compare_work.record import Records
@@ -78,8 +78,8 @@ def _table(by_arm: Found, records: Records, study: Study, mode: str, table: str)
     """A row for each arm that has been run."""
     lines = [
         "| arm | seeds | final sampled | final greedy | area | steps to RLOO's final | ratio | reached "
-        "| seconds, ratio | processor s a step |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| seconds, ratio | processor s, ratio | processor s a step |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in ARMS:
         row = by_arm[arm.name]
@@ -102,22 +102,29 @@ def _row(arm: Arm, row: Sequence[Contest]) -> str:
     return (
         f"| {arm.title} | {len(row)} | {statistics.fmean(sampled):.3f}{spread} | {greedy:.3f} | {area:.3f} "
         f"| {number(mean([each.steps for each in row]), 0)} | {number(mean([each.ratio for each in row]), 2)} "
-        f"| {reached} of {len(row)} | {number(_known([each.seconds_ratio for each in row]), 2)} | {cpu:.2f} |"
+        f"| {reached} of {len(row)} | {number(_known([each.seconds_ratio for each in row]), 2)} "
+        f"| {number(mean([each.cpu_ratio for each in row]), 2)} | {cpu:.2f} |"
     )
 
 
 def _verdict(by_arm: Found, mode: str) -> str:
     """The bars of the headline, for the process-reward arm of the first table with the smallest mean ratio."""
-    ratios = {
-        arm.name: mean([each.ratio for each in by_arm[arm.name]])
+    rows = {
+        arm.name: by_arm[arm.name]
         for arm in ARMS
-        if arm.table == HEADLINE and arm.name not in ("rloo", "truth") and len(by_arm[arm.name]) == len(SEEDS)
+        if arm.table == HEADLINE and arm.name not in ("rloo", "truth") and by_arm[arm.name]
     }
+    ratios = {name: mean([each.ratio for each in row]) for name, row in rows.items() if len(row) == len(SEEDS)}
     known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
     if not known:
-        return "No process-reward arm has reached RLOO's final on every seed of a finished set yet: the bar is open."
+        reached = ", ".join(
+            f"{BY_NAME[name].title} on {sum(each.steps is not None for each in row)} of {len(row)} seeds"
+            for name, row in rows.items()
+        )
+        return f"RLOO's final was reached by {reached}: the bar of {BARS[mode]} is not held." if reached else ""
     name = min(known, key=known.__getitem__)
     row, bar = by_arm[name], BARS[mode]
+    cpu = mean([each.cpu_ratio for each in row])
     seconds = _known([each.seconds_ratio for each in row])
     greedy, other = (
         statistics.fmean(record.greedy_curve.final for record in records)
@@ -127,7 +134,7 @@ def _verdict(by_arm: Found, mode: str) -> str:
     text += "held." if known[name] <= bar else f"missed by {known[name] - bar:.2f}."
     if mode == BEST:
         said = "not known" if seconds is None else f"{seconds:.2f}, {'held' if seconds <= 1.0 else 'missed'}"
-        text += f" Seconds to the same, ratio (bar: 1): {said}."
+        text += f" Seconds to the same, ratio (bar: 1): {said}; processor seconds {number(cpu, 2)}."
     text += f" Greedy at the end {greedy:.3f} against {other:.3f}: {'not worse' if greedy >= other else 'worse'}."
     return text
 
@@ -146,6 +153,9 @@ def _seeds(by_arm: Found, mode: str) -> str:
                 f"| {each.record.greedy_curve.final:.3f} | {number(each.steps, 0)} | {number(each.ratio, 2)} "
                 f"| {number(each.seconds, 0)} | {'yes' if each.beside else 'no'} |"
             )
+    for each in (each for row in by_arm.values() for each in row if each.record.ended_early):
+        why = each.record.ended_early.partition("; of ")[0].removeprefix("error: ")
+        lines.append(f"\n{BY_NAME[each.record.arm].title}, seed {each.seed}, ended early, its curve held there: {why}.")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -167,16 +177,25 @@ def _localisation(by_arm: Found) -> str:
 
 
 def _trials(records: Records, study: Study) -> str:
-    lines = ["| arm | settings | final sampled | final greedy | area | |", "|---|---|---|---|---|---|"]
+    """The best trial of each arm at each rate."""
+    lines = [
+        "The best trial at each rate, on seed 0; docs/headline/runs.jsonl has all of them.",
+        "",
+        "| arm | settings | final sampled | final greedy | area | |",
+        "|---|---|---|---|---|---|",
+    ]
     for arm in ARMS:
         best = chosen(arm, records, study)
-        for record in records.of(trial_specs(arm, study)):
-            sampled, greedy = record.sampled_curve, record.greedy_curve
-            mark = "best" if record.overrides == best else ""
-            lines.append(
-                f"| {arm.title} | {told(record.overrides)} | {sampled.final:.3f} | {greedy.final:.3f} "
-                f"| {sampled.area:.3f} | {mark}{' ended early' if record.ended_early else ''} |"
-            )
+        for rate in RATES:
+            own = arm.at_rate(rate)
+            tried = records.of(spec for spec in trial_specs(arm, study) if spec.overrides in own)
+            if tried:
+                record = max(tried, key=lambda record: record.sampled_curve.final)
+                sampled, greedy = record.sampled_curve, record.greedy_curve
+                lines.append(
+                    f"| {arm.title} | {told(record.overrides)} | {sampled.final:.3f} | {greedy.final:.3f} "
+                    f"| {sampled.area:.3f} | {'chosen' if record.overrides == best else ''} |"
+                )
     return "\n".join(lines)
 
 
