@@ -20,7 +20,7 @@ from prime_megatron.step.loss_weights import loss_weights
 from prime_megatron.step.losses import critic_loss, policy_loss
 from prime_megatron.step.metrics import StepRecord
 from prime_megatron.step.plan import OldLogprobs, plan_step
-from prime_megatron.step.prm import role_logprobs, train_prm
+from prime_megatron.step.prm import train_prm
 from prime_megatron.types import Advantages, MiniBatch, Scores
 
 
@@ -102,7 +102,9 @@ class PrimeTrainer:
             parts.colocation.sleep_engine()
             batch = parts.batcher(collected.groups)
         with clock("score"):
-            parts.engine_check(batch, self.version)
+            if parts.engine_check.due:
+                parts.colocation.reads(parts.roles.policy)
+                parts.engine_check(batch, self.version)
             scores = self.score(batch)
         with clock("prm"):
             scores, prm = self.update_prm(batch, scores)
@@ -119,7 +121,16 @@ class PrimeTrainer:
             made_by = self.version
             self.publish(made_by + 1)
         return StepRecord(
-            made_by, collected, batch, scores, advantages, prm, policy, critic=critic, prm_held_out=prm_held_out
+            made_by,
+            collected,
+            batch,
+            scores,
+            advantages,
+            prm,
+            policy,
+            critic=critic,
+            prm_held_out=prm_held_out,
+            gap_limit=parts.engine_check.limit,
         )
 
     def publish(self, version: int) -> None:
@@ -148,6 +159,7 @@ class PrimeTrainer:
         values = None
         if roles.critic is not None:
             micro = [micro for mini in batch.critic for micro in mini.micro]
+            self.parts.colocation.reads(roles.critic)
             values = roles.critic.values(micro, batch.num_local_tokens)
         return Scores(old, ref, policy_ref, prm_logprobs_T=None, values_T=values)
 
@@ -156,16 +168,21 @@ class PrimeTrainer:
         if not self.plan.prm:
             return scores, None
         roles, ref_T = self.parts.roles, scores.ref_logprobs_T
+
+        def learned(scored_T: Tensor | None) -> TrainResult:
+            self.parts.colocation.learns(roles.prm)
+            return train_prm(roles.prm, batch, ref_T, scored_T, self.config.prm)
+
         match self.config.prm.update:
             case UpdateOrder.after:
-                update = train_prm(roles.prm, batch, ref_T, None, self.config.prm)
+                update = learned(None)
                 return scores.with_prm(update.logprobs.logprobs_T), update
             case UpdateOrder.before:
-                update = train_prm(roles.prm, batch, ref_T, None, self.config.prm)
+                update = learned(None)
                 return scores.with_prm(self._logprobs(roles.prm, batch, batch.prm)), update
             case UpdateOrder.reverse:
                 scores = scores.with_prm(self._logprobs(roles.prm, batch, batch.prm))
-                return scores, train_prm(roles.prm, batch, ref_T, scores.prm_logprobs_T, self.config.prm)
+                return scores, learned(scores.prm_logprobs_T)
             case UpdateOrder.none:
                 return scores.with_prm(self._logprobs(roles.prm, batch, batch.prm)), None
 
@@ -176,10 +193,10 @@ class PrimeTrainer:
             return {}
 
         def logprobs(batch: StepBatch) -> tuple[Tensor, Tensor]:
+            prm_T = self._logprobs(roles.prm, batch, batch.prm)
             if roles.reference is not None:
-                return role_logprobs(roles.prm, batch), role_logprobs(roles.reference, batch)
-            policy = self._logprobs(roles.policy, batch, batch.prm, temperature=self._temperature)
-            return role_logprobs(roles.prm, batch), policy
+                return prm_T, self._logprobs(roles.reference, batch, batch.prm)
+            return prm_T, self._logprobs(roles.policy, batch, batch.prm, temperature=self._temperature)
 
         return held_out.measure(logprobs)
 
@@ -188,6 +205,7 @@ class PrimeTrainer:
         critic = self.parts.roles.critic
         assert critic is not None and scores.values_T is not None
         loss = critic_loss(scores.values_T, advantages.returns_T, self.config.advantage.value_clip)
+        self.parts.colocation.learns(critic)
         return critic.train_values(batch.critic, loss)
 
     def update_policy(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> TrainResult:
@@ -196,6 +214,7 @@ class PrimeTrainer:
         weights = loss_weights(config, batch.rollout, scores, batch.policy, longest, self.parts.reduce)
         loss = policy_loss(config, scores, advantages, weights, self.plan.old_logprobs, first=batch.policy[0])
         policy = self.parts.roles.policy
+        self.parts.colocation.learns(policy)
         return policy.train(batch.policy, loss, batch.num_local_tokens, temperature=self._temperature)
 
     @property
@@ -208,6 +227,7 @@ class PrimeTrainer:
     ) -> Tensor:
         """A role's log-probs of the mini-batches, float32 [T]; 0 for the rest of the batch."""
         micro = [micro for mini in minis for micro in mini.micro]
+        self.parts.colocation.reads(role)
         return role.logprobs(micro, batch.num_local_tokens, temperature=temperature).logprobs_T
 
 

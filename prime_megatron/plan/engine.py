@@ -15,7 +15,7 @@ ASLEEP_BYTES = 1400 * MIB
 """An SGLang process that sleeps: 1,398 to 1,416 MiB on an H200, of which 612 are its bare CUDA context."""
 BEYOND_SHARE_BYTES = 2050 * MIB
 """What an SGLang process took on an H200 above its share when awake (context, graphs, workspaces): 2,052 MiB at
-memory_fraction 0.4, 2,040 MiB at 0.6."""
+a share of 43.7 GiB, 2,040 MiB at 65.5."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,6 @@ class EngineMemory:
     """Share of the device's memory that the engine takes; None: the embedded engine, which takes what it needs."""
     cache: float
     """KV cache of the embedded engine at max_concurrent sequences of the longest kind."""
-    of_free: bool
-    """The share is one of what is free when the engine starts (SGLang), not of the whole device (vLLM)."""
 
     @property
     def asleep(self) -> float:
@@ -42,18 +40,18 @@ class EngineMemory:
         """While it takes new weights, its KV cache asleep."""
         return self.weights + (0.0 if self.fraction is None else float(BEYOND_SHARE_BYTES))
 
-    def share(self, device_bytes: float | None, taken_at_start: float) -> float:
+    def share(self, device_bytes: float | None) -> float:
         """Weights and KV cache while it generates; the least it can do with where the device is not known."""
         if self.fraction is None:
             return self.weights + self.cache
         if device_bytes is None:
             return self.weights + self.one_sequence
-        return self.fraction * max(0.0, device_bytes - (taken_at_start if self.of_free else 0.0))
+        return self.fraction * device_bytes
 
-    def generating(self, device_bytes: float | None, taken_at_start: float) -> float:
+    def generating(self, device_bytes: float | None) -> float:
         """All it takes while it generates."""
         beyond = 0.0 if self.fraction is None else float(BEYOND_SHARE_BYTES)
-        return self.share(device_bytes, taken_at_start) + beyond
+        return self.share(device_bytes) + beyond
 
 
 def engine_memory(config: TrainConfig, policy: FamilyConfig) -> EngineMemory:
@@ -65,10 +63,10 @@ def engine_memory(config: TrainConfig, policy: FamilyConfig) -> EngineMemory:
     token = 2 * policy.layers * kv_heads * policy.head_dim * itemsize
     if rollout.engine in ("embedded", "replay"):
         cache = float(token * longest * rollout.max_concurrent)
-        return EngineMemory(float(num_parameters(policy) * itemsize), token * longest, None, cache, of_free=False)
+        return EngineMemory(float(num_parameters(policy) * itemsize), token * longest, None, cache)
     sizes = ParallelSizes(
         rollout.tensor, rollout.tensor, expert=rollout.expert, expert_tensor=rollout.tensor // rollout.expert
     )
     weights = float(rank_parameters(policy, sizes, 0).total * itemsize)
     own = rollout.sglang if rollout.engine == "sglang" else rollout.vllm
-    return EngineMemory(weights, token * longest, own.memory_fraction, 0.0, of_free=rollout.engine == "sglang")
+    return EngineMemory(weights, token * longest, own.memory_fraction, 0.0)

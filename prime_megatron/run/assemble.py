@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 
 from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints
-from prime_megatron.config import Granularity, Offload, StageConfig, TrainConfig
+from prime_megatron.config import Granularity, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
+from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.spec import describe_layers
 from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_samples_log
@@ -25,6 +27,7 @@ from prime_megatron.rollout.held import HeldEngine
 from prime_megatron.rollout.recording import Recorder
 from prime_megatron.run.colocation import Colocation, sleep_level
 from prime_megatron.run.engines import build_engine, build_sync
+from prime_megatron.run.host_memory import check_host_memory
 from prime_megatron.run.inputs import Inputs, read_inputs
 from prime_megatron.run.models import DTYPES, Roles, build_roles
 from prime_megatron.run.nonfinite import NONFINITE_FOLDER, NonFinite
@@ -32,6 +35,7 @@ from prime_megatron.run.output_dir import check_output_dir, own_output_dir
 from prime_megatron.run.parts import Parts
 from prime_megatron.run.prm_note import reference_warning
 from prime_megatron.run.reporter import Reporter
+from prime_megatron.run.residency import Residency
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.transport import describe_engine
 from prime_megatron.run.verification import Verification
@@ -40,8 +44,8 @@ from prime_megatron.step.batch import Batcher
 from prime_megatron.step.engine_check import EngineCheck
 from prime_megatron.step.plan import plan_step
 from prime_megatron.step.prm import PrmHeldOut
+from prime_megatron.step.works import works
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
-from prime_megatron.weights.sync import WeightSync
 
 
 def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> AbstractContextManager[Parts]:
@@ -59,6 +63,7 @@ class Assembly:
     verifiers: Verifiers
     inputs: Inputs
     roles: Roles
+    residency: Residency
     stop: Stop
     watchdog: Watchdog
 
@@ -82,7 +87,9 @@ class Assembly:
             with build_verifiers(self.verify_options(), config.verify.custom) as self.verifiers:
                 agree_on(self.verifiers.try_custom)
                 self.inputs = read_inputs(config, self.verifiers, self.topology)
-                self.roles = build_roles(config, self.topology, plan_step(config))
+                check_host_memory(config)
+                self.roles = build_roles(config, self.topology, plan_step(config), HostPool(self.say))
+                self.residency = Residency(config.parallel.offload, self.roles.distinct, works(config))
                 with on_first_rank(lambda: own_output_dir(output, resume=resume, overwrite=overwrite)):
                     parts = self.parts()
                     try:
@@ -91,6 +98,11 @@ class Assembly:
                         parts.close()
         finally:
             stop_megatron()
+
+    def say(self, line: str) -> None:
+        """A line of the first rank's, before there is a log."""
+        if self.topology.rank == 0:
+            print(line, file=sys.stderr, flush=True)
 
     def verify_options(self) -> VerifyOptions:
         """What this rank's verifiers may use: its share of the node's workers."""
@@ -104,7 +116,7 @@ class Assembly:
         self.watchdog = build_watchdog(config, self.topology, self.stop)
         engine = HeldEngine(self.start_engine())
         sync = build_sync(config, self.topology, roles.policy, engine)
-        colocation = self.colocation(engine, sync)
+        colocation = Colocation(engine, sync, roles.policy, self.residency)
         # One rank of each engine replica reports its answers.
         leads = self.topology.rank % config.rollout.tensor == 0
         generator = Generator(engine, leads, self.verifiers, inputs.tokenizer, colocation.publish_again)
@@ -142,34 +154,30 @@ class Assembly:
             stop=self.stop,
             watchdog=self.watchdog,
             nonfinite=nonfinite,
-            checkpoints=Checkpoints(config, roles.learning, stateful, reporter.log),
+            checkpoints=Checkpoints(
+                config,
+                roles.learning,
+                stateful,
+                reporter.log,
+                whole=self.residency.whole,
+                leave=self.residency.by_phase,
+            ),
         )
 
     def start_engine(self) -> Engine:
-        """The engine. With parallel.offload generation it starts on a device that the models have left, and sleeps
-        before they come back: its share is one of the whole device, and the two are never there together."""
-        moved = [] if self.config.parallel.offload is Offload.none else self.roles.distinct
-        for role in moved:
-            role.offload(gradients=False)
+        """The engine. Where models move it starts on a device that they have left, and sleeps before they come back:
+        the two are never there together."""
+        self.residency.leave()
         engine = build_engine(
             self.config,
             self.topology,
             self.inputs.tokenizer.eos_token_ids,
             longest=0 if self.inputs.suite is None else self.inputs.suite.longest,
         )
-        if moved:
+        if self.residency.moves:
             engine.sleep(sleep_level())
-        for role in moved:
-            role.onload()
+        self.residency.come_back()
         return engine
-
-    def colocation(self, engine: HeldEngine, sync: WeightSync) -> Colocation:
-        """Who has the memory when; models move only where parallel.offload says so."""
-        roles = self.roles
-        if self.config.parallel.offload is Offload.none:
-            return Colocation(engine, sync, models=roles.distinct)
-        others = [role for role in roles.distinct if role is not roles.policy]
-        return Colocation(engine, sync, roles.policy, others, models=roles.distinct)
 
     def description(self) -> list[str]:
         """What a run says of itself at its start: engine, layers, reward path, rewards of the user's own."""
