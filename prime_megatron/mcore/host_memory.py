@@ -80,6 +80,7 @@ class HostPool:
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self._say = say
+        self._regions: list[Region] = []
         self.arrivals = device.CopyQueue()
         """Host to device."""
         self.departures = device.CopyQueue()
@@ -88,6 +89,7 @@ class HostPool:
     def take(self, nbytes: int, what: str) -> Region:
         """A region of at least so many bytes; ``what`` names it in the progress."""
         region = Region()
+        self._regions.append(region)
         while region.nbytes < nbytes:
             region.grow(min(SEGMENT_BYTES, nbytes - region.nbytes))
             number = -(-region.nbytes // SEGMENT_BYTES)
@@ -95,3 +97,10 @@ class HostPool:
             if self._say is not None and nbytes > SEGMENT_BYTES and (last or number % TOLD_EVERY == 0):
                 self._say(f"host memory for {what}: {region.nbytes / 2**30:.0f} of {nbytes / 2**30:.0f} GiB are ready")
         return region
+
+    def close(self) -> None:
+        """Give everything back, once no copy is under way; no model may move afterwards."""
+        self.departures.mark().wait()
+        self.arrivals.mark().wait()
+        while self._regions:
+            self._regions.pop().free()

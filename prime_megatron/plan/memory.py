@@ -123,7 +123,7 @@ def plan_memory(
     asleep = {"engine asleep": engine.asleep}
     phases = [_worst("rollout", sizes, rollout)]
     if turns:
-        phases += _in_turns(works(config), roles, sizes, asleep)
+        phases = [_start(roles, sizes), *phases, *_in_turns(works(config), roles, sizes, asleep)]
     else:
         phases += [_worst("score", sizes, score), *_updates(roles, sizes, asleep)]
     phases += [_worst("reshard", sizes, reshard), _worst("save", sizes, save)]
@@ -220,11 +220,7 @@ def _updates(roles: tuple[PlannedRole, ...], sizes: ParallelSizes, others: Mappi
 def _in_turns(
     order: tuple[Work, ...], roles: tuple[PlannedRole, ...], sizes: ParallelSizes, others: Mapping[str, float]
 ) -> list[Phase]:
-    """The start, scoring and the updates where models take turns on the device (parallel.offload phases)."""
-
-    def start(stage: int) -> dict[str, float]:
-        largest = max((role.stages[stage] for role in roles), key=lambda memory: memory.at_start)
-        return {"weights": largest.weights, "gradients": largest.gradients, "optimizer": largest.main_weights}
+    """Scoring and the updates where models take turns on the device (parallel.offload phases)."""
 
     def at_work(index: int) -> Callable[[int], dict[str, float]]:
         work, upcoming = order[index], following(order, index)
@@ -247,7 +243,17 @@ def _in_turns(
     reading = [_worst("score", sizes, at_work(i)) for i, work in enumerate(order[:-1]) if not work.learns]
     updates = [_worst(UPDATES[work.role], sizes, at_work(i)) for i, work in enumerate(order) if work.learns]
     scored = [max(reading, key=lambda phase: phase.total)] if reading else []
-    return [_worst("start", sizes, start), *scored, *updates]
+    return [*scored, *updates]
+
+
+def _start(roles: tuple[PlannedRole, ...], sizes: ParallelSizes) -> Phase:
+    """Where models take turns one after the other is built."""
+
+    def parts(stage: int) -> dict[str, float]:
+        largest = max((role.stages[stage] for role in roles), key=lambda memory: memory.at_start)
+        return {"weights": largest.weights, "gradients": largest.gradients, "optimizer": largest.main_weights}
+
+    return _worst("start", sizes, parts)
 
 
 def _by_stage(roles: tuple[PlannedRole, ...]) -> list[list[tuple[bool, RoleMemory]]]:

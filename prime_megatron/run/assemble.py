@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -84,11 +84,12 @@ class Assembly:
         )
         try:
             agree_on(lambda: check_output_dir(output, resume=resume, overwrite=overwrite))
-            with build_verifiers(self.verify_options(), config.verify.custom) as self.verifiers:
+            with build_verifiers(self.verify_options(), config.verify.custom) as self.verifiers, ExitStack() as stack:
                 agree_on(self.verifiers.try_custom)
                 self.inputs = read_inputs(config, self.verifiers, self.topology)
                 check_host_memory(config)
-                self.roles = build_roles(config, self.topology, plan_step(config), HostPool(self.say))
+                pool = stack.enter_context(closing(HostPool(self.say)))
+                self.roles = build_roles(config, self.topology, plan_step(config), pool)
                 self.residency = Residency(config.parallel.offload, self.roles.distinct, works(config))
                 with on_first_rank(lambda: own_output_dir(output, resume=resume, overwrite=overwrite)):
                     parts = self.parts()
