@@ -125,7 +125,7 @@ def test_every_phase_of_a_7b_trio(tmp_path: Path) -> None:
     saving = weights + 12 * params
     assert host["none"].copies == 0 and host["none"].saving == pytest.approx(2 * saving)
     assert host["generation"].copies == plan.host.copies == pytest.approx(3 * weights + 2 * optimizer)
-    assert plan.host.saving == pytest.approx(2 * saving), "in the background all wait together"
+    assert plan.host.saving == pytest.approx(saving), "one after the other"
 
 
 def test_pieces_of_an_optimizer_step(tmp_path: Path) -> None:
@@ -320,5 +320,5 @@ def test_the_launcher_refuses_what_does_not_fit(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, "Qwen2.5-Math-7B")
     check_memory(configured(folder))  # nothing is said of the device
     check_memory(configured(str(tmp_path / "absent"), launch={"device_memory": "1GiB"}))
-    with pytest.raises(InputError, match=r"launch\.device_memory: the PRM update needs "):
+    with pytest.raises(InputError, match=r"launch\.device_memory: the save needs "):
         check_memory(configured(folder, launch={"device_memory": "80GiB"}))
