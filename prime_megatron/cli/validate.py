@@ -126,7 +126,8 @@ def _memory(config: TrainConfig | StageConfig, world_size: int, option: str | No
     yield "memory of one GPU by phase, on the pipeline stage that needs most:"
     for phase in plan.phases:
         parts = ", ".join(f"{name} {_gib(size)}" for name, size in phase.parts.items())
-        yield f"  {phase.name:<16} {_gib(phase.total):>10}: {parts}"
+        left = "" if device is None else f", {1 - phase.total / (device.total - CONTEXT_BYTES):>3.0%} left"
+        yield f"  {phase.name:<16} {_gib(phase.total):>10}{left}: {parts}"
     yield f"host memory of one rank: {_gib(plan.host.copies)} for models away from the device; " + (
         f"while a checkpoint is written about {_gib(plan.host.saving)} more"
     )

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any, Protocol
 
 from prime_megatron.device import memory_free_share
+from prime_megatron.errors import InputError
 from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.weights.buffer import TensorRow
@@ -63,6 +64,20 @@ class DriverSettings:
     def now(self) -> DriverSettings:
         """The same for an engine that starts now, beside what is on the device now."""
         return dataclasses.replace(self, free_share=memory_free_share())
+
+    def share_of_free(self) -> float:
+        """The same bytes as ``memory_fraction``, as a share of what is free when the engine starts.
+
+        Raises:
+            InputError: less is free.
+        """
+        share = self.memory_fraction / self.free_share
+        if share >= 1.0:
+            raise InputError(
+                f"memory_fraction: {self.memory_fraction:g} of the device's memory, and {self.free_share:.2f} of it is "
+                "free when the engine starts; set it lower, or parallel.offload to generation or phases"
+            )
+        return share
 
     def as_json(self) -> dict[str, Any]:
         """For the line to the child."""

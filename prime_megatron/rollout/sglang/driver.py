@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig
 
-from prime_megatron.errors import InputError
 from prime_megatron.families.read import read_config
 from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.process.driver import BroadcastGroup, DriverSettings, FinishedResponse, UpdateRefused
@@ -239,22 +238,10 @@ def server_arguments(settings: DriverSettings) -> dict[str, Any]:
             "max_total_tokens": _cpu_cache_tokens(settings),
         }
     else:
-        common |= {"mem_fraction_static": _share_of_free(settings), "enable_memory_saver": settings.can_sleep}
+        common |= {"mem_fraction_static": settings.share_of_free(), "enable_memory_saver": settings.can_sleep}
     made = common | dict(settings.extra)
     overrides = read_config(settings.model_path).corrections | json.loads(made.get("json_model_override_args", "{}"))
     return made | {"json_model_override_args": json.dumps(overrides)}
-
-
-def _share_of_free(settings: DriverSettings) -> float:
-    """SGLang's mem_fraction_static is a share of what is free when it starts."""
-    share = settings.memory_fraction / settings.free_share
-    if share >= 1.0:
-        raise InputError(
-            f"rollout.sglang.memory_fraction: {settings.memory_fraction:g} of the device, of which "
-            f"{settings.free_share:.2f} is free when the engine starts; set it lower, or parallel.offload to "
-            "generation or phases"
-        )
-    return share
 
 
 def _cpu_cache_tokens(settings: DriverSettings) -> int:
