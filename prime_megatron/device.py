@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, SupportsInt
 
 import torch
 from torch import Tensor
+
+from prime_megatron.errors import RunError
 
 
 def on_gpu() -> bool:
@@ -118,17 +120,24 @@ def pin(memory: Tensor) -> None:
 
     Unlike torch's pinned allocator it takes the bytes as they are: that one rounds to powers of two and keeps what is
     freed. `unpin` must come before the memory goes.
+
+    Raises:
+        RunError: CUDA cannot lock it.
     """
     if on_gpu():
-        runtime = torch.cuda.cudart()
-        torch.cuda.check_error(int(runtime.cudaHostRegister(memory.data_ptr(), memory.numel(), 0)))
+        portable = 1  # cudaHostRegisterPortable
+        _succeed("cudaHostRegister", torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), portable))
 
 
 def unpin(memory: Tensor) -> None:
     """Inverse of `pin`."""
     if on_gpu():
-        runtime = torch.cuda.cudart()
-        torch.cuda.check_error(int(runtime.cudaHostUnregister(memory.data_ptr())))
+        _succeed("cudaHostUnregister", torch.cuda.cudart().cudaHostUnregister(memory.data_ptr()))
+
+
+def _succeed(call: str, answer: SupportsInt) -> None:
+    if int(answer):
+        raise RunError(f"{call} failed with CUDA's error {int(answer)}: host memory cannot be locked; see ulimit -l")
 
 
 class Mark:

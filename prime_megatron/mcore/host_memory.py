@@ -22,7 +22,8 @@ def pages(nbytes: int) -> int:
 
 
 class Region:
-    """Bytes at addresses 0 to ``nbytes``, all of them resident, spread over segments."""
+    """Bytes at addresses 0 to ``nbytes``, all of them resident, spread over segments; 0 until they are written, as
+    Adam's moments are before there are any."""
 
     def __init__(self) -> None:
         self._segments: list[Tensor] = []

@@ -21,11 +21,11 @@ TOLERANCE = 1e-5
 SKIP = (*TIMINGS, "engine/")
 
 
-def train_rank(settings: str) -> int:
+def train_rank(settings: str, resume: str | None = None) -> int:
     """A run on this rank, from a config in JSON; returns the exit code."""
     from prime_megatron.trainer import train
 
-    return int(train(TrainConfig.model_validate_json(settings), resume=None, overwrite=False))
+    return int(train(TrainConfig.model_validate_json(settings), resume=resume, overwrite=False))
 
 
 def read_lines(settings: dict[str, Any], name: str) -> list[dict[str, Any]]:

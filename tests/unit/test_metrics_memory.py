@@ -87,3 +87,15 @@ def test_table_of_a_colocated_step() -> None:
     ]
     assert len({len(row) for row in (heading, *rows)}) == 1
     assert memory_table({"memory/updated_host_bytes": 1.0}, 0) == ""
+
+
+def test_table_of_models_that_take_turns() -> None:
+    figures = {f"memory/{edge}/policy/parameters_{place}_bytes": size
+               for edge, device in (("prm_learns", 0.0), ("policy_learns", 3e6), ("updated", 3e6), ("cache_awake", 0.0))
+               for place, size in (("device", device), ("host", 3e6))}  # fmt: skip
+    _, heading, row, _ = memory_table(figures, 0).splitlines()
+    assert [name.strip() for name in heading.split(", host")[:3]] == [
+        "role    kind        prm update, device  prm update", "policy update, device  policy update",
+        "generation, device  generation",
+    ]  # fmt: skip
+    assert row.split()[2:] == ["0.000", "3.000", "3.000", "3.000", "0.000", "3.000"]
