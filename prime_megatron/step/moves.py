@@ -10,6 +10,8 @@ from prime_megatron.step.works import Work, following, works
 
 WEIGHTS, OPTIMIZER_STATE, EVERYTHING = "weights", "optimizer state", "weights and optimizer state"
 
+_READS = {"score": "scores", "prm": "scores", "reshard": "reshard"}
+
 
 @dataclass(frozen=True)
 class Move:
@@ -47,7 +49,7 @@ def _in_turns(order: tuple[Work, ...]) -> list[Move]:
     changed: set[str] = set()
     for index, work in enumerate(order):
         upcoming = following(order, index)
-        told = f"{work.role} {'update' if work.learns else work.stage}"
+        told = f"{work.role} {'update' if work.learns else _READS[work.stage]}"
         for role in sorted(here - {work.role, upcoming}):
             if role in changed:
                 found.append(Move(role, WEIGHTS, "host", told))
