@@ -61,6 +61,23 @@ def test_a_config_fits_the_gpus_of_its_header(path: Path, tmp_path: Path, capsys
         assert fits is not None and int(fits[2]) >= 5, fits
 
 
+def test_three_models_of_7b_on_one_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """30 bytes of host memory for each of 7.6e9 parameters; every phase leaves room, activations included."""
+    path = EXAMPLES / "qwen2.5_7b_one_gpu/prime.yaml"
+    assert main(["validate", str(path), *with_models(path, tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "# host memory of one rank: 212.78 GiB for models away from the device; while a checkpoint" in out
+    phases = {
+        name: (int(left), parts)
+        for name, left, parts in re.findall(r"^#   ([\w ]+?) +[\d.]+ GiB, +(\d+)% left: (.*)", out, re.M)
+    }
+    assert set(phases) == {"start", "rollout", "score", "PRM update", "policy update", "reshard", "save"}
+    assert all(left >= 15 for left, _ in phases.values())
+    assert all("activations" in phases[name][1] for name in ("score", "PRM update", "policy update"))
+    for less in (["parallel.offload=generation"], ["launch.host_memory=300GiB"]):
+        assert main(["validate", str(path), *with_models(path, tmp_path), *less]) == 2
+
+
 def test_one_node_of_the_slurm_example_fits_as_well(tmp_path: Path) -> None:
     path = EXAMPLES / "slurm/run.yaml"
     assert main(["validate", str(path), *with_models(path, tmp_path), "launch.nodes=1"]) == 0
