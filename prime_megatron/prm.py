@@ -72,7 +72,7 @@ class PrmStage:
         self.held_out = PrmHeldOut(
             read_held_out(config.data.held_out, encoder),
             self.batcher,
-            beta=config.prm.beta,
+            objective=config.prm,
             reduce=self.reduce,
             at_once=config.batch_size,
         )
@@ -104,7 +104,8 @@ class PrmStage:
         scored_T = role_logprobs(self.learner, batch) if objective.loss in SIBLING_LOSSES else None
         result = train_prm(self.learner, batch, reference_T, scored_T, objective)
         rollout = batch.rollout
-        q_N = log_ratios(rollout, result.logprobs.logprobs_T, reference_T)  # of the update's own forward
+        told_T = result.logprobs.logprobs_T  # of the update's own forward
+        q_N = log_ratios(rollout, told_T, reference_T, objective.loss)
         statistics = prm_statistics(q_N, rollout.outcome_N, rollout.group_N, objective.beta).reduced(self.reduce)
         learned = {"prm_loss_sum": result.stats["prm_loss_sum"], "prm_updates": len(result.updates)}
         sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in learned.items()}

@@ -147,9 +147,10 @@ class PrimeTrainer:
             minis = batch.policy[1:] if later else batch.policy  # the first one's stay 0
             old = self._logprobs(roles.policy, batch, minis, temperature=self._temperature)
         if plan.reference:
-            # In the PRM's own micro-batches, so that equal weights score alike to the last bit: products of other sizes
-            # round differently, and batch_norm would make a reward of that.
-            ref = self._logprobs(roles.reference, batch, batch.prm)
+            # In the micro-batches of the model that it is compared with, so that equal weights score alike to the last
+            # bit: products of other sizes round differently, and batch_norm would make a reward of that.
+            minis, temperature = (batch.policy, self._temperature) if plan.rewards_itself else (batch.prm, 1.0)
+            ref = self._logprobs(roles.reference, batch, minis, temperature=temperature)
         elif plan.prm:
             ref = old
         if plan.policy_reference:

@@ -213,7 +213,7 @@ class Scores:
     old_logprobs_T: Tensor | None
     """The policy before its update; None: identical by construction to the first mini-batch's own forward."""
     ref_logprobs_T: Tensor | None
-    """The reference of the PRM (or old_logprobs_T with prm.reference=policy)."""
+    """The process reward's reference (old_logprobs_T with prm.reference=policy)."""
     policy_ref_logprobs_T: Tensor | None
     """The reference of the policy's KL term; the same tensor where both references are one model."""
     prm_logprobs_T: Tensor | None

@@ -14,13 +14,14 @@ KL penalty k_t (kl_coef times the estimate; 0 unless policy.kl_place is "reward"
 | reinforce   | r_s                             | o                        | k_s              | G_t                |
 | reinforce++ | r_s                             | o                        | k_s              | G_t, whitened      |
 | gae         | r_s                             | o                        | k_s              | see gae()          |
-| prime_value | 0                               | o                        | k_s              | G_t - w_p * v_t    |
+| prime_value | 0                               | o                        | k_s              | G_t + w_p * c_t    |
+| prefix_td   | 0                               | grpo's                   | k_s              | G_t + w_p * c_t    |
+| spro        | 0                               | grpo's                   | k_s              | G_t + w_p * c_t    |
 
-v_t = sum_{s < t} beta * q_s, the PRM's value of the text before token t, from the bare log-ratio: neither scaled,
-floored, smoothed nor normed, as it must be in the outcome's units. grpo without scale_by_deviation divides by 1
-(Dr.GRPO, arXiv 2503.20783). KL is not z-scored in grpo, so that kl_coef keeps its meaning. o is the outcome less the
-penalty for its response's length (``algo.overlong``). Siblings share a data-parallel rank, so only whitening needs
-``reduce``:
+c_t is the estimator's own formula of the process part, a file each in ``algo.credit``. Without scale_by_deviation
+grpo's outcome is divided by 1 (Dr.GRPO, arXiv 2503.20783). KL is not z-scored in grpo, so that kl_coef keeps its
+meaning. o is the outcome less the penalty for its response's length (``algo.overlong``). Siblings share a data-parallel
+rank, so only whitening needs ``reduce``, and prefix_td:
 
     A <- (A - mean) / sqrt(var + 1e-8), over all response tokens of all ranks, var Bessel-corrected
 
@@ -38,13 +39,13 @@ from prime_megatron.algo.baselines import (
     token_leave_one_out,
     token_z_score,
 )
+from prime_megatron.algo.credit import CREDITS, CreditTokens
 from prime_megatron.algo.process_reward import reward_mask
 from prime_megatron.algo.reduction import Reduction
-from prime_megatron.algo.segments import Siblings, discounted_sum, last_mask, next_in_sequence, segment_sum
+from prime_megatron.algo.segments import Siblings, discounted_sum, last_mask, next_in_sequence
+from prime_megatron.algo.whitening import whiten
 from prime_megatron.config.algorithm import AdvantageAlgorithm, Estimator, PrmAlgorithm
 from prime_megatron.types import Advantages, RolloutBatch
-
-WHITEN_EPS = 1e-8
 
 
 def compute_advantages(
@@ -64,8 +65,9 @@ def compute_advantages(
     values_T: gae only, [T]: the critic's value of the text before token t, 0 outside the response.
     log_ratio_T: prime_value only, [T]: ``process_reward.log_ratio``, not scaled by beta.
     kl_T: [T] kl_coef * KL estimate to subtract from the token rewards; None: no penalty.
-    Calls reduce.sum twice when the result is whitened. returns_T is what the advantage is made of before whitening
-    (for gae: advantage + value, the critic's target). Response tokens are contiguous and end their sequence.
+    Calls reduce.sum twice when the result is whitened, and four times for prefix_td. returns_T is what the advantage is
+    made of before whitening (for gae: advantage + value, the critic's target). Response tokens are contiguous and end
+    their sequence.
     """
     with torch.no_grad():
         dtype = torch.float32 if process_rewards_T is None else process_rewards_T.dtype
@@ -86,10 +88,9 @@ def compute_advantages(
         else:
             returns_T = discounted_sum(rewards_T, sequence_T, config.gamma_process)
             returns_T = returns_T + discounted_sum(outcome_T, sequence_T, config.gamma_outcome)
-            if config.estimator is Estimator.prime_value and config.process_weight > 0.0:
-                assert log_ratio_T is not None, "estimator prime_value needs the PRM's log-ratio"
-                value_T = prm_value(log_ratio_T.double(), sequence_T, batch.outcome_N.numel(), prm.beta)
-                returns_T = returns_T - config.process_weight * value_T
+            if config.estimator in CREDITS and config.process_weight > 0.0:
+                tokens = CreditTokens(batch, process_rewards_T.double(), log_ratio_T, config, prm, reduce)
+                returns_T = returns_T + config.process_weight * CREDITS[config.estimator].of_tokens(tokens)
             returns_T = torch.where(mask_T, returns_T, 0.0)
             advantages_T = returns_T
         if config.whiten or config.estimator is Estimator.reinforce_pp:
@@ -103,7 +104,7 @@ def _sources(
     """w_p * r~ - k~ and w_o * o~ (on the last response token), both float64 [T], 0 outside the response."""
     mask_T, sequence_T, outcome_N = batch.response_mask_T, batch.sequence_T, batch.outcome_N.double()
     carrier_T = reward_mask(batch, prm.granularity)
-    siblings = Siblings.of(batch.group_N)
+    siblings, credit = Siblings.of(batch.group_N), CREDITS.get(config.estimator)
     kl_T = None if kl_T is None else torch.where(mask_T, kl_T.double(), 0.0)
     if config.estimator is Estimator.rloo:
         process_T = token_leave_one_out(process_T, carrier_T, sequence_T, siblings, config.leave_one_out)
@@ -113,8 +114,10 @@ def _sources(
     elif config.estimator is Estimator.grpo:
         process_T = token_z_score(process_T, carrier_T, sequence_T, siblings, scaled=config.scale_by_deviation)
         outcome_N = outcome_z_score(outcome_N, siblings, scaled=config.scale_by_deviation)
-    elif config.estimator is Estimator.prime_value:
-        process_T = torch.zeros_like(process_T)
+    elif credit is not None:
+        process_T = torch.zeros_like(process_T)  # it adds a part of its own
+        if credit.outcome_z_score:
+            outcome_N = outcome_z_score(outcome_N, siblings, scaled=config.scale_by_deviation)
     rewards_T = config.process_weight * process_T
     if kl_T is not None:
         rewards_T = rewards_T - kl_T
@@ -131,21 +134,3 @@ def gae(rewards_T: Tensor, values_T: Tensor, mask_T: Tensor, sequence_T: Tensor,
     delta_T = rewards_T + gamma * next_in_sequence(values_T, sequence_T) - values_T
     delta_T = torch.where(mask_T, delta_T, 0.0)
     return torch.where(mask_T, discounted_sum(delta_T, sequence_T, gamma * lam), 0.0)
-
-
-def prm_value(log_ratio_T: Tensor, sequence_T: Tensor, num_sequences: int, beta: float) -> Tensor:
-    """v_t = beta * sum_{s < t} q_s, the implicit PRM's value of the text before token t: [T] (appendix B.3)."""
-    total_N = segment_sum(log_ratio_T, sequence_T, num_sequences)
-    return beta * (total_N[sequence_T] - discounted_sum(log_ratio_T, sequence_T, 1.0))
-
-
-def whiten(values_T: Tensor, mask_T: Tensor, reduce: Reduction) -> Tensor:
-    """(x - mean) / sqrt(var + 1e-8) over the mask of all ranks, Bessel-corrected; 0 outside it: [T].
-
-    Two passes, so that the variance does not cancel. A single token overall becomes 0.
-    """
-    kept_T = torch.where(mask_T, values_T.double(), 0.0)
-    count, total = reduce.sum(torch.stack([mask_T.double().sum(), kept_T.sum()]))
-    centred_T = torch.where(mask_T, values_T.double() - total / count.clamp(min=1.0), 0.0)
-    variance = reduce.sum(centred_T.square().sum()) / (count - 1.0).clamp(min=1.0)
-    return (centred_T / (variance + WHITEN_EPS).sqrt()).to(values_T.dtype)

@@ -7,7 +7,6 @@ cannot change a loss (both public codes take a mean of micro-batch means). Stati
 sequences; `algo.metric_table` names them. The critic's loss is in `value_loss`.
 """
 
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 
 from prime_megatron.algo.kl import MAX_LOG_RATIO, beyond_clamp, clamped_ratio, kl_estimate, kl_slope
 from prime_megatron.algo.objectives import OBJECTIVES, Objective, ObjectiveTokens, Surrogate
-from prime_megatron.algo.token_loss import TokenTerms
+from prime_megatron.algo.token_loss import TokenTerms, sequences_of
 from prime_megatron.config.algorithm import KlEstimator
 
 
@@ -115,7 +114,7 @@ class PolicyLoss:
     def _surrogate(self, logprobs_t: torch.Tensor, tokens: slice) -> Surrogate:
         lengths: tuple[int, ...] = (logprobs_t.shape[0],)
         if self.boundaries is not None:
-            _, lengths = _sequences_of(self.boundaries, tokens)
+            _, lengths = sequences_of(self.boundaries, tokens)
         return self.objective.surrogate(
             ObjectiveTokens(
                 logprobs_t=logprobs_t,
@@ -152,15 +151,6 @@ def _policy_stats(
     return {f"policy_{name}": (valid_t * values_t).sum() for name, values_t in sums.items()}
 
 
-def _sequences_of(boundaries: tuple[int, ...], tokens: slice) -> tuple[slice, tuple[int, ...]]:
-    """Which sequences the tokens are, and their lengths; empty ones at the end go to the last tokens."""
-    first, last = (bisect_left(boundaries, edge) for edge in (tokens.start, tokens.stop))
-    if tokens.stop == boundaries[-1]:
-        last = len(boundaries) - 1
-    assert boundaries[first] == tokens.start and boundaries[last] == tokens.stop, "a cut sequence"
-    return slice(first, last), tuple(b - a for a, b in pairwise(boundaries[first : last + 1]))
-
-
 @dataclass(frozen=True)
 class PrmLoss:
     """The implicit PRM's loss: sum_i w_i BCEWithLogits(beta * (Q_i - b_i), o_i), Q_i = sum_t mask_t (logp_t - ref_t).
@@ -183,7 +173,7 @@ class PrmLoss:
 
     def terms(self, logprobs_t: torch.Tensor, entropy_t: torch.Tensor, tokens: slice) -> TokenTerms:
         """Stats: prm_loss_sum, weighted."""
-        (sequences, lengths), mask_t = _sequences_of(self.boundaries, tokens), self.mask_T[tokens]
+        (sequences, lengths), mask_t = sequences_of(self.boundaries, tokens), self.mask_T[tokens]
         lengths_n = torch.tensor(lengths, dtype=torch.int64).to(logprobs_t.device, non_blocking=True)
         q_t = torch.where(mask_t, logprobs_t - self.ref_logprobs_T[tokens], 0.0)
         sums_n = torch.segment_reduce(q_t, "sum", lengths=lengths_n, unsafe=True)

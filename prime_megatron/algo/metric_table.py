@@ -69,10 +69,10 @@ RATIOS = (
           "Prompts whose responses differ in outcome."),
     Ratio("outcome/group_solved", "group_solved_sum", "num_groups", "share", "Prompts with a response of outcome 1."),
     Ratio("prm/accuracy", "prm_right_sum", _PRM, "share",
-          "Responses whose Q = sum_t (log PRM - log reference) has the sign of outcome - 1/2, before the update; Q = 0 "
-          "counts one half."),
+          "Responses whose Q = sum_t (log PRM - log reference), with prm.loss prefix_value the mean over t, has "
+          "the sign of outcome - 1/2, before the update; Q = 0 counts one half."),
     Ratio("prm/ce", "prm_ce_sum", _PRM, "nats", "Cross-entropy of p against the outcome, p = sigmoid(beta Q); with "
-          "prm.loss ce_intercept p = sigmoid(beta Q + the intercept)."),
+          "an intercept (prm.loss ce_intercept, prm.adaptive_boundary) p = sigmoid(beta Q + the intercept)."),
     Ratio("prm/brier", "prm_brier_sum", _PRM, "1", "Squared difference of prm/ce's p and the outcome."),
     Ratio("prm/pair_accuracy", "prm_pair_accuracy_sum", "prm_pair_groups", "share",
           "Pairs of a prompt's responses with different outcomes that Q orders alike, over prompts with such a pair."),

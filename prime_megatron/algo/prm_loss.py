@@ -10,6 +10,9 @@ of the mini-batch over all ranks:
     dpo       l_i = -log sigmoid(s_i * beta * (Q_i - C_i)), s_i = +1 when o_i > 0, else -1
     bon_acc   l_i = w_i * (dpo's l_i), w_i = n * F^(n-1), F the share of siblings with o_j <= o_i
     bon_rm    the same, F the share of siblings with Q_j <= Q_i
+    prefix_value  every prefix is to tell the outcome: `algo.prefix_value`; with adaptive_boundary its intercept is
+              ce_intercept's, with difficulty_weights w_i = K u_i / sum_j u_j, u_i = o_i (1 - mu_i) + (1 - o_i) mu_i,
+              1 where all u are 0
     L = sum_i l_i / S
 
 C_i is the mean Q of the siblings of the opposite outcome, from detached scores of the whole batch (update order
@@ -36,6 +39,8 @@ from prime_megatron.config.algorithm import PrmLossKind, PrmObjective
 
 MEAN_EPS = 1e-6
 """How near to 0 and 1 a mean outcome may come before its logit is taken."""
+SAME_EPS = 1e-8
+"""Siblings whose difficulty weights add up to less are all alike."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +48,26 @@ class SiblingTerms:
     """What a sequence needs to know of its siblings, detached, [N]; index it like the batch for a micro-batch."""
 
     baseline_N: Tensor
-    """b_i of the logit beta * (Q_i - b_i): C_i for dpo and bon, -logit(mu_i) / beta for ce_intercept."""
+    """b_i of the logit beta * (Q_i - b_i): C_i for dpo and bon, -logit(mu_i) / beta where there is an intercept."""
     weight_N: Tensor
-    """w_i of the bon losses, 1 for the others."""
+    """w_i of the bon losses and of prefix_value, 1 for the others."""
 
 
 def sibling_terms(q_N: Tensor | None, outcome_N: Tensor, group_N: Tensor, config: PrmObjective) -> SiblingTerms | None:
-    """Terms of every sequence of the batch; None for ce, which needs none.
+    """Terms of every sequence of the batch; None for ce, and for prefix_value by itself, which need none.
 
     q_N: Q of the whole batch, [N], not scaled by beta; read by dpo and bon alone, None where nothing was scored yet.
     Siblings share a rank, so this needs no communication.
     """
-    if config.loss is PrmLossKind.ce:
+    if not config.compares_siblings:
         return None
-    if config.loss is PrmLossKind.ce_intercept:
-        baseline_N = -logit_of_siblings(outcome_N, group_N) / config.beta
-        return SiblingTerms(baseline_N.to(outcome_N.dtype), torch.ones_like(outcome_N))
+    if config.loss in (PrmLossKind.ce_intercept, PrmLossKind.prefix_value):
+        intercept_N = intercepts(outcome_N, group_N, config)
+        baseline_N = torch.zeros_like(outcome_N) if intercept_N is None else -intercept_N / config.beta
+        weight_N = torch.ones_like(outcome_N)
+        if config.difficulty_weights:
+            weight_N = difficulty_weights(outcome_N, group_N)
+        return SiblingTerms(baseline_N.to(outcome_N.dtype), weight_N.to(outcome_N.dtype))
     assert q_N is not None, f"prm.loss {config.loss} compares scores"
     with torch.no_grad():
         siblings = Siblings.of(group_N)
@@ -78,8 +87,22 @@ def sibling_terms(q_N: Tensor | None, outcome_N: Tensor, group_N: Tensor, config
         return SiblingTerms(opposite_N.to(q_N.dtype), weight_N.to(q_N.dtype))
 
 
-def logit_of_siblings(outcome_N: Tensor, group_N: Tensor) -> Tensor:
-    """log(mu / (1 - mu)) of every sequence's group, mu held within MEAN_EPS of 0 and 1: float64 [N]."""
+def intercepts(outcome_N: Tensor, group_N: Tensor, config: PrmObjective) -> Tensor | None:
+    """What a loss adds to beta times the log-ratio of every sequence: log(mu / (1 - mu)) of its group, mu held within
+    MEAN_EPS of 0 and 1, float64 [N]; None where it adds nothing."""
+    if config.loss is not PrmLossKind.ce_intercept and not config.adaptive_boundary:
+        return None
+    return torch.logit(_mean_of_siblings(outcome_N, Siblings.of(group_N)), eps=MEAN_EPS)
+
+
+def difficulty_weights(outcome_N: Tensor, group_N: Tensor) -> Tensor:
+    """IPVRM's DLW: the share of siblings of the other outcome, with mean 1 over the group; float64 [N]."""
     siblings = Siblings.of(group_N)
-    mean_N = siblings.sum(outcome_N.double()) / siblings.size_N
-    return torch.logit(mean_N, eps=MEAN_EPS)
+    right_N, mean_N = outcome_N.double(), _mean_of_siblings(outcome_N, siblings)
+    other_N = right_N * (1.0 - mean_N) + (1.0 - right_N) * mean_N
+    total_N = siblings.sum(other_N)
+    return torch.where(total_N > SAME_EPS, siblings.size_N * other_N / total_N.clamp(min=SAME_EPS), 1.0)
+
+
+def _mean_of_siblings(outcome_N: Tensor, siblings: Siblings) -> Tensor:
+    return siblings.sum(outcome_N.double()) / siblings.size_N

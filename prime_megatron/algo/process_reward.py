@@ -7,14 +7,18 @@ For response token t of a sequence with outcome o and last response token L, in 
     3. ground truth   q_L <- o - sum of q_t over the other response tokens  use_gt: the sequence then sums to o
     4. smoothing      r_t = q_t + lambda * r_{t+1}                          lambda = 0: r = q
     5. granularity    token: r_t stays at t; step: summed over each step onto its last token; whole: onto L
-    6. batch norm     r <- r / (max over all sequences and t of |sum_{s >= t} r_s| + 1e-6)
+    6. min-form       r_s <- w_s r_s, w_s = exp(-r_s / T) / sum_u exp(-r_u / T) over the response's steps u
+                                                                            softmin_temperature T; none: w = 1
+    7. batch norm     r <- r / (max over all sequences and t of |sum_{s >= t} r_s| + 1e-6)
 
-Step 6 comes last because it bounds the returns that the policy sees, whatever the steps before did; its maximum is
-over all data-parallel ranks (both public codes take it over one rank, so their rewards depend on the layout). With
-batch norm and without use_gt, beta cancels but for the 1e-6. The recipe applies step 3 only when lambda > 0; here
-use_gt acts alone too. Every response token keeps its reward; the recipe drops the last one's. The floor e (ours; 0
-leaves log prm - log ref) keeps |q_t| below log((1 + e) / e): without it a token that the reference holds impossible
-can earn any reward. It acts in the reward alone, never in the PRM's loss or in its value of a text.
+Step 6 is PURE's (arXiv 2504.15275): as T falls, a response's return tends to its least step reward, so that many or
+empty steps earn nothing; T is in the units of a step's reward. Step 7 comes last because it bounds the returns that the
+policy sees, whatever the steps before did; its maximum is over all data-parallel ranks (both public codes take it over
+one rank, so their rewards depend on the layout). With batch norm and without use_gt and T, beta cancels but for the
+1e-6. The recipe applies step 3 only when lambda > 0; here use_gt acts alone too. Every response token keeps its reward;
+the recipe drops the last one's. The floor e (ours; 0 leaves log prm - log ref) keeps |q_t| below log((1 + e) / e):
+without it a token that the reference holds impossible can earn any reward. It acts in the reward alone, never in the
+PRM's loss or in its value of a text.
 """
 
 from __future__ import annotations
@@ -103,9 +107,20 @@ def process_rewards(
         rewards_T = torch.where(batch.response_mask_T, rewards_T, 0.0)
         if config.granularity is not Granularity.token:
             rewards_T = gather_rewards(rewards_T, reward_mask(batch, config.granularity))
+        if config.softmin_temperature is not None:
+            ends_T = reward_mask(batch, config.granularity)
+            rewards_T = rewards_T * softmin(rewards_T, ends_T, sequence_T, num_sequences, config.softmin_temperature)
         if config.norm is RewardNorm.batch_norm:
             rewards_T = batch_norm(rewards_T, sequence_T, reduce)
         return rewards_T
+
+
+def softmin(rewards_T: Tensor, ends_T: Tensor, sequence_T: Tensor, num_sequences: int, temperature: float) -> Tensor:
+    """w_s of step 6 at the tokens that close a step, 0 elsewhere: [T]; they sum to 1 in a response."""
+    logits_T = torch.where(ends_T, -rewards_T.double() / temperature, -torch.inf)
+    top_N = logits_T.new_full((num_sequences,), -torch.inf).scatter_reduce(0, sequence_T, logits_T, reduce="amax")
+    powers_T = torch.where(ends_T, torch.exp(logits_T - top_N[sequence_T]), 0.0)
+    return (powers_T / segment_sum(powers_T, sequence_T, num_sequences)[sequence_T].clamp(min=1.0)).to(rewards_T.dtype)
 
 
 def batch_norm(rewards_T: Tensor, sequence_T: Tensor, reduce: Reduction) -> Tensor:

@@ -52,6 +52,13 @@ def discounted_sum(values_T: Tensor, sequence_T: Tensor, gamma: float) -> Tensor
     return out.to(values_T.dtype)
 
 
+def running_sum(values_T: Tensor, sequence_T: Tensor, num_sequences: int) -> Tensor:
+    """sum over s <= t in the same sequence of values_s: [T]."""
+    values = values_T.double()
+    total_N = segment_sum(values, sequence_T, num_sequences)
+    return (total_N[sequence_T] - discounted_sum(values, sequence_T, 1.0) + values).to(values_T.dtype)
+
+
 def next_in_sequence(values_T: Tensor, sequence_T: Tensor) -> Tensor:
     """values_{t+1}, and 0 at the last token of a sequence: [T]."""
     if values_T.numel() == 0:

@@ -1,6 +1,8 @@
-"""The contract between the fused head and a loss over token log-probabilities."""
+"""The contract between the fused head and a loss over token log-probabilities; which sequences a chunk of it is."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -38,3 +40,12 @@ class TokenLoss(Protocol):
     def plain(self, logprobs_T: torch.Tensor, entropy_T: torch.Tensor) -> torch.Tensor:
         """The definition: the scalar sum over ALL tokens, differentiable by autograd."""
         ...
+
+
+def sequences_of(boundaries: tuple[int, ...], tokens: slice) -> tuple[slice, tuple[int, ...]]:
+    """Which sequences the tokens are, and their lengths; empty ones at the end go to the last tokens."""
+    first, last = (bisect_left(boundaries, edge) for edge in (tokens.start, tokens.stop))
+    if tokens.stop == boundaries[-1]:
+        last = len(boundaries) - 1
+    assert boundaries[first] == tokens.start and boundaries[last] == tokens.stop, "a cut sequence"
+    return slice(first, last), tuple(b - a for a, b in pairwise(boundaries[first : last + 1]))

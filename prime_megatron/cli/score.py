@@ -24,7 +24,8 @@ writes them; prompt_ids and response_ids stand where they are. Every row comes b
 
   process_rewards  beta * (log PRM - log reference) of each response token
   step_rewards     the same summed over each step; step_ends: the steps' last tokens
-  prm_score        their sum; sigmoid(prm_score) is the PRM's probability that the response is right
+  prm_score        their sum (their mean, where the PRM learned with prm.loss prefix_value); sigmoid(prm_score) is the
+                   PRM's probability that the response is right
 
 PRM is an exported folder; its prm.json names reference and beta. Keys of the layout follow as key=value:
 docs/reference/config.md, "Scoring".
@@ -102,7 +103,7 @@ def _score(args: argparse.Namespace, config: ScoreConfig) -> int:
     table_V = tokenizer.step_end_table(config.step_delimiter, vocab)
     encoded = encode_all(Encoder(tokenizer, vocab, config.max_tokens, table_V), responses, config.max_tokens)
     with scoring_groups(config) as topology:
-        scorer = PrmScorer(folders.prm, folders.reference, folders.beta, config, topology)
+        scorer = PrmScorer(folders, config, topology)
         scored: list[Scored] = []
         for part in scorer.scores(encoded, responses):
             scored += part
@@ -131,7 +132,7 @@ def _write(out: BinaryIO, row: Any, scored: Any, tokens: Any) -> None:
         "process_rewards": [_digits(reward) for reward in scored.process_rewards],
         "step_rewards": [_digits(reward) for reward in scored.step_rewards],
         "step_ends": tokens.step_ends,
-        "prm_score": _digits(scored.total),
+        "prm_score": _digits(scored.logit),
     }
     out.write(json.dumps({**row, **added}).encode() + b"\n")
 

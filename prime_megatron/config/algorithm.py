@@ -36,6 +36,8 @@ class PrmLossKind(StrEnum):
     """dpo weighted by best-of-n's n * CDF^(n-1) over outcomes."""
     bon_rm = "bon_rm"
     """dpo weighted by best-of-n's n * CDF^(n-1) over PRM scores."""
+    prefix_value = "prefix_value"
+    """Every prefix is to tell the outcome: a margin on beta times the mean of q over the prefix (IPVRM)."""
 
 
 class Granularity(StrEnum):
@@ -76,6 +78,11 @@ class Estimator(StrEnum):
     """PPO with a critic."""
     prime_value = "prime_value"
     """The PRM as the value function: A = o - v(y_<t), v = cumulative beta * q (paper, appendix B.3)."""
+    prefix_td = "prefix_td"
+    """grpo's outcome plus GAE over the process rewards, read as differences of the prefix's value (IPVRM)."""
+    spro = "spro"
+    """grpo's outcome plus what the policy has gained on its reference up to a token, against its siblings at the same
+    token (SPRO): the policy is its own process reward, no PRM is built."""
 
 
 class LeaveOneOut(StrEnum):
@@ -149,6 +156,21 @@ class PrmObjective(Section):
     scores are those of the first pass, so that no response is scored by a PRM that has learnt from its outcome."""
     bon_n: PositiveInt = 4
     """n of the best-of-n losses."""
+    margin: PositiveFloat | None = None
+    """m of prefix_value: beta times the value of every prefix is to reach m, of a wrong response -m; none: beta / 2."""
+    adaptive_boundary: bool = False
+    """prefix_value counts from the prompt's difficulty: the logit of the siblings' mean outcome is added to every
+    prefix (IPVRM's ADB)."""
+    difficulty_weights: bool = False
+    """prefix_value weighs a right response by the share of wrong siblings and a wrong one by that of right ones, with
+    mean 1 over the siblings (IPVRM's DLW)."""
+
+    @property
+    def compares_siblings(self) -> bool:
+        """Whether the loss of a response depends on its siblings."""
+        if self.loss is PrmLossKind.prefix_value:
+            return self.adaptive_boundary or self.difficulty_weights
+        return self.loss is not PrmLossKind.ce
 
 
 class PrmAlgorithm(PrmObjective):
@@ -162,6 +184,9 @@ class PrmAlgorithm(PrmObjective):
     """Where process rewards sit."""
     step_delimiter: str = "\n\n"
     """Text that ends a reasoning step (granularity=step): a token that contains it closes the step."""
+    softmin_temperature: PositiveFloat | None = None
+    """T of PURE's min-form (granularity=step): a step's reward r is multiplied by its softmin weight exp(-r / T) over
+    the sum of that over the response's steps, so that a return tends to the least reward; none: no weights."""
     scale_by_beta: bool = True
     """Process reward beta * q (paper, recipe) or q (original)."""
     ratio_floor: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -192,13 +217,13 @@ class AdvantageAlgorithm(Section):
     gamma_outcome: float = Field(default=1.0, ge=0.0, le=1.0)
     """Discount of the outcome reward."""
     gae_lambda: float = Field(default=1.0, ge=0.0, le=1.0)
-    """lambda of GAE (estimator=gae)."""
+    """lambda of GAE (estimator=gae and prefix_td)."""
     value_clip: PositiveFloat | None = 0.5
     """The critic's new value stays within this of its old one in the loss (estimator=gae); none: off."""
     whiten: bool = True
     """Subtract the mean and divide by the deviation over all valid tokens of the global batch; reinforce++ always."""
     scale_by_deviation: bool = True
-    """grpo divides by the siblings' deviation; false: by nothing, as Dr.GRPO."""
+    """grpo, prefix_td and spro divide by the siblings' deviation; false: by nothing, as Dr.GRPO."""
     overlong_buffer: PositiveInt | None = None
     """Tokens before rollout.sampling.max_response_tokens over which a response's outcome falls linearly (DAPO's soft
     overlong punishment), for the outcome source alone: filter, PRM and metrics see the outcome as it was verified.

@@ -62,7 +62,8 @@ def _check_held_out_prm(config: TrainConfig) -> None:
     if config.eval.prm_every and not config.eval.prm_rows:
         raise InputError("eval.prm_every: there is nothing to measure on; set eval.prm_rows, or eval.prm_every to 0")
     if config.eval.prm_rows and not needs_prm(config):
-        raise InputError("eval.prm_rows: this run has no PRM (advantage.process_weight 0); leave them out")
+        why = "advantage.process_weight 0" if config.advantage.process_weight == 0 else "advantage.estimator spro"
+        raise InputError(f"eval.prm_rows: this run has no PRM ({why}); leave them out")
 
 
 def _check_rollout(config: TrainConfig, world_size: int) -> None:

@@ -6,11 +6,14 @@ import difflib
 
 from prime_megatron.config.algorithm import (
     Estimator,
+    Granularity,
     ImportanceLevel,
     ImportanceMode,
     KlPlace,
     PolicyAlgorithm,
     PrmLossKind,
+    PrmObjective,
+    PrmReference,
     UpdateOrder,
 )
 from prime_megatron.config.dotted import split
@@ -20,6 +23,8 @@ from prime_megatron.errors import InputError
 
 OBJECTIVES = ("ppo", "dual_clip", "gspo", "cispo")
 """Names of policy.objective, those of ``algo.objectives``."""
+OUTCOME_Z_SCORE = (Estimator.grpo, Estimator.prefix_td, Estimator.spro)
+"""Estimators whose outcome is compared within a prompt's responses by mean and deviation."""
 SIBLING_LOSSES = (PrmLossKind.dpo, PrmLossKind.bon_acc, PrmLossKind.bon_rm)
 
 
@@ -34,7 +39,33 @@ def check_algorithm(config: TrainConfig) -> None:
     _check_policy(config)
 
 
+def check_objective_keys(prm: PrmObjective) -> None:
+    """Refuse keys of one loss of the PRM beside another.
+
+    Raises:
+        InputError: one line, with what to change.
+    """
+    if prm.loss is PrmLossKind.prefix_value:
+        return
+    given = {
+        "margin": prm.margin is not None,
+        "adaptive_boundary": prm.adaptive_boundary,
+        "difficulty_weights": prm.difficulty_weights,
+    }
+    for key in (key for key, is_set in given.items() if is_set):
+        raise InputError(
+            f"prm.{key}: is read by prm.loss prefix_value, and the loss is {prm.loss}; set the loss to prefix_value, "
+            f"or leave {key} out"
+        )
+
+
 def _check_prm(config: TrainConfig) -> None:
+    check_objective_keys(config.prm)
+    if config.prm.softmin_temperature is not None and config.prm.granularity is not Granularity.step:
+        raise InputError(
+            "prm.softmin_temperature: weighs the steps of a response against each other, and prm.granularity is "
+            f"{config.prm.granularity}; set granularity to step, or softmin_temperature to none"
+        )
     if not needs_prm(config):
         return
     if config.prm.loss in SIBLING_LOSSES and config.prm.update is not UpdateOrder.reverse:
@@ -42,7 +73,7 @@ def _check_prm(config: TrainConfig) -> None:
             f"prm.loss: {config.prm.loss} compares the scores of siblings, which are known only once all are "
             f"scored, and prm.update is {config.prm.update}; set prm.update to reverse"
         )
-    if config.prm.loss is not PrmLossKind.ce and config.rollout.samples_per_prompt < 2:
+    if config.prm.compares_siblings and config.rollout.samples_per_prompt < 2:
         raise InputError(
             f"prm.loss: {config.prm.loss} compares siblings, and rollout.samples_per_prompt is 1; set it above 1"
         )
@@ -50,6 +81,11 @@ def _check_prm(config: TrainConfig) -> None:
         raise InputError(
             f"prm.passes: {config.prm.passes} passes of a PRM that does not learn (prm.update none); "
             "set passes to 1, or update to after"
+        )
+    if config.prm.loss is PrmLossKind.prefix_value and config.advantage.estimator is Estimator.prime_value:
+        raise InputError(
+            "advantage.estimator: prime_value reads beta times the sum of log-ratios as a value, and prm.loss "
+            "prefix_value teaches their mean; set estimator to prefix_td, or the loss to ce"
         )
     if config.prm.ratio_floor > 0 and config.advantage.estimator is Estimator.prime_value:
         raise InputError(
@@ -62,7 +98,7 @@ def _check_prm(config: TrainConfig) -> None:
 
 def _check_advantage(config: TrainConfig) -> None:
     advantage, samples = config.advantage, config.rollout.samples_per_prompt
-    if advantage.estimator in (Estimator.rloo, Estimator.grpo) and samples < 2:
+    if advantage.estimator in (Estimator.rloo, *OUTCOME_Z_SCORE) and samples < 2:
         raise InputError(
             f"advantage.estimator: {advantage.estimator} compares a response with its siblings, and "
             f"rollout.samples_per_prompt is {samples}; set it to at least 2"
@@ -78,13 +114,51 @@ def _check_advantage(config: TrainConfig) -> None:
             f"{advantage.gamma_process} is not gamma_outcome {advantage.gamma_outcome}; make them equal"
         )
     _check_overlong(config)
-    if not advantage.scale_by_deviation and advantage.estimator is not Estimator.grpo:
+    _check_credit(config)
+    if not advantage.scale_by_deviation and advantage.estimator not in OUTCOME_Z_SCORE:
         raise InputError(
             f"advantage.scale_by_deviation: false is grpo's, and advantage.estimator is {advantage.estimator}; "
-            "set estimator to grpo, or leave the key out"
+            "set estimator to grpo, prefix_td or spro, or leave the key out"
         )
     if advantage.process_weight == 0 and advantage.outcome_weight == 0:
         raise InputError("advantage: process_weight and outcome_weight are both 0: nothing would be learnt; raise one")
+
+
+def _check_credit(config: TrainConfig) -> None:
+    """What the estimators with a process part of their own need."""
+    estimator, prm = config.advantage.estimator, config.prm
+    if estimator not in (Estimator.prefix_td, Estimator.spro):
+        return
+    if config.advantage.process_weight == 0:
+        raise InputError(
+            f"advantage.process_weight: 0 leaves of advantage.estimator {estimator} what grpo is; set it above 0, or "
+            "estimator to grpo"
+        )
+    if prm.granularity is not Granularity.token:
+        raise InputError(
+            f"prm.granularity: {prm.granularity} gathers rewards over steps, and advantage.estimator {estimator} reads "
+            "them token by token; set granularity to token"
+        )
+    if prm.use_gt:
+        raise InputError(
+            f"prm.use_gt: puts the outcome into the last token's reward, and advantage.estimator {estimator} has the "
+            "outcome already; set use_gt to false"
+        )
+    if estimator is Estimator.spro and config.models.prm.path is not None:
+        raise InputError(
+            "models.prm.path: with advantage.estimator spro the policy is its own process reward and no PRM is built; "
+            "leave path out, or set estimator to rloo (models.reference is the reference of both)"
+        )
+    if estimator is Estimator.spro and prm.loss is not PrmLossKind.ce:
+        raise InputError(
+            f"prm.loss: {prm.loss} is what a PRM learns, and with advantage.estimator spro no PRM is built; leave loss "
+            "out, or set estimator to rloo or prefix_td"
+        )
+    if estimator is Estimator.spro and prm.reference is PrmReference.policy:
+        raise InputError(
+            "prm.reference: policy is no reference for advantage.estimator spro, which compares the policy with it; "
+            "set reference to freeze"
+        )
 
 
 def _check_overlong(config: TrainConfig) -> None:

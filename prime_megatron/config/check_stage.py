@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prime_megatron.config.check_algorithm import SIBLING_LOSSES
+from prime_megatron.config.check_algorithm import check_objective_keys
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
 from prime_megatron.config.run import StageConfig
@@ -17,7 +17,8 @@ def check_stage_config(
     started = config.launch.nodes * config.launch.processes_per_node
     data_size = check_parallel(config.parallel, started if world_size is None else world_size, backend)
     if isinstance(config, PrmConfig):
-        if config.prm.loss in SIBLING_LOSSES and config.data.group_size < 2:
+        check_objective_keys(config.prm)
+        if config.prm.compares_siblings and config.data.group_size < 2:
             raise InputError(f"prm.loss: {config.prm.loss} compares siblings; set data.group_size above 1")
         if config.eval_every and not config.data.held_out:
             raise InputError("eval_every: there is nothing to measure on; set data.held_out, or eval_every to 0")

@@ -1,8 +1,9 @@
 """Presets: partial configs, merged below the user's file. Each reproduces a source's algorithm, not its defects.
 
 default and local_credit are ours; paper is arXiv 2502.01456; original is PRIME-RL/PRIME, training/verl; recipe is
-verl-project/verl-recipe, prime. dapo, drgrpo, gspo and cispo are policy objectives of other papers, outcomes alone:
-docs/policy-objectives.md.
+verl-project/verl-recipe, prime. ipvrm (arXiv 2604.13197; gaoshiping/IPVRM, step3_distrl) and spro (arXiv 2507.01551)
+are other process rewards: docs/process-rewards.md. dapo, drgrpo, gspo and cispo are policy objectives of other papers,
+outcomes alone: docs/policy-objectives.md.
 Where a source is silent the key is left out and the config's own default holds.
 """
 
@@ -11,6 +12,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from typing import Any
+
+from prime_megatron.config.process_presets import IPVRM, SPRO
 
 _SHARED_ALGORITHM: dict[str, Any] = {
     "prm": {
@@ -237,6 +240,8 @@ PRESETS: Mapping[str, dict[str, Any]] = {
     "paper": _merge(_SHARED_ALGORITHM, _PUBLISHED_SIZES, _PAPER),
     "original": _merge(_SHARED_ALGORITHM, _PUBLISHED_SIZES, _ORIGINAL),
     "recipe": _merge(_SHARED_ALGORITHM, _RECIPE),
+    "ipvrm": _merge(IPVRM),
+    "spro": _merge(SPRO),
     "dapo": _merge(_GROUP_RELATIVE, _DAPO),
     "drgrpo": _merge(_GROUP_RELATIVE, _DRGRPO),
     "gspo": _merge(_GROUP_RELATIVE, _GSPO),

@@ -15,5 +15,13 @@ def policy_folder_of(config: TrainConfig) -> str:
 
 
 def needs_prm(config: TrainConfig) -> bool:
-    """Whether the run has a PRM at all: process rewards count, or the PRM is the value function."""
+    """Whether the run has a PRM at all: process rewards count and are not the policy's own, or the PRM is the value
+    function."""
+    if rewards_itself(config):
+        return False
     return config.advantage.process_weight > 0 or config.advantage.estimator is Estimator.prime_value
+
+
+def rewards_itself(config: TrainConfig) -> bool:
+    """Whether the policy's own log-ratio to its reference is the process reward."""
+    return config.advantage.estimator is Estimator.spro

@@ -107,7 +107,9 @@ class TrainConfig(Section):
     """
 
     preset: Free[
-        Literal["default", "local_credit", "paper", "original", "recipe", "dapo", "drgrpo", "gspo", "cispo"]
+        Literal[
+            "default", "local_credit", "paper", "original", "recipe", "ipvrm", "spro", "dapo", "drgrpo", "gspo", "cispo"
+        ]
     ] = "default"
     """Algorithm settings of a source, below what the file sets itself: see config/presets.py."""
     run: RunSection

@@ -36,7 +36,10 @@ def _warn_filter(config: TrainConfig, data_size: int) -> list[str]:
 
 def _keeps_unsolved(config: TrainConfig) -> bool:
     learns = needs_prm(config) and config.prm.update is not UpdateOrder.none
-    return learns and config.rollout.filter.lower == 0 and config.prm.loss is PrmLossKind.ce
+    bare = config.prm.loss is PrmLossKind.ce or (
+        config.prm.loss is PrmLossKind.prefix_value and not config.prm.adaptive_boundary
+    )
+    return learns and config.rollout.filter.lower == 0 and bare
 
 
 def _warn_idle_ranks(config: TrainConfig, data_size: int) -> list[str]:
@@ -88,9 +91,11 @@ def warn_rare_success(config: TrainConfig, outcome: float) -> str | None:
     prompts that nothing solves. None: neither."""
     if outcome >= RARE_SUCCESS or not _keeps_unsolved(config):
         return None
+    instead = "prm.loss to ce_intercept" if config.prm.loss is PrmLossKind.ce else "prm.adaptive_boundary to true"
     return (
-        f"the mean outcome is {outcome:.3f}, and rollout.filter.lower 0 keeps prompts that no response solves: prm.loss"
-        " ce teaches the PRM to lower every sampled token of theirs; set lower above 0, or prm.loss to ce_intercept"
+        f"the mean outcome is {outcome:.3f}, and rollout.filter.lower 0 keeps prompts that no response solves: "
+        f"prm.loss {config.prm.loss} teaches the PRM to lower every sampled token of theirs; set lower above 0, or "
+        f"{instead}"
     )
 
 

@@ -27,7 +27,7 @@ class ScoredResponse:
     vote: str | None
     """The answer in one spelling; None: it gives none."""
     logit: float
-    """Sum of the process rewards: the logit of the PRM's probability."""
+    """Of the PRM's probability: `prm_score`; the sum of the process rewards where a row has none."""
     score: float
     """What the choice goes by."""
 
@@ -62,8 +62,11 @@ def read_scored(path: str, by: str, ability: str) -> list[ScoredResponse]:
         if sample.outcome is None:
             raise InputError(f"{origin}: outcome is missing; grade the samples first (generate --grade)")
         rewards, steps = (_numbers(row, key, origin) for key in ("process_rewards", "step_rewards"))
+        logit = row.get("prm_score", sum(rewards))
+        if not isinstance(logit, (int, float)) or not math.isfinite(logit):
+            raise InputError(f"{origin}: prm_score must be a finite number")
         vote = vote_of(sample.ability or ability, sample.response)
-        found.append(ScoredResponse(sample.id, sample.outcome, vote, sum(rewards), SCORES[by](rewards, steps)))
+        found.append(ScoredResponse(sample.id, sample.outcome, vote, float(logit), SCORES[by](rewards, steps)))
     return found
 
 

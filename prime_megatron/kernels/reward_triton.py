@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from prime_megatron.algo.advantage import WHITEN_EPS
 from prime_megatron.algo.baselines import STD_EPS
 from prime_megatron.algo.process_reward import NORM_EPS
 from prime_megatron.algo.reduction import Reduction
+from prime_megatron.algo.whitening import WHITEN_EPS
 from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
 
 BLOCK = 512

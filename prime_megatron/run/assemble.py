@@ -145,7 +145,7 @@ class Assembly:
             prm_held_out=PrmHeldOut(
                 inputs.labelled,
                 Batcher(self.topology, config.packing),
-                beta=config.prm.beta,
+                objective=config.prm,
                 reduce=reduce,
                 at_once=config.rollout.prompts_per_step,
             ),

@@ -44,7 +44,7 @@ def by_prm(
     encoded = encode_all(Encoder(tokenizer, vocab, config.max_tokens, None), responses, config.max_tokens)
     scores: list[list[float]] = []
     with scoring_groups(config) as topology:
-        scorer = PrmScorer(folders.prm, folders.reference, folders.beta, config, topology)
+        scorer = PrmScorer(folders, config, topology)
         for part in scorer.scores(encoded, responses):
             scores += [step_scores(one.process_rewards, encoded[one.index].step_ends, kind) for one in part]
     return scores

@@ -35,7 +35,8 @@ prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prom
 prompt_ids = tokenizer(prompt, add_special_tokens=not chatty).input_ids
 response_ids = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
 values = rewards(prm, reference, note["beta"], prompt_ids, response_ids)
-print(json.dumps({{"process_rewards": values.tolist(), "probability": values.sum().sigmoid().item()}}))
+logit = values.mean() if note["loss"] == "prefix_value" else values.sum()
+print(json.dumps({{"process_rewards": values.tolist(), "probability": logit.sigmoid().item()}}))
 """
 LM_EVAL = """\
 lm_eval --model hf --model_args pretrained=FOLDER --tasks gsm8k --apply_chat_template --num_fewshot 0

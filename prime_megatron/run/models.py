@@ -24,7 +24,7 @@ class Roles:
     policy: Role
     prm: Role | None
     reference: Role | None
-    """The PRM's frozen reference."""
+    """The process reward's frozen reference."""
     policy_reference: Role | None
     """The policy's, for its KL term; the same object where both are one model."""
     critic: Critic | None = None

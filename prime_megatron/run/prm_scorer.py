@@ -19,6 +19,7 @@ from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.collectives import gather_to_first
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.run.models import DTYPES
+from prime_megatron.run.scoring import PrmFolders
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.prm import HELD_OUT, role_logprobs
 from prime_megatron.types import Group, Prompt, RolloutBatch
@@ -34,11 +35,8 @@ class Scored:
     """beta * (log PRM - log reference) of each response token."""
     step_rewards: tuple[float, ...]
     """The same summed over each step."""
-
-    @property
-    def total(self) -> float:
-        """beta * Q: the logit of the PRM's probability that the response is right."""
-        return sum(self.process_rewards)
+    logit: float
+    """Of the PRM's probability that the response is right: the sum of its rewards, or their mean (``PrmFolders``)."""
 
 
 def frozen_role(name: str, folder: str, config: ScoreConfig, topology: Topology) -> Role:
@@ -63,19 +61,19 @@ class PrmScorer:
     """PRM and reference, laid out over the topology.
 
     Args:
-        prm, reference: HF folders.
-        beta: reward coefficient.
+        folders: PRM, reference and coefficient.
         config: layout and batch.
         topology: sizes, groups and this rank's place.
     """
 
-    def __init__(self, prm: str, reference: str, beta: float, config: ScoreConfig, topology: Topology) -> None:
+    def __init__(self, folders: PrmFolders, config: ScoreConfig, topology: Topology) -> None:
         self.topology = topology
         self.batch_size = config.batch_size
         self.batcher = Batcher(topology, config.packing)
-        self.prm = frozen_role("prm", prm, config, topology)
-        self.reference = frozen_role("reference", reference, config, topology)
-        self.algorithm = PrmAlgorithm(beta=beta, norm=RewardNorm.none)
+        self.prm = frozen_role("prm", folders.prm, config, topology)
+        self.reference = frozen_role("reference", folders.reference, config, topology)
+        self.algorithm = PrmAlgorithm(beta=folders.beta, norm=RewardNorm.none)
+        self.means = folders.means
 
     def scores(self, encoded: Sequence[Encoded], responses: Sequence[Response]) -> Iterator[list[Scored]]:
         """The rewards, batch by batch in the order given, on the first rank; empty lists on the others. Collective."""
@@ -93,7 +91,7 @@ class PrmScorer:
                 token_T = process_rewards(rollout, prm_T, reference_T, self.algorithm, LOCAL)
                 by_step = self.algorithm.model_copy(update={"granularity": Granularity.step})
                 step_T = process_rewards(rollout, prm_T, reference_T, by_step, LOCAL)
-                mine = _read_out(rollout, token_T.tolist(), step_T.tolist(), encoded)
+                mine = _read_out(rollout, token_T.tolist(), step_T.tolist(), encoded, means=self.means)
             found = [one for part in gather_to_first(mine) for one in part]
             yield sorted(found, key=lambda one: one.index)
 
@@ -108,7 +106,7 @@ def with_step_ends(rollout: RolloutBatch, encoded: Sequence[Encoded]) -> Rollout
 
 
 def _read_out(
-    rollout: RolloutBatch, token: Sequence[float], step: Sequence[float], encoded: Sequence[Encoded]
+    rollout: RolloutBatch, token: Sequence[float], step: Sequence[float], encoded: Sequence[Encoded], *, means: bool
 ) -> list[Scored]:
     found = []
     for group, stop in zip(rollout.groups, rollout.cu_seqlens.tolist()[1:], strict=True):
@@ -118,7 +116,8 @@ def _read_out(
         # A step without a token of its own ends where the one before it does, and earns nothing.
         before = (-1, *one.step_ends)
         by_step = tuple(step[start + end] if end != last else 0.0 for last, end in zip(before, one.step_ends))
-        found.append(Scored(index, tuple(token[start:stop]), by_step))
+        rewards = tuple(token[start:stop])
+        found.append(Scored(index, rewards, by_step, sum(rewards) / len(rewards) if means else sum(rewards)))
     return found
 
 
@@ -126,7 +125,7 @@ def outcome_figures(responses: Sequence[Response], scored: Sequence[Scored], bet
     """How well the scores tell the outcomes of graded responses: HELD_OUT's metrics, as training names them."""
     prompts: dict[object, int] = {}
     group = [prompts.setdefault(one.sample.prompt or one.sample.prompt_ids, len(prompts)) for one in responses]
-    q_N = torch.tensor([one.total for one in scored], dtype=torch.float64) / beta
+    q_N = torch.tensor([one.logit for one in scored], dtype=torch.float64) / beta
     outcome_N = torch.tensor([one.sample.outcome for one in responses], dtype=torch.float64)
     figures = finish(prm_statistics(q_N, outcome_N, torch.tensor(group), beta))
     return {name: figures[name] for name in HELD_OUT}

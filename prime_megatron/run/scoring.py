@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prime_megatron import device
-from prime_megatron.config import ScoreConfig
+from prime_megatron.config import PrmLossKind, ScoreConfig
 from prime_megatron.config.check_stage import check_score_config
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
@@ -26,6 +26,8 @@ class PrmFolders:
     prm: str
     reference: str
     beta: float
+    means: bool
+    """The PRM's logit is the mean of a response's rewards (prm.loss prefix_value), not their sum."""
 
 
 def resolve_prm(prm: str, config: ScoreConfig) -> PrmFolders:
@@ -52,7 +54,7 @@ def resolve_prm(prm: str, config: ScoreConfig) -> PrmFolders:
             f"reference: {reference} has a vocabulary of {vocabularies[reference]} and the PRM of {vocabularies[prm]}; "
             "both must read the same tokens"
         )
-    return PrmFolders(prm, reference, beta)
+    return PrmFolders(prm, reference, beta, means=note is not None and note.loss == PrmLossKind.prefix_value)
 
 
 def check_scoring(folders: tuple[str, ...], config: ScoreConfig, world_size: int) -> None:

@@ -12,6 +12,7 @@ from prime_megatron.algo.process_reward import log_ratio, process_rewards
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import Estimator, KlPlace, PolicyAlgorithm, RewardNorm, TrainConfig
 from prime_megatron.config.reward_path import is_fused
+from prime_megatron.config.roles import rewards_itself
 from prime_megatron.kernels.reward import process_advantages
 from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
 from prime_megatron.types import Advantages, RolloutBatch, Scores
@@ -68,10 +69,11 @@ def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, r
 def defined_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, reduce: Reduction) -> Advantages:
     """``algo.process_reward`` and ``algo.advantage``, which have every setting."""
     rewards = ratio = None
-    if scores.prm_logprobs_T is not None:
+    judge_T = scores.old_logprobs_T if rewards_itself(config) else scores.prm_logprobs_T
+    if judge_T is not None:
         assert scores.ref_logprobs_T is not None
-        rewards = process_rewards(batch, scores.prm_logprobs_T, scores.ref_logprobs_T, config.prm, reduce)
-        ratio = log_ratio(scores.prm_logprobs_T, scores.ref_logprobs_T, batch.response_mask_T)
+        rewards = process_rewards(batch, judge_T, scores.ref_logprobs_T, config.prm, reduce)
+        ratio = log_ratio(judge_T, scores.ref_logprobs_T, batch.response_mask_T)
     return compute_advantages(
         with_overlong_penalty(batch, config.advantage, config.rollout.sampling.max_response_tokens),
         rewards,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prime_megatron.algo import losses as formulas
 from prime_megatron.algo.objectives import objective_named
+from prime_megatron.algo.prefix_value import PrefixValueLoss
 from prime_megatron.algo.prm_loss import SiblingTerms
 from prime_megatron.algo.value_loss import value_loss
 from prime_megatron.config import KlPlace, PolicyAlgorithm, PrmLossKind, PrmObjective
@@ -63,11 +64,13 @@ def policy_loss(
 def prm_loss(
     config: PrmObjective, batch: RolloutBatch, ref_logprobs_T: Tensor, siblings: SiblingTerms | None
 ) -> MakeLoss:
-    """The implicit PRM's loss on Q = sum_t (log prm - log ref), a mean over the mini-batch's sequences of all ranks.
+    """The implicit PRM's loss on q_t = log prm - log ref, a mean over the mini-batch's sequences of all ranks.
 
-    ``siblings``: what all losses but ce need of the whole batch; None for ce. dpo and bon are cross-entropy with a
-    hard label on the margin to the siblings of the opposite outcome: -log sigmoid(s * x) with s = +-1.
+    ``siblings``: what a loss that compares siblings needs of the whole batch; None for the others. dpo and bon are
+    cross-entropy with a hard label on the margin to the siblings of the opposite outcome: -log sigmoid(s * x), s = +-1.
     """
+    if config.loss is PrmLossKind.prefix_value:
+        return _prefix_value_loss(config, batch, ref_logprobs_T, siblings)
     hard = config.loss not in (PrmLossKind.ce, PrmLossKind.ce_intercept)
     targets_N = (batch.outcome_N > 0.0).float() if hard else batch.outcome_N
     weights_N = torch.ones_like(targets_N) if siblings is None else siblings.weight_N
@@ -81,6 +84,27 @@ def prm_loss(
             targets_N=targets_N[index],
             beta=config.beta,
             baselines_N=None if siblings is None else siblings.baseline_N[index],
+            weights_N=weights_N[index] / mini.num_sequences,
+        )
+
+    return make
+
+
+def _prefix_value_loss(
+    config: PrmObjective, batch: RolloutBatch, ref_logprobs_T: Tensor, siblings: SiblingTerms | None
+) -> MakeLoss:
+    weights_N = torch.ones_like(batch.outcome_N) if siblings is None else siblings.weight_N
+    margin = 0.5 * config.beta if config.margin is None else config.margin
+
+    def make(micro: PackedSequences, mini: MiniBatch) -> PrefixValueLoss:
+        index = micro.sequence_index
+        return PrefixValueLoss(
+            ref_logprobs_T=response_rows(micro, ref_logprobs_T),
+            boundaries=response_bounds(micro),
+            targets_N=batch.outcome_N[index],
+            beta=config.beta,
+            margin=margin,
+            intercepts_N=None if siblings is None else -config.beta * siblings.baseline_N[index],
             weights_N=weights_N[index] / mini.num_sequences,
         )
 

@@ -14,8 +14,7 @@ from prime_megatron.algo.importance import importance
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.overlong import overlong_statistics
-from prime_megatron.algo.prm_loss import logit_of_siblings
-from prime_megatron.algo.process_reward import sequence_log_ratio
+from prime_megatron.algo.prm_loss import intercepts
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.algo.statistics import (
     Statistics,
@@ -24,11 +23,12 @@ from prime_megatron.algo.statistics import (
     prm_statistics,
     response_statistics,
 )
-from prime_megatron.config import KlEstimator, PrmLossKind, TrainConfig
+from prime_megatron.config import KlEstimator, TrainConfig
 from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.breakdown import prm_figures, prm_sums, rollout_figures
+from prime_megatron.step.prm import log_ratios
 from prime_megatron.types import Advantages, Scores
 
 
@@ -82,16 +82,14 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
         # Before the update: the update's own forward, or the scores where there was no update (or one after them).
         before_T = scores.prm_logprobs_T if record.prm is None else record.prm.logprobs.logprobs_T
         assert scores.ref_logprobs_T is not None
-        q_N = sequence_log_ratio(
-            before_T, scores.ref_logprobs_T, batch.response_mask_T, batch.sequence_T, batch.outcome_N.numel()
-        )
-        prm, intercept_N = config.prm, None
-        if prm.loss is PrmLossKind.ce_intercept:
-            intercept_N = logit_of_siblings(batch.outcome_N, batch.group_N)
+        prm = config.prm
+        q_N = log_ratios(batch, before_T, scores.ref_logprobs_T, prm.loss)
+        intercept_N = intercepts(batch.outcome_N, batch.group_N, prm)
         statistics = statistics.merged(prm_statistics(q_N, batch.outcome_N, batch.group_N, prm.beta, intercept_N))
-        rewards_T = record.advantages.process_rewards_T
-        statistics = statistics.merged(reward_statistics(batch, rewards_T, scores.ref_logprobs_T))
         statistics = statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
+    rewards_T = record.advantages.process_rewards_T
+    if scores.ref_logprobs_T is not None:
+        statistics = statistics.merged(reward_statistics(batch, rewards_T, scores.ref_logprobs_T))
     if config.policy.importance_cap is not None:
         assert scores.old_logprobs_T is not None
         correction = importance(batch, scores.old_logprobs_T, config.policy)
@@ -104,10 +102,8 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     figures |= _collected(record.collected) | _update("policy", record.policy)
     figures |= rollout_figures(record.collected, config.rollout.filter)
     figures |= record.prm_held_out
-    if scores.prm_logprobs_T is not None:
-        figures["process_reward/largest_share"] = largest_share(
-            record.advantages.process_rewards_T, batch.response_mask_T, reduce
-        )
+    if scores.ref_logprobs_T is not None:
+        figures["process_reward/largest_share"] = largest_share(rewards_T, batch.response_mask_T, reduce)
     figures["step/tokens"] = _num_tokens(record.collected)
     if record.prm is not None:
         figures |= _update("prm", record.prm)

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from prime_megatron.config import Estimator, KlPlace, PrmReference, TrainConfig, UpdateOrder
 from prime_megatron.config.check import needs_prm, policy_folder_of
+from prime_megatron.config.roles import rewards_itself
 
 
 class OldLogprobs(StrEnum):
@@ -52,13 +53,15 @@ class StepPlan:
 
     old_logprobs: OldLogprobs
     reference: bool
-    """The PRM's frozen reference scores the batch."""
+    """The frozen reference of the process reward scores the batch."""
     policy_reference: bool
     """The policy's KL term needs a reference's log-probs."""
     shared_reference: bool
     """One pass of the frozen model serves the PRM and the KL term."""
     prm: bool
     """There is a PRM at all."""
+    rewards_itself: bool
+    """The policy against the reference is the process reward, in the PRM's place."""
     critic: bool
     passes: tuple[Pass, ...]
     models: tuple[Model, ...]
@@ -77,14 +80,15 @@ def plan_step(config: TrainConfig) -> StepPlan:
     Raises:
         InputError: models.policy.path is not set.
     """
-    prm = needs_prm(config)
+    prm, itself = needs_prm(config), rewards_itself(config)
     kl = config.policy.kl_place is not KlPlace.none and config.policy.kl_coef > 0.0
     from_policy = prm and config.prm.reference is PrmReference.policy
-    reference = prm and not from_policy
-    # The KL term compares at the sampling temperature, the PRM's reference at 1.
-    at_one = config.rollout.sampling.temperature == 1.0
-    shared = kl and reference and at_one and _reference_folder(config) == config.models.policy.path
-    old = _old_logprobs(config, from_policy=from_policy, kl_in_reward=kl and config.policy.kl_place is KlPlace.reward)
+    reference = itself or (prm and not from_policy)
+    # The KL term compares at the sampling temperature, as the policy's own reward does; the PRM's reference at 1.
+    alike = itself or config.rollout.sampling.temperature == 1.0
+    shared = kl and reference and alike and _reference_folder(config) == config.models.policy.path
+    whole = from_policy or itself or (kl and config.policy.kl_place is KlPlace.reward)
+    old = _old_logprobs(config, whole=whole)
     critic = config.advantage.estimator is Estimator.gae
     passes = [*_score_passes(config, old, reference=reference, from_policy=from_policy, kl=kl, shared=shared)]
     if prm:
@@ -96,7 +100,7 @@ def plan_step(config: TrainConfig) -> StepPlan:
         ]
     passes.append(Pass("policy", "update", 3.0, "forward and backward of every mini-batch"))
     models = _models(config, prm=prm, reference=reference, kl=kl, critic=critic)
-    return StepPlan(old, reference, kl, shared, prm, critic, tuple(passes), models)
+    return StepPlan(old, reference, kl, shared, prm, itself, critic, tuple(passes), models)
 
 
 def _reference_folder(config: TrainConfig) -> str:
@@ -113,7 +117,7 @@ def _models(config: TrainConfig, *, prm: bool, reference: bool, kl: bool, critic
     folder = _reference_folder(config)
     serves_both = reference and kl and folder == policy
     if reference:
-        why = "denominator of the implicit reward" + (", and the KL term's reference" if serves_both else "")
+        why = _why_reference(config) + (", and the KL term's reference" if serves_both else "")
         models.append(Model("reference", folder, False, why))
     if kl and not serves_both:
         models.append(Model("policy_reference", policy, False, "KL against the start"))
@@ -122,8 +126,12 @@ def _models(config: TrainConfig, *, prm: bool, reference: bool, kl: bool, critic
     return tuple(models)
 
 
-def _old_logprobs(config: TrainConfig, *, from_policy: bool, kl_in_reward: bool) -> OldLogprobs:
-    if from_policy or kl_in_reward or config.policy.importance_cap is not None:
+def _why_reference(config: TrainConfig) -> str:
+    return "denominator of the policy's own reward" if rewards_itself(config) else "denominator of the implicit reward"
+
+
+def _old_logprobs(config: TrainConfig, *, whole: bool) -> OldLogprobs:
+    if whole or config.policy.importance_cap is not None:
         return OldLogprobs.all
     return OldLogprobs.later if config.models.policy.num_mini_batches > 1 else OldLogprobs.none
 
@@ -141,9 +149,9 @@ def _score_passes(
     }
     result = [passes[old]]
     if reference:
-        result.append(Pass("reference", "log-probs", 1.0, "denominator of the implicit reward, once per step"))
+        result.append(Pass("reference", "log-probs", 1.0, f"{_why_reference(config)}, once per step"))
     if kl:
-        cost, why = (0.0, "the PRM's reference is the same model") if shared else (1.0, "KL against the start")
+        cost, why = (0.0, "the reward's reference is the same model") if shared else (1.0, "KL against the start")
         result.append(Pass("policy reference", "log-probs", cost, why))
     return result
 
@@ -151,6 +159,8 @@ def _score_passes(
 def _why_all(config: TrainConfig, from_policy: bool) -> str:
     if from_policy:
         return "the PRM's reference"
+    if rewards_itself(config):
+        return "the policy's own process reward"
     if config.policy.importance_cap is not None:
         return "importance weights against the engine"
     return "KL enters the reward"

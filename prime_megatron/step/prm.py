@@ -10,8 +10,9 @@ from prime_megatron.algo.metric_table import finish
 from prime_megatron.algo.prm_loss import sibling_terms
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.algo.reduction import Reduction
+from prime_megatron.algo.segments import segment_count
 from prime_megatron.algo.statistics import Statistics, prm_statistics
-from prime_megatron.config import PrmObjective
+from prime_megatron.config import PrmLossKind, PrmObjective
 from prime_megatron.mcore.role import Role, TrainResult
 from prime_megatron.step.batch import Batcher, StepBatch
 from prime_megatron.step.losses import prm_loss
@@ -33,7 +34,7 @@ def train_prm(
     they need of sibling responses; None for ce, which needs nothing of them.
     """
     rollout = batch.rollout
-    q_N = None if scored_T is None else log_ratios(rollout, scored_T, ref_logprobs_T)
+    q_N = None if scored_T is None else log_ratios(rollout, scored_T, ref_logprobs_T, objective.loss)
     siblings = sibling_terms(q_N, rollout.outcome_N, rollout.group_N, objective)
     loss = prm_loss(objective, rollout, ref_logprobs_T, siblings)
     result = prm.train(batch.prm, loss, batch.num_local_tokens)
@@ -42,11 +43,14 @@ def train_prm(
     return result
 
 
-def log_ratios(rollout: RolloutBatch, prm_logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
-    """Q of every sequence of the batch, float32 [N], nats, not scaled by beta."""
-    return sequence_log_ratio(
-        prm_logprobs_T, ref_logprobs_T, rollout.response_mask_T, rollout.sequence_T, rollout.outcome_N.numel()
-    )
+def log_ratios(rollout: RolloutBatch, prm_logprobs_T: Tensor, ref_logprobs_T: Tensor, loss: PrmLossKind) -> Tensor:
+    """What beta turns into the logit of every response, float32 [N], nats: Q, the sum of its log-ratios; their mean
+    under prefix_value, the value of the whole response."""
+    mask_T, sequence_T, count = rollout.response_mask_T, rollout.sequence_T, rollout.outcome_N.numel()
+    q_N = sequence_log_ratio(prm_logprobs_T, ref_logprobs_T, mask_T, sequence_T, count)
+    if loss is not PrmLossKind.prefix_value:
+        return q_N
+    return (q_N.double() / segment_count(mask_T, sequence_T, count).clamp(min=1.0)).to(q_N.dtype)
 
 
 def role_logprobs(role: Role, batch: StepBatch) -> Tensor:
@@ -61,17 +65,17 @@ class PrmHeldOut:
     Args:
         groups: siblings together, the same on every rank; none: nothing is ever measured.
         batcher: lays them out.
-        beta: reward coefficient.
+        objective: its beta and loss say what a response's logit is.
         reduce: over the data-parallel ranks.
         at_once: groups of one batch.
     """
 
     def __init__(
-        self, groups: Sequence[Group], batcher: Batcher, *, beta: float, reduce: Reduction, at_once: int
+        self, groups: Sequence[Group], batcher: Batcher, *, objective: PrmObjective, reduce: Reduction, at_once: int
     ) -> None:
         self.groups = groups
         self.batcher = batcher
-        self.beta = beta
+        self.objective = objective
         self.reduce = reduce
         self.at_once = at_once
 
@@ -85,8 +89,8 @@ class PrmHeldOut:
         for start in range(0, len(self.groups), self.at_once):
             batch = self.batcher(self.groups[start : start + self.at_once])
             rollout = batch.rollout
-            q_N = log_ratios(rollout, *logprobs(batch))
-            part = prm_statistics(q_N, rollout.outcome_N, rollout.group_N, self.beta).sums
+            q_N = log_ratios(rollout, *logprobs(batch), self.objective.loss)
+            part = prm_statistics(q_N, rollout.outcome_N, rollout.group_N, self.objective.beta).sums
             sums = {name: value + sums[name] if sums else value for name, value in part.items()}
         figures = finish(Statistics(sums).reduced(self.reduce))
         return {name: figures[source] for source, name in HELD_OUT.items()}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from prime_megatron.config import TrainConfig
+from prime_megatron.config.presets import PRESETS
 from prime_megatron.step.plan import plan_step
 from tests.support import flops
 from tests.support.ranks import run_ranks
@@ -58,6 +59,11 @@ MODES: dict[str, dict[str, Any]] = {
         "models": MINIS,
     },
     "own": {"policy": {"objective": "tests.support.own_objective:cubed"}, "models": MINIS},
+    "min-form": {
+        "prm": {"granularity": "step", "step_delimiter": "e", "softmin_temperature": 0.1, "norm": "none", "beta": 0.5},
+    },
+    "ipvrm": {"prm": PRESETS["ipvrm"]["prm"], "advantage": PRESETS["ipvrm"]["advantage"]},
+    "spro": {"prm": PRESETS["spro"]["prm"], "advantage": PRESETS["spro"]["advantage"], "models": MINIS},
 }  # fmt: skip
 ONE_PASS = {"prm": {"loss": "ce_intercept"}, "models": {"prm": {"num_mini_batches": 2}}}
 LAYOUTS = ({"tensor": 2, "pipeline": 2}, {"context": 2})
@@ -147,16 +153,27 @@ def test_passes_score_with_the_first_and_learn_from_all(results: Any) -> None:
     assert two[1]["prm/loss"] < one[1]["prm/loss"]  # the mean over both passes
 
 
-def forwards(config: str) -> float:
-    """Those of the first step of a run on this rank."""
+def test_spro_tells_of_its_reward_and_builds_no_prm(results: Any) -> None:
+    """The policy starts as its own reference, so its first rewards are 0 to the last bit."""
+    _, first, second = results["spro"][0]
+    assert first["process_reward/std"] == 0.0 < second["process_reward/std"]
+    assert "process_reward/largest_share" in second
+    assert not any(name.startswith("prm/") for name in second)
+
+
+def forwards(configs: str) -> list[float]:
+    """Those of the first step of runs on this rank, one after the other."""
     from prime_megatron.run.assemble import open_parts
     from prime_megatron.trainer import PrimeTrainer
 
     torch.distributed.destroy_process_group()
     del os.environ["RANK"]
-    run_config = TrainConfig.model_validate_json(config)
-    with open_parts(run_config, resume=None, overwrite=False) as parts:
-        return flops.step_forwards(PrimeTrainer(run_config, parts), 1)
+    counted = []
+    for row in json.loads(configs):
+        run_config = TrainConfig.model_validate_json(json.dumps(row))
+        with open_parts(run_config, resume=None, overwrite=False) as parts:
+            counted.append(flops.step_forwards(PrimeTrainer(run_config, parts), 1))
+    return counted
 
 
 def test_flops_of_a_step_are_those_of_its_plan(base: dict[str, Any], tmp_path: Path) -> None:
@@ -164,10 +181,13 @@ def test_flops_of_a_step_are_those_of_its_plan(base: dict[str, Any], tmp_path: P
     over = {
         "run": {"output_dir": str(tmp_path / "out"), "steps": 1},
         "rollout": {"replay": replay, "prompts_per_step": flops.PROMPTS},
-        "prm": {"passes": 3},
         "packing": {"max_tokens": None},
     }
-    settled = merge(base, over)
-    (counted,) = run_ranks(forwards, 1, json.dumps(settled), timeout_s=120.0)
-    planned = plan_step(TrainConfig.model_validate_json(json.dumps(settled))).forwards
-    assert planned == 13.0 and counted == pytest.approx(planned, rel=0.01)
+    modes = {13.0: {"prm": {"passes": 3}}, 5.0: MODES["spro"], 8.0: MODES["ipvrm"]}
+    runs = [
+        merge(merge(merge(base, over), mode), {"run": {"output_dir": str(tmp_path / str(planned))}})
+        for planned, mode in modes.items()
+    ]
+    (counted,) = run_ranks(forwards, 1, json.dumps(runs), timeout_s=120.0)
+    assert [plan_step(TrainConfig.model_validate_json(json.dumps(row))).forwards for row in runs] == list(modes)
+    assert counted == pytest.approx(list(modes), rel=0.01)

@@ -150,22 +150,51 @@ def test_a_signal_saves_and_any_layout_goes_on(trained: tuple[Path, dict[str, An
         assert all(torch.allclose(tensor, two[1][key], atol=2e-5) for key, tensor in one[1].items()), name
 
 
-def two_losses(configs: str) -> list[int]:
+def losses(configs: str, words: list[str]) -> tuple[str, str]:
+    """A run after the other, then a verb on one of them."""
     torch.distributed.destroy_process_group()
     del os.environ["RANK"]
-    return [prm_rank(json.dumps(config), None, no_fault) for config in json.loads(configs)]
+    for config in json.loads(configs):
+        assert prm_rank(json.dumps(config), None, no_fault) == 0
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return verbs([words])
 
 
-def test_losses_of_siblings_learn_pairs(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    _, base = trained
-    both = [
-        at(base, tmp_path / loss, prm={"loss": loss}, run={"steps": 2}, eval_every=0) for loss in ("dpo", "bon_acc")
+LOSSES: dict[str, dict[str, Any]] = {
+    "dpo": {},
+    "bon_acc": {},
+    "prefix_value": {"beta": 10.0, "adaptive_boundary": True, "difficulty_weights": True},
+}
+
+
+@pytest.fixture(scope="module")
+def by_loss(trained: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Metrics of two steps of each loss; "rows": what `score` says of the held-out rows by the last one's PRM."""
+    (folder, base), at_loss = trained, tmp_path_factory.mktemp("losses")
+    runs = [
+        at(base, at_loss / loss, prm={"loss": loss, **keys}, run={"steps": 2}, eval_every=0)
+        for loss, keys in LOSSES.items()
     ]
-    run_ranks(two_losses, 1, json.dumps(both))
-    dpo, bon = (outcome(tmp_path / loss)[0] for loss in ("dpo", "bon_acc"))
+    output = at_loss / "scored.jsonl"
+    words = ["score", str(at_loss / "prefix_value" / "model"), str(folder / "held_out.jsonl"), "--output", str(output)]
+    run_ranks(losses, 1, json.dumps(runs), [*words, "dtype=float32", STEP])
+    return {loss: outcome(at_loss / loss)[0] for loss in LOSSES} | {"rows": lines(output)}
+
+
+def test_losses_of_siblings_learn_pairs(by_loss: dict[str, Any]) -> None:
+    dpo, bon = by_loss["dpo"], by_loss["bon_acc"]
     assert dpo[1]["prm/loss"] == pytest.approx(np.log(2), abs=1e-6)  # every margin is 0 at the start
     assert bon[1]["prm/loss"] != pytest.approx(np.log(2), abs=1e-2)
     assert dpo[2]["prm/loss"] != bon[2]["prm/loss"]
+
+
+def test_a_prm_of_prefix_values_scores_by_their_mean(by_loss: dict[str, Any]) -> None:
+    """Training, the held-out figures and `score` mean the same number by a response's logit."""
+    told, rows = by_loss["prefix_value"], by_loss["rows"]
+    assert told[1]["prm/grad_norm"] > 0 and told[1]["prm/loss"] > np.log(2)  # every value starts short of its margin
+    logit, right = (np.array([row[key] for row in rows]) for key in ("prm_score", "outcome"))
+    assert logit == pytest.approx([np.mean(row["process_rewards"]) for row in rows], abs=1e-5)
+    assert told[-1]["eval/prm_ce"] == pytest.approx(np.mean(np.log1p(np.exp(logit)) - right * logit), abs=1e-5)
 
 
 def test_scores_are_those_of_transformers(scored: tuple[list[dict[str, Any]], str]) -> None:

@@ -78,6 +78,7 @@ def test_every_example_takes_the_fused_path(path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_takes_the_fused_path(preset: str) -> None:
+def test_every_preset_but_two_takes_the_fused_path(preset: str) -> None:
+    """docs/process-rewards.md says so of ipvrm and spro."""
     overrides = [f"preset={preset}", "models.policy.num_mini_batches=4"]
-    assert is_fused(load_train_config(str(EXAMPLES[0]), overrides))
+    assert is_fused(load_train_config(str(EXAMPLES[0]), overrides)) == (preset not in ("ipvrm", "spro"))

@@ -41,7 +41,8 @@ def trace(folder: str, live: str, replayed: str, sft: str, prm: str) -> list[str
         with pytest.raises(RunEnded):
             train(TrainConfig.model_validate(starving, strict=False), resume=None, overwrite=False)
         assert train_sft(SftConfig.model_validate(json.loads(sft), strict=False), resume=None, overwrite=False) == 0
-        assert train_prm_alone(PrmConfig.model_validate_json(prm), resume=None, overwrite=False) == 0
+        for row in json.loads(prm):
+            assert train_prm_alone(PrmConfig.model_validate(row, strict=False), resume=None, overwrite=False) == 0
         words = ["score", f"{folder}/straight/model", f"{folder}/held_out.jsonl", "--output", f"{folder}/scored.jsonl"]
         assert main([*words, "dtype=float32", 'step_delimiter="\\n"']) == 0
         for words in ("validate run", "plan-step run", "slurm run", "validate sft", "validate prm"):
@@ -78,7 +79,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     modes: dict[str, dict[str, Any]] = {
         "kl": {
             "policy": {"kl_place": "loss", "kl_coef": 0.1, "importance_cap": 2.0, "importance_mode": "mask"},
-            "prm": {"update": "reverse"},
+            "prm": {"update": "reverse", "loss": "prefix_value", "difficulty_weights": True},
         },
         "critic": {
             "advantage": {"estimator": "gae", "overlong_buffer": 5},
@@ -103,7 +104,9 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     (folder / "sft.yaml").write_text(yaml.safe_dump(sft))
     prm = prm_config(folder, prm={"beta": 0.5, "loss": "bon_rm"}, eval_every=2)
     (folder / "prm.yaml").write_text(yaml.safe_dump(prm))
-    texts = (json.dumps(value) for value in ([live, starving], replayed, sft, prm))
+    prefixes = prm_config(folder, run={"output_dir": str(folder / "prefixes"), "steps": 1})
+    both = [prm, merge(prefixes, {"prm": {"loss": "prefix_value", "difficulty_weights": True}})]
+    texts = (json.dumps(value) for value in ([live, starving], replayed, sft, both))
     ((*found,),) = run_ranks(trace, 1, str(folder), *texts, timeout_s=280.0)
     return set(found)
 

@@ -120,6 +120,7 @@ def process_rewards(
     granularity: str,
     norm: bool,
     floor: float = 0.0,
+    softmin: float | None = None,
 ) -> np.ndarray:
     rewards = np.zeros_like(case.prm)
     for i in range(case.n):
@@ -142,6 +143,12 @@ def process_rewards(
                 open_sum += r[t]
                 if case.step_end[i, t] or t == last:
                     rewards[i, t], open_sum = open_sum, 0.0
+    if softmin is not None:
+        for i in range(case.n):
+            steps = carriers(case, granularity, i)
+            powers = [math.exp(-(rewards[i, t] - rewards[i, steps].min()) / softmin) for t in steps]
+            for t, power in zip(steps, powers):
+                rewards[i, t] *= power / sum(powers)
     if norm:
         largest = 0.0
         for i in range(case.n):
@@ -149,6 +156,36 @@ def process_rewards(
                 largest = max(largest, abs(sum(rewards[i, t : case.length[i]])))
         rewards = rewards / (largest + 1e-6)
     return rewards
+
+
+def prefix_value_loss(case: Case, i: int, q: np.ndarray, beta: float, margin: float, boundary: float) -> float:
+    """IPVRM's loss of response i from log-ratios [N, R]: the mean over its prefixes of softplus(m - s * beta * v) with
+    m = margin - s * boundary; a fractional outcome o is right o times of 1."""
+    total = 0.0
+    for t in range(case.length[i]):
+        value = sum(q[i, : t + 1]) / (t + 1)
+        for sign, share in ((1.0, case.outcome[i]), (-1.0, 1.0 - case.outcome[i])):
+            total += share * np.logaddexp(0.0, margin - sign * boundary - sign * beta * value)
+    return total / case.length[i]
+
+
+def difficulty_boundaries(case: Case) -> list[float]:
+    """logit of each sequence's group's mean outcome."""
+    means = [float(np.mean([case.outcome[j] for j in case.siblings(i)])) for i in range(case.n)]
+    held = [min(max(mean, 1e-6), 1 - 1e-6) for mean in means]
+    return [math.log(mean / (1 - mean)) for mean in held]
+
+
+def difficulty_weights(case: Case) -> list[float]:
+    """The share of the other outcome among the siblings, over its mean in the group."""
+    out = []
+    for i in range(case.n):
+        group = [case.outcome[j] for j in case.siblings(i)]
+        mean = sum(group) / len(group)
+        raw = [o * (1 - mean) + (1 - o) * mean for o in group]
+        own = case.outcome[i] * (1 - mean) + (1 - case.outcome[i]) * mean
+        out.append(own / (sum(raw) / len(raw)) if sum(raw) > 1e-8 else 1.0)
+    return out
 
 
 def carriers(case: Case, granularity: str, i: int) -> list[int]:
@@ -216,8 +253,8 @@ def whiten(case: Case, values: np.ndarray) -> np.ndarray:
 
 
 def returns(case: Case, rewards: np.ndarray, o: dict[str, Any]) -> np.ndarray:
-    """Returns before whitening of every estimator but gae; o: estimator, form, w_p, w_o, g_p, g_o, granularity, beta,
-    kl (bool)."""
+    """Returns before whitening of every estimator but gae; o: estimator, form, w_p, w_o, g_p, g_o, lam, granularity,
+    beta, kl (bool)."""
     where = [carriers(case, o["granularity"], i) for i in range(case.n)]
     everywhere = [list(range(case.length[i])) for i in range(case.n)]
     kl = case.kl if o["kl"] else np.zeros_like(case.kl)
@@ -237,8 +274,10 @@ def returns(case: Case, rewards: np.ndarray, o: dict[str, Any]) -> np.ndarray:
             for t in where[i]:
                 process[i, t] = (rewards[i, t] - mean) / std
         outcome = [(outcome[i] - mean) / std for i, (mean, std) in enumerate(z_scores(case, outcome))]
-    elif o["estimator"] == "prime_value":
+    elif o["estimator"] in ("prime_value", "prefix_td", "spro"):
         process = np.zeros_like(rewards)
+        if o["estimator"] != "prime_value":
+            outcome = [(outcome[i] - mean) / std for i, (mean, std) in enumerate(z_scores(case, outcome))]
     else:
         process = rewards
     total = discounted(case, o["w_p"] * process - kl, o["g_p"])
@@ -247,7 +286,37 @@ def returns(case: Case, rewards: np.ndarray, o: dict[str, Any]) -> np.ndarray:
         for i in range(case.n):
             for t in range(case.length[i]):
                 total[i, t] -= o["w_p"] * o["beta"] * sum(case.prm[i, s] - case.ref[i, s] for s in range(t))
+    if o["estimator"] == "prefix_td":
+        total = total + o["w_p"] * prefix_td(case, rewards, o["g_p"] * o["lam"])
+    if o["estimator"] == "spro":
+        total = total + o["w_p"] * masked_step_advantage(case, rewards)
     return total
+
+
+def prefix_td(case: Case, rewards: np.ndarray, decay: float) -> np.ndarray:
+    """Differences of the prefix's value, centred over the batch, in units of the values' deviation, GAE, whitened."""
+    tokens = [(i, t) for i in range(case.n) for t in range(case.length[i])]
+    gains = {(i, t): 0.0 if t == case.length[i] - 1 else float(rewards[i, t]) for i, t in tokens}
+    values = [sum(gains[i, s] for s in range(t + 1)) for i, t in tokens]
+    centre = sum(gains.values()) / len(tokens)
+    spread = math.sqrt(sum((v - sum(values) / len(values)) ** 2 for v in values) / len(values))
+    out = np.zeros_like(rewards)
+    for i in range(case.n):
+        following = 0.0
+        for t in range(case.length[i] - 1, -1, -1):
+            following = (gains[i, t] - centre) / max(spread, 1e-6) + decay * following
+            out[i, t] = following
+    return whiten(case, out)
+
+
+def masked_step_advantage(case: Case, rewards: np.ndarray) -> np.ndarray:
+    """Reward gained up to a token less the mean of it over the siblings that are as long."""
+    out = np.zeros_like(rewards)
+    for i in range(case.n):
+        for t in range(case.length[i]):
+            alive = [sum(rewards[j, : t + 1]) for j in case.siblings(i) if case.length[j] > t]
+            out[i, t] = sum(rewards[i, : t + 1]) - sum(alive) / len(alive)
+    return out
 
 
 def gae(case: Case, rewards: np.ndarray, gamma: float, lam: float) -> np.ndarray:

@@ -74,6 +74,7 @@ def test_every_estimator_against_the_loops(
                 "w_o": config.outcome_weight,
                 "g_p": config.gamma_process,
                 "g_o": config.gamma_outcome,
+                "lam": config.gae_lambda,
                 "granularity": granularity.value,
                 "beta": prm.beta,
                 "kl": kl,

@@ -26,6 +26,7 @@ configs = st.builds(
     granularity=st.sampled_from(Granularity),
     norm=st.sampled_from(RewardNorm),
     ratio_floor=st.sampled_from([0.0, 1e-6, 0.05, 0.5]),
+    softmin_temperature=st.sampled_from([None, 0.01, 0.1, 3.0]),
 )
 
 
@@ -39,6 +40,7 @@ def _expected(case: Case, config: PrmAlgorithm) -> np.ndarray:
         config.granularity.value,
         config.norm is RewardNorm.batch_norm,
         config.ratio_floor,
+        config.softmin_temperature,
     )
 
 
@@ -138,3 +140,28 @@ def test_log_ratio_is_differentiable_and_sums_per_sequence() -> None:
     q_N.sum().backward()
     assert prm.grad is not None
     assert torch.equal(prm.grad, batch.response_mask_T.double())
+
+
+def test_min_form_tends_to_the_least_step() -> None:
+    """The rewards of a response add up to its least step as the temperature falls, to their mean as it rises."""
+    case = make_case(4, [3, 3], 15)
+    batch, scores = case.batch(), (case.pack(case.prm), case.pack(case.ref))
+
+    def totals(temperature: float | None) -> tuple[np.ndarray, list[np.ndarray]]:
+        config = PrmAlgorithm(
+            beta=1.0, norm=RewardNorm.none, granularity=Granularity.step, softmin_temperature=temperature
+        )
+        rewards = case.unpack(process_rewards(batch, *scores, config, LOCAL))
+        return rewards.sum(1), [row[ends] for row, ends in zip(rewards, ends_of(case), strict=True)]
+
+    _, steps = totals(None)
+    close(totals(1e-4)[0], [row.min() for row in steps])
+    close(totals(1e6)[0], [row.mean() for row in steps], 1e-4)
+
+
+def ends_of(case: Case) -> list[np.ndarray]:
+    """Places of the steps' last tokens."""
+    return [
+        np.array([t for t in range(case.length[i]) if case.step_end[i, t] or t == case.length[i] - 1])
+        for i in range(case.n)
+    ]

@@ -136,6 +136,39 @@ def refused(starts: str, *settings: str, processes: int = 1, reason: str = ""):
             reason="leaves them out",
         ),
         refused("prm.loss:", 'prm.loss="ce_intercept"', "rollout.samples_per_prompt=1", reason="compares siblings"),
+        refused("prm.margin:", "prm.margin=1.0", reason="prefix_value, and the loss is ce"),
+        refused("prm.adaptive_boundary:", "prm.adaptive_boundary=true", reason="set the loss to prefix_value"),
+        refused("prm.difficulty_weights:", "prm.difficulty_weights=true", reason="or leave difficulty_weights out"),
+        refused(
+            "prm.loss:",
+            'prm.loss="prefix_value"',
+            "prm.adaptive_boundary=true",
+            "rollout.samples_per_prompt=1",
+            reason="compares siblings",
+        ),
+        refused(
+            "advantage.estimator: prime_value",
+            'advantage.estimator="prime_value"',
+            'prm.loss="prefix_value"',
+            reason="teaches their mean",
+        ),
+        refused("prm.softmin_temperature:", "prm.softmin_temperature=0.1", reason="set granularity to step"),
+        *(
+            refused(key, f'advantage.estimator="{name}"', setting, reason=reason)
+            for name in ("prefix_td", "spro")
+            for key, setting, reason in (
+                ("advantage.process_weight: 0", "advantage.process_weight=0.0", "estimator to grpo"),
+                ("prm.granularity: step", 'prm.granularity="step"', "set granularity to token"),
+                ("prm.use_gt:", "prm.use_gt=true", "set use_gt to false"),
+                ("advantage.estimator:", "rollout.samples_per_prompt=1", "at least 2"),
+            )
+        ),
+        refused("prm.loss:", 'advantage.estimator="spro"', 'prm.loss="prefix_value"', reason="no PRM is built"),
+        refused("models.prm.path:", 'advantage.estimator="spro"', 'models.prm.path="p"', reason="no PRM is built"),
+        refused(
+            "prm.reference:", 'advantage.estimator="spro"', 'prm.reference="policy"', reason="set reference to freeze"
+        ),
+        refused("eval.prm_rows:", 'advantage.estimator="spro"', 'eval.prm_rows=["r"]', reason="estimator spro"),
         refused("prm.passes:", "prm.passes=2", 'prm.update="none"', reason="does not learn"),
         refused("prm.ratio_floor:", "prm.ratio_floor=0.05", 'advantage.estimator="prime_value"', reason="has none"),
         refused("models.policy.path", "models.policy.path=null", reason="missing"),
@@ -338,6 +371,10 @@ def test_a_step_of_rare_success_is_warned_of():
     line = warn_rare_success(config, 0.04)
     assert line is not None and line.startswith("the mean outcome is 0.040, and rollout.filter.lower 0")
     assert "ce_intercept" in line
+    bare = warn_rare_success(train_config("rollout.filter.lower=0.0", 'prm.loss="prefix_value"'), 0.04)
+    assert bare is not None and bare.endswith("or prm.adaptive_boundary to true")
+    anchored = train_config("rollout.filter.lower=0.0", 'prm.loss="prefix_value"', "prm.adaptive_boundary=true")
+    assert warn_rare_success(anchored, 0.04) is None
     for other in ('prm.loss="ce_intercept"', "advantage.process_weight=0.0", "rollout.filter.lower=0.01"):
         assert warn_rare_success(train_config("rollout.filter.lower=0.0", other), 0.04) is None
     assert warn_rare_success(config, 0.3) is None

@@ -13,7 +13,15 @@ from prime_megatron.algo.reduction import LOCAL
 from prime_megatron.config import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm, TrainConfig
 from prime_megatron.config.check import check_train_config, needs_prm
 from prime_megatron.config.presets import PRESETS
-from tests.support.algo_oracle import Case, cases, close, make_case
+from tests.support.algo_oracle import (
+    Case,
+    cases,
+    close,
+    make_case,
+    masked_step_advantage,
+    prefix_td,
+    z_scores,
+)
 
 NAMES = ("default", "local_credit", "paper", "original", "recipe")
 
@@ -159,6 +167,33 @@ def test_local_credit_s_prm_learns_three_times_as_fast() -> None:
     assert policy.optimizer.betas == prm.optimizer.betas == (0.9, 0.98)
     # Ten steps of the run each: the PRM makes four optimizer steps in one of them.
     assert (policy.optimizer.warmup_steps, prm.optimizer.warmup_steps / prm.num_mini_batches) == (10, 10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases(min_size=2))
+def test_ipvrm_and_spro_from_log_probs_to_advantages(case: Case) -> None:
+    """GRPO's outcome at every token, and to it 0.05 times the prefix's differences or the masked step advantage."""
+    q = np.array(
+        [[x if t < case.length[i] else 0.0 for t, x in enumerate(row)] for i, row in enumerate(case.prm - case.ref)]
+    )
+    for name, beta, weight in (("ipvrm", 10.0, 0.05), ("spro", 0.05, 1.0)):
+        prm, advantage = _section(name, "prm", PrmAlgorithm), _section(name, "advantage", AdvantageAlgorithm)
+        rewards_T = process_rewards(case.batch(), case.pack(case.prm), case.pack(case.ref), prm, LOCAL)
+        got = compute_advantages(case.batch(), rewards_T, advantage, prm, LOCAL)
+        close(case.unpack(got.process_rewards_T), beta * q)
+        process = prefix_td(case, beta * q, 1.0) if name == "ipvrm" else masked_step_advantage(case, beta * q)
+        wanted = weight * process
+        for i, (mean, deviation) in enumerate(z_scores(case, case.outcome.tolist())):
+            wanted[i, : case.length[i]] += (case.outcome[i] - mean) / deviation
+        close(case.unpack(got.advantages_T), wanted)
+
+
+def test_what_ipvrm_and_spro_build() -> None:
+    ipvrm, spro = _config("ipvrm"), _config("spro")
+    given = (ipvrm.prm.loss, ipvrm.prm.margin, ipvrm.prm.adaptive_boundary, ipvrm.prm.difficulty_weights)
+    assert given == ("prefix_value", 5.0, True, True) and needs_prm(ipvrm)
+    assert (ipvrm.rollout.prompts_per_step, ipvrm.rollout.samples_per_prompt) == (512, 16)
+    assert not needs_prm(spro)
 
 
 @pytest.mark.parametrize("name", ["dapo", "drgrpo", "gspo", "cispo"])

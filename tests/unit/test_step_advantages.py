@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from prime_megatron.config.reward_path import describe_reward_path, is_fused, un
 from prime_megatron.step import advantages as module
 from prime_megatron.step.advantages import defined_advantages, fused_advantages, step_advantages
 from prime_megatron.types import Advantages, Scores
-from tests.support.algo_oracle import Case, make_case, on_ranks
+from tests.support.algo_oracle import Case, close, make_case, on_ranks
 
 COVERED: dict[str, dict[str, Any]] = {
     "default": {},
@@ -42,6 +43,9 @@ COVERED: dict[str, dict[str, Any]] = {
 UNCOVERED: dict[str, tuple[dict[str, Any], str]] = {
     "gae": ({"advantage": {"estimator": "gae"}}, "advantage.estimator gae"),
     "prime_value": ({"advantage": {"estimator": "prime_value"}}, "advantage.estimator prime_value"),
+    "prefix_td": ({"advantage": {"estimator": "prefix_td"}}, "advantage.estimator prefix_td"),
+    "spro": ({"advantage": {"estimator": "spro"}}, "advantage.estimator spro"),
+    "min-form": ({"prm": {"granularity": "step", "softmin_temperature": 0.1}}, "prm.granularity step"),
     "step": ({"prm": {"granularity": "step"}}, "prm.granularity step"),
     "whole": ({"prm": {"granularity": "whole"}}, "prm.granularity whole"),
     "smoothed": ({"prm": {"smoothing_lambda": 0.5}}, "prm.smoothing_lambda 0.5"),
@@ -108,6 +112,16 @@ def test_what_the_fused_path_does_not_have_takes_the_definition(name: str, monke
     scores = scores_of(case, config)
     got = step_advantages(config, case.batch(), scores, LOCAL)
     assert largest_difference(got, defined_advantages(config, case.batch(), scores, LOCAL)) == 0.0
+
+
+def test_spro_reads_the_policy_in_the_prm_s_place() -> None:
+    """Old log-probs against the reference; no PRM has scored anything."""
+    config = config_of({"advantage": {"estimator": "spro", "whiten": False}, "prm": {"beta": 0.3, "norm": "none"}})
+    case = make_case(3, [4, 3], 9)
+    scores = dataclasses.replace(scores_of(case, config), prm_logprobs_T=None)
+    got = step_advantages(config, case.batch(), scores, LOCAL)
+    inside = np.arange(case.prm.shape[1])[None, :] < case.length[:, None]
+    close(case.unpack(got.process_rewards_T), np.where(inside, 0.3 * case.kl, 0.0))
 
 
 def test_naive_is_the_definition() -> None:

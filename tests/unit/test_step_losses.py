@@ -18,7 +18,7 @@ from prime_megatron.step.loss_weights import LossWeights, loss_weights
 from prime_megatron.step.losses import critic_loss, nll_loss, policy_loss, prm_loss
 from prime_megatron.step.plan import OldLogprobs
 from prime_megatron.types import Advantages, MiniBatch, RolloutBatch, Scores
-from tests.support.algo_oracle import Case, make_case
+from tests.support.algo_oracle import Case, difficulty_boundaries, difficulty_weights, make_case, prefix_value_loss
 
 MASK = [False, True, True, False, False, True]
 ENGINE = torch.tensor([0.0, -1.0, -2.0, 0.0, 0.0, -3.0])
@@ -165,7 +165,7 @@ def test_policy_loss_against_the_formula(cap: float | None, estimator: KlEstimat
         assert int((slope != 0).sum()) <= len(tokens)
 
 
-@pytest.mark.parametrize("loss", list(PrmLossKind))
+@pytest.mark.parametrize("loss", [kind for kind in PrmLossKind if kind is not PrmLossKind.prefix_value])
 def test_prm_losses_against_the_formulas(loss: PrmLossKind) -> None:
     """Mean over the mini-batch's sequences of every loss of the table in algo/prm_loss.py, siblings of the batch."""
     it, beta, n = drawn(5), 0.3, 3
@@ -204,6 +204,35 @@ def test_prm_losses_against_the_formulas(loss: PrmLossKind) -> None:
         for i in members(mini):
             for t in {0, int(case.length[i]) - 1}:
                 assert slope[i, t] == pytest.approx(numeric(wanted, prm, (i, t)), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("given", [{}, {"margin": 0.7, "adaptive_boundary": True}, {"difficulty_weights": True}])
+def test_prefix_value_loss_against_the_formula(given: dict[str, Any]) -> None:
+    """Mean over the mini-batch's sequences, siblings of the whole batch, whatever micro-batch a sequence is in."""
+    it = drawn(6)
+    config = PrmAlgorithm(loss=PrmLossKind.prefix_value, beta=2.0, **given)
+    case, mask_T = it.case, it.rollout.response_mask_T
+    make = prm_loss(
+        config, it.rollout, it.values["ref"], sibling_terms(None, it.rollout.outcome_N, it.rollout.group_N, config)
+    )
+    prm, ref = (case.unpack(torch.where(mask_T, it.values[name], 0.0)) for name in ("new", "ref"))
+    boundary = difficulty_boundaries(case) if config.adaptive_boundary else [0.0] * case.n
+    weight = difficulty_weights(case) if config.difficulty_weights else [1.0] * case.n
+    for mini in it.minis:
+
+        def wanted(values: np.ndarray, mini: MiniBatch = mini) -> float:
+            margin = given.get("margin", 1.0)
+            rows = [
+                weight[i] * prefix_value_loss(case, i, values - ref, 2.0, margin, boundary[i]) for i in members(mini)
+            ]
+            return sum(rows) / len(rows)
+
+        total, slope_T = learned(make, it, mini, "new")
+        assert total == pytest.approx(wanted(prm), rel=1e-6)
+        slope = case.unpack(slope_T)
+        for i in members(mini):
+            for t in range(case.length[i]):
+                assert slope[i, t] == pytest.approx(numeric(wanted, prm, (i, t)), rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])

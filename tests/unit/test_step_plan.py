@@ -64,6 +64,28 @@ def test_prime_value_needs_the_prm_without_a_process_weight() -> None:
     assert planned(advantage={"process_weight": 0.0, "estimator": "prime_value"}).prm
 
 
+def test_spro_runs_the_policy_and_its_reference_alone() -> None:
+    """The policy before its update, its reference once, its update: 5 F, however many mini-batches; no PRM is built."""
+    spro = {"estimator": "spro"}
+    for models in ({}, minis(4), {"prm": {"num_mini_batches": 2}}):
+        plan = planned(advantage=spro, models=models)
+        assert plan.forwards == 5.0 and plan.old_logprobs is OldLogprobs.all and not plan.prm
+        assert named(plan) == {"policy": (MODEL, True), "reference": (MODEL, False)}
+    assert passes_of(plan, "policy")["old log-probs"].why == "the policy's own process reward"
+    assert passes_of(plan, "reference")["log-probs"].why == "denominator of the policy's own reward, once per step"
+    # The KL term's reference is the same pass at any temperature, unless the reward's reference is another model.
+    kl = planned(advantage=spro, policy=KL, rollout={"sampling": {"temperature": 0.9}})
+    assert kl.shared_reference and kl.forwards == 5.0
+    other = planned(advantage=spro, policy=KL, models={"reference": "models/other"})
+    assert other.forwards == 6.0 and named(other)["policy_reference"] == (MODEL, False)
+
+
+@pytest.mark.parametrize(("update", "forwards"), [("after", 7.0), ("before", 8.0)])
+def test_ipvrm_costs_what_prime_costs(update: str, forwards: float) -> None:
+    plan = planned(advantage={"estimator": "prefix_td"}, prm={"loss": "prefix_value", "update": update})
+    assert plan.forwards == forwards and set(named(plan)) == {"policy", "prm", "reference"}
+
+
 def test_gae_adds_the_critic() -> None:
     plan = planned(advantage={"estimator": "gae"})
     assert plan.critic and plan.forwards == 7 + 4
