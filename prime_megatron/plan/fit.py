@@ -50,11 +50,11 @@ def check_host(config: TrainConfig | StageConfig, plan: MemoryPlan) -> None:
     assert total is not None, "checked when the config was loaded"
     each, ranks = plan.host.copies + plan.host.saving, config.launch.processes_per_node
     if ranks * each > total:
+        background = " checkpoint.asynchronous=false, or" if config.checkpoint.asynchronous else ""
         raise InputError(
             f"launch.host_memory: {ranks} ranks of a node take {ranks * each / GIB:.1f} GiB: "
             f"{plan.host.copies / GIB:.1f} each for models, {plan.host.saving / GIB:.1f} each while a checkpoint is "
-            f"written, and it has {total / GIB:.1f}; set fewer launch.processes_per_node over more nodes, or "
-            "checkpoint.asynchronous=false"
+            f"written, and it has {total / GIB:.1f}; set{background} fewer launch.processes_per_node over more nodes"
         )
 
 
