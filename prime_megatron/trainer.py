@@ -107,10 +107,11 @@ class PrimeTrainer:
                 parts.engine_check(batch, self.version)
             scores = self.score(batch)
         with clock("prm"):
-            scores, prm = self.update_prm(batch, scores)
-            prm_held_out = self.measure_prm(index)
+            use = parts.prm_health.begin(index, self.prm_and_reference)
+            scores, prm = self.update_prm(batch, scores, learns=use.learns)
+            held_out = self.measure_prm(index) | parts.prm_health.end(index, collected.groups, self.prm_and_reference)
         with clock("advantage"):
-            advantages = step_advantages(self.config, batch.rollout, scores, parts.reduce)
+            advantages = step_advantages(self.config, batch.rollout, scores, parts.reduce, process=use.rewards)
         with clock("policy"):
             policy = self.update_policy(batch, scores, advantages)
         critic = None
@@ -129,7 +130,7 @@ class PrimeTrainer:
             prm,
             policy,
             critic=critic,
-            prm_held_out=prm_held_out,
+            prm_held_out=held_out,
             gap_limit=parts.engine_check.limit,
         )
 
@@ -164,8 +165,8 @@ class PrimeTrainer:
             values = roles.critic.values(micro, batch.num_local_tokens)
         return Scores(old, ref, policy_ref, prm_logprobs_T=None, values_T=values)
 
-    def update_prm(self, batch: StepBatch, scores: Scores) -> tuple[Scores, TrainResult | None]:
-        """Score with the PRM and let it learn, in the configured order."""
+    def update_prm(self, batch: StepBatch, scores: Scores, *, learns: bool) -> tuple[Scores, TrainResult | None]:
+        """Score with the PRM and let it learn, in the configured order; score only where it takes no update."""
         if not self.plan.prm:
             return scores, None
         roles, ref_T = self.parts.roles, scores.ref_logprobs_T
@@ -174,7 +175,7 @@ class PrimeTrainer:
             self.parts.colocation.learns(roles.prm)
             return train_prm(roles.prm, batch, ref_T, scored_T, self.config.prm)
 
-        match self.config.prm.update:
+        match self.config.prm.update if learns else UpdateOrder.none:
             case UpdateOrder.after:
                 update = learned(None)
                 return scores.with_prm(update.logprobs.logprobs_T), update
@@ -189,17 +190,18 @@ class PrimeTrainer:
 
     def measure_prm(self, index: int) -> dict[str, float]:
         """How well the PRM, as this step leaves it, tells the held-out responses; empty where that is not due."""
-        held_out, roles = self.parts.prm_held_out, self.parts.roles
+        held_out = self.parts.prm_held_out
         if not self.plan.prm or not held_out.due(index, self.config.run.steps, self.config.eval.prm_every):
             return {}
+        return held_out.measure(self.prm_and_reference)
 
-        def logprobs(batch: StepBatch) -> tuple[Tensor, Tensor]:
-            prm_T = self._logprobs(roles.prm, batch, batch.prm)
-            if roles.reference is not None:
-                return prm_T, self._logprobs(roles.reference, batch, batch.prm)
-            return prm_T, self._logprobs(roles.policy, batch, batch.prm, temperature=self._temperature)
-
-        return held_out.measure(logprobs)
+    def prm_and_reference(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """Log-probs of the PRM, as it is now, and of its reference, float32 [T] each."""
+        roles = self.parts.roles
+        prm_T = self._logprobs(roles.prm, batch, batch.prm)
+        if roles.reference is not None:
+            return prm_T, self._logprobs(roles.reference, batch, batch.prm)
+        return prm_T, self._logprobs(roles.policy, batch, batch.prm, temperature=self._temperature)
 
     def update_critic(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> Learning:
         """The clipped value loss towards gae's returns, one optimizer step per mini-batch."""

@@ -19,6 +19,7 @@ from prime_megatron.config.algorithm import (
     UpdateOrder,
 )
 from prime_megatron.config.code import CodeConfig
+from prime_megatron.config.health import CollapseAction, HealthConfig
 from prime_megatron.config.model import (
     ModelsConfig,
     Offload,
@@ -47,10 +48,10 @@ from prime_megatron.config.run import (
 )
 
 __all__ = [
-    "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "DataConfig", "Estimator", "EvalConfig",
-    "FilterConfig", "Granularity", "ImportanceLevel", "ImportanceMode", "KlEstimator", "KlPlace",
-    "LaunchConfig", "LeaveOneOut", "LogConfig", "LossAggregation", "ModelsConfig", "Offload", "OptimizerConfig",
-    "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmConfig", "PrmData", "PrmLossKind",
-    "PrmObjective", "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig", "ScoreConfig", "SftConfig",
-    "StageConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+    "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "CollapseAction", "DataConfig", "Estimator",
+    "EvalConfig", "FilterConfig", "Granularity", "HealthConfig", "ImportanceLevel", "ImportanceMode", "KlEstimator",
+    "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "LossAggregation", "ModelsConfig", "Offload",
+    "OptimizerConfig", "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmConfig", "PrmData",
+    "PrmLossKind", "PrmObjective", "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig", "ScoreConfig",
+    "SftConfig", "StageConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from prime_megatron.config.base import Free, Section
+from prime_megatron.config.health import CollapseAction, HealthConfig
 
 
 class UpdateOrder(StrEnum):
@@ -199,6 +200,10 @@ class PrmAlgorithm(PrmObjective):
     """lambda of r_t = q_t + lambda * r_{t+1}; 0 turns it off."""
     use_gt: bool = False
     """Replace the last q of a response by outcome - sum of the others (recipe's prime_use_gt)."""
+    health: HealthConfig = HealthConfig()
+    """Whether the PRM is still right."""
+    on_collapse: CollapseAction = CollapseAction.warn
+    """What the run does while prm.health's alarm is on, from the step after the check."""
 
 
 class AdvantageAlgorithm(Section):

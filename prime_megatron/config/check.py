@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prime_megatron.config.algorithm import Estimator, UpdateOrder
 from prime_megatron.config.check_algorithm import check_algorithm
+from prime_megatron.config.check_health import check_health
 from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
@@ -39,6 +40,7 @@ def check_train_config(
     _check_rollout(config, world_size)
     _check_verify(config)
     check_algorithm(config)
+    check_health(config)
     check_reward_path(config, backend)
     _check_batch(config)
     return tuple(line for warn in WARNINGS for line in warn(config, data_size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prime_megatron.config.algorithm import Estimator, PrmLossKind, UpdateOrder
+from prime_megatron.config.check_health import warn_health
 from prime_megatron.config.roles import needs_prm
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.config.schedule import warn_schedule
@@ -106,4 +107,5 @@ WARNINGS: tuple[Callable[[TrainConfig, int], list[str]], ...] = (
     _warn_frozen,
     _warn_delimiter,
     _warn_schedules,
+    warn_health,
 )

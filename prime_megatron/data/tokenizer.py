@@ -164,16 +164,21 @@ class Tokenizer:
             ids = [*self.encode(token[:1]), *self.encode(token[1:])]
         return ids
 
+    def contains(self, text: str, vocab_size: int) -> Tensor:
+        """Tokens that contain the text, bool [vocab_size]."""
+        table_V = torch.zeros(vocab_size, dtype=torch.bool)
+        ids = sorted(id_ for id_ in self.hf.get_vocab().values() if id_ < vocab_size)
+        for token in ids:
+            table_V[token] = text in self.decode([token], skip_special_tokens=False)
+        return table_V
+
     def step_end_table(self, delimiter: str, vocab_size: int) -> Tensor:
         """Tokens whose text contains the delimiter, bool [vocab_size].
 
         Raises:
             InputError: no token contains it, so that no step would ever end.
         """
-        table_V = torch.zeros(vocab_size, dtype=torch.bool)
-        ids = sorted(id_ for id_ in self.hf.get_vocab().values() if id_ < vocab_size)
-        for token in ids:
-            table_V[token] = delimiter in self.decode([token], skip_special_tokens=False)
+        table_V = self.contains(delimiter, vocab_size)
         if not delimiter or not table_V.any():
             raise InputError(
                 f"prm.step_delimiter {delimiter!r}: no token of {self.folder} contains it; "

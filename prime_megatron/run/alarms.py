@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prime_megatron.config import TrainConfig
+from prime_megatron.config import CollapseAction, TrainConfig
 from prime_megatron.config.warn import warn_rare_success
 
 
@@ -33,4 +33,22 @@ class Alarms:
         if rare is not None and not self._rare_told:
             self._rare_told = True
             found.append(rare)
+        if figures.get("prm_health/change"):  # of a step with a check
+            found.append(self._collapse(figures))
         return found
+
+    def _collapse(self, figures: Mapping[str, float]) -> str:
+        """What the alarm of prm.health that begins or ends with this step says."""
+        health, action = self._config.prm.health, self._config.prm.on_collapse
+        told = (
+            f"PRM health: pair accuracy {figures['prm_health/pair_accuracy']:.3f} on held-out responses, that of its "
+            f"frozen copy {figures['prm_health/frozen_pair_accuracy']:.3f}"
+        )
+        if not figures["prm_health/alarm"]:
+            return f"{told}: good again for {health.checks} checks in a row; the alarm ends"
+        then = {
+            CollapseAction.warn: "the run goes on (prm.on_collapse warn)",
+            CollapseAction.freeze: "it learns no more (prm.on_collapse freeze)",
+            CollapseAction.outcome_only: "its rewards are left out until it is good (prm.on_collapse outcome_only)",
+        }
+        return f"{told}, {health.checks} checks in a row beyond prm.health.margin {health.margin}; {then[action]}"

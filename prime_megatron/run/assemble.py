@@ -33,6 +33,7 @@ from prime_megatron.run.models import DTYPES, Roles, build_roles
 from prime_megatron.run.nonfinite import NONFINITE_FOLDER, NonFinite
 from prime_megatron.run.output_dir import check_output_dir, own_output_dir
 from prime_megatron.run.parts import Parts
+from prime_megatron.run.prm_health import PrmHealth, form_table
 from prime_megatron.run.prm_note import reference_warning
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.residency import Residency
@@ -126,11 +127,12 @@ class Assembly:
             reporter.log.message(line)
         collector = self.collector(generator, reporter)
         nonfinite = build_nonfinite(config, self.topology, reporter.log.warn)
+        reduce = OverRanks(self.topology.data)
+        health = self.prm_health(reduce)
         stateful = {
             "prompts": inputs.prompts, "collector": collector, "reporter": reporter, "sync": sync,
-            "nonfinite": nonfinite,
+            "nonfinite": nonfinite, **({"prm_health": health} if health.watches else {}),
         }  # fmt: skip
-        reduce = OverRanks(self.topology.data)
         return Parts(
             export_to=Path(config.run.output_dir) if config.checkpoint.export_final else None,
             topology=self.topology,
@@ -149,6 +151,7 @@ class Assembly:
                 reduce=reduce,
                 at_once=config.rollout.prompts_per_step,
             ),
+            prm_health=health,
             reduce=reduce,
             clock=reporter.clock,
             reporter=reporter,
@@ -164,6 +167,13 @@ class Assembly:
                 leave=self.residency.by_phase,
             ),
         )
+
+    def prm_health(self, reduce: OverRanks) -> PrmHealth:
+        """The watch over the PRM; without prm.health it does nothing."""
+        config, inputs = self.config, self.inputs
+        watches = config.prm.health.every > 0
+        form_V = form_table(inputs.tokenizer, config.prm.step_delimiter, inputs.family.vocab) if watches else None
+        return PrmHealth(config, inputs.labelled, Batcher(self.topology, config.packing), form_V, reduce)
 
     def start_engine(self) -> Engine:
         """The engine. Where models move it starts on a device that they have left, and sleeps before they come back:

@@ -23,6 +23,7 @@ from prime_megatron.run.colocation import Colocation
 from prime_megatron.run.model_card import train_card, write_card
 from prime_megatron.run.models import Roles
 from prime_megatron.run.nonfinite import NonFinite
+from prime_megatron.run.prm_health import PrmHealth
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.watchdog import Watchdog
@@ -48,6 +49,7 @@ class Parts:
     batcher: Batcher
     engine_check: EngineCheck
     prm_held_out: PrmHeldOut
+    prm_health: PrmHealth
     reduce: Reduction
     clock: Clock
     reporter: Reporter

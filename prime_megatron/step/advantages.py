@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -18,16 +20,26 @@ from prime_megatron.kernels.reward_form import RewardBatch, RewardForm
 from prime_megatron.types import Advantages, RolloutBatch, Scores
 
 
-def step_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, reduce: Reduction) -> Advantages:
+def step_advantages(
+    config: TrainConfig, batch: RolloutBatch, scores: Scores, reduce: Reduction, *, process: bool = True
+) -> Advantages:
     """Process rewards, returns and advantages of this rank's sequences, float32 [T], 0 outside the response.
 
     By the fused path where it has what the config asks for, else by the definition; the two agree to rounding. The
-    choice is the config's alone, so all ranks make the same calls of ``reduce`` (over the data-parallel ranks).
+    choice is the config's and ``process``'s alone, alike on all ranks, which make the same calls of ``reduce`` (over
+    the data-parallel ranks). process False: without the PRM, to the last bit as with advantage.process_weight 0.
     """
+    if not process:
+        config, scores = _outcome_only(config), dataclasses.replace(scores, prm_logprobs_T=None)
     if is_fused(config):
         shaped = with_overlong_penalty(batch, config.advantage, config.rollout.sampling.max_response_tokens)
         return fused_advantages(config, shaped, scores, reduce)
     return defined_advantages(config, batch, scores, reduce)
+
+
+def _outcome_only(config: TrainConfig) -> TrainConfig:
+    """The same with advantage.process_weight 0."""
+    return config.model_copy(update={"advantage": config.advantage.model_copy(update={"process_weight": 0.0})})
 
 
 def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, reduce: Reduction) -> Advantages:

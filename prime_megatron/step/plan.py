@@ -92,7 +92,7 @@ def plan_step(config: TrainConfig) -> StepPlan:
     critic = config.advantage.estimator is Estimator.gae
     passes = [*_score_passes(config, old, reference=reference, from_policy=from_policy, kl=kl, shared=shared)]
     if prm:
-        passes += _prm_passes(config)
+        passes += _prm_passes(config) + _health_passes(config)
     if critic:
         passes += [
             Pass("critic", "values", 1.0, "GAE needs a value per token"),
@@ -164,6 +164,18 @@ def _why_all(config: TrainConfig, from_policy: bool) -> str:
     if config.policy.importance_cap is not None:
         return "importance weights against the engine"
     return "KL enters the reward"
+
+
+def _health_passes(config: TrainConfig) -> list[Pass]:
+    """What prm.health costs a step in the mean, where the held-out responses are those of the first steps."""
+    health = config.prm.health
+    if not health.every:
+        return []
+    if config.eval.prm_rows:
+        why = f"PRM and reference on eval.prm_rows, every {health.every}; not counted"
+        return [Pass("prm", "health check", 0.0, why)]
+    why = f"PRM and reference on the responses of {health.steps} steps, every {health.every}"
+    return [Pass("prm", "health check", 2.0 * health.steps / health.every, why)]
 
 
 def _prm_passes(config: TrainConfig) -> list[Pass]:

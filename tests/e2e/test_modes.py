@@ -44,6 +44,7 @@ MODES: dict[str, dict[str, Any]] = {
         "advantage": {"overlong_buffer": 5},
         "models": {"policy": {"num_mini_batches": 2}},
     },
+    "health": {"prm": {"health": {"every": 1}}},
     "mini-batches": {"models": {"policy": {"num_mini_batches": 4}, "prm": {"num_mini_batches": 2}}},
 }
 

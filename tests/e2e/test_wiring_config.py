@@ -79,7 +79,12 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     modes: dict[str, dict[str, Any]] = {
         "kl": {
             "policy": {"kl_place": "loss", "kl_coef": 0.1, "importance_cap": 2.0, "importance_mode": "mask"},
-            "prm": {"update": "reverse", "loss": "prefix_value", "difficulty_weights": True},
+            "prm": {
+                "update": "reverse",
+                "loss": "prefix_value",
+                "difficulty_weights": True,
+                "health": {"every": 1},
+            },
         },
         "critic": {
             "advantage": {"estimator": "gae", "overlong_buffer": 5},
