@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.metric_table import finish
-from prime_megatron.algo.prm_loss import logit_of_siblings
+from prime_megatron.algo.prm_loss import intercepts
 from prime_megatron.algo.process_reward import floored_log_ratio
 from prime_megatron.algo.segments import last_mask, segment_sum
 from prime_megatron.algo.statistics import prm_statistics
-from prime_megatron.config import PrmAlgorithm, PrmLossKind
+from prime_megatron.config import PrmAlgorithm
 from prime_megatron.config.health import HealthConfig
 from prime_megatron.types import RolloutBatch
 
@@ -70,12 +70,12 @@ def response_sums(
 
 
 def ranking(q_N: Tensor, outcome_N: Tensor, group_N: Tensor, config: PrmAlgorithm) -> dict[str, float]:
-    """pair_accuracy, auc, calibration_error and brier of scores Q [N] on all held-out responses.
+    """pair_accuracy, auc, calibration_error and brier on all held-out responses; q_N: ``prm_loss.logit_scores``, [N].
 
-    Pair accuracy, calibration and Brier score are those of training (``prm_statistics``), intercept of prm.loss
-    ce_intercept included; auc is over all responses, of whatever prompt.
+    Pair accuracy, calibration and Brier score are those of training (``prm_statistics``), a loss's intercept
+    included; auc is over all responses, of whatever prompt.
     """
-    intercept_N = logit_of_siblings(outcome_N, group_N) if config.loss is PrmLossKind.ce_intercept else None
+    intercept_N = intercepts(outcome_N, group_N, config)
     told = finish(prm_statistics(q_N, outcome_N, group_N, config.beta, intercept_N))
     return {name: told[source] for source, name in RANKING.items()} | {"auc": auc(q_N, outcome_N > 0.5)}
 

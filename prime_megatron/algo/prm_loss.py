@@ -87,6 +87,14 @@ def sibling_terms(q_N: Tensor | None, outcome_N: Tensor, group_N: Tensor, config
         return SiblingTerms(opposite_N.to(q_N.dtype), weight_N.to(q_N.dtype))
 
 
+def logit_scores(q_N: Tensor, length_N: Tensor, loss: PrmLossKind) -> Tensor:
+    """What beta turns into the logit of every response, [N], nats: Q; under prefix_value Q / L, the mean over its L
+    response tokens, which is the value of the whole response."""
+    if loss is not PrmLossKind.prefix_value:
+        return q_N
+    return (q_N.double() / length_N.double().clamp(min=1.0)).to(q_N.dtype)
+
+
 def intercepts(outcome_N: Tensor, group_N: Tensor, config: PrmObjective) -> Tensor | None:
     """What a loss adds to beta times the log-ratio of every sequence: log(mu / (1 - mu)) of its group, mu held within
     MEAN_EPS of 0 and 1, float64 [N]; None where it adds nothing."""

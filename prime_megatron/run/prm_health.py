@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.health import Alarm, ResponseSums, ranking, response_sums, reward_place
+from prime_megatron.algo.prm_loss import logit_scores
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import CollapseAction, TrainConfig
 from prime_megatron.data.tokenizer import Tokenizer
@@ -171,9 +172,12 @@ class PrmHealth:
         outcome_N = torch.tensor([sample.outcome for _, sample in samples], dtype=torch.float64)
         length_N = torch.tensor([len(sample.token_ids) for _, sample in samples], dtype=torch.float64)
         assert self.frozen_N is not None
-        frozen = ranking(self.frozen_N - sums.ref_N, outcome_N, group_N, self.config)
+        online, frozen = (
+            ranking(logit_scores(prm_N - sums.ref_N, length_N, self.config.loss), outcome_N, group_N, self.config)
+            for prm_N in (sums.prm_N, self.frozen_N)
+        )
         return (
-            ranking(sums.prm_N - sums.ref_N, outcome_N, group_N, self.config)
+            online
             | {f"frozen_{name}": value for name, value in frozen.items()}
             | reward_place(sums, outcome_N, length_N)
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from prime_megatron.algo.metric_table import finish
-from prime_megatron.algo.prm_loss import sibling_terms
+from prime_megatron.algo.prm_loss import logit_scores, sibling_terms
 from prime_megatron.algo.process_reward import sequence_log_ratio
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.algo.segments import segment_count
@@ -44,13 +44,10 @@ def train_prm(
 
 
 def log_ratios(rollout: RolloutBatch, prm_logprobs_T: Tensor, ref_logprobs_T: Tensor, loss: PrmLossKind) -> Tensor:
-    """What beta turns into the logit of every response, float32 [N], nats: Q, the sum of its log-ratios; their mean
-    under prefix_value, the value of the whole response."""
+    """``prm_loss.logit_scores`` of every response, float32 [N], nats, not scaled by beta."""
     mask_T, sequence_T, count = rollout.response_mask_T, rollout.sequence_T, rollout.outcome_N.numel()
     q_N = sequence_log_ratio(prm_logprobs_T, ref_logprobs_T, mask_T, sequence_T, count)
-    if loss is not PrmLossKind.prefix_value:
-        return q_N
-    return (q_N.double() / segment_count(mask_T, sequence_T, count).clamp(min=1.0)).to(q_N.dtype)
+    return logit_scores(q_N, segment_count(mask_T, sequence_T, count), loss)
 
 
 def role_logprobs(role: Role, batch: StepBatch) -> Tensor:
