@@ -8,8 +8,9 @@ from prime_megatron.checkpoint.run import Stateful
 from prime_megatron.config import SftConfig
 from prime_megatron.config.load import dump_yaml
 from prime_megatron.data.chat import ChatOptions
+from prime_megatron.data.encode import Skip
 from prime_megatron.data.rows import Remarks, read_sft_rows
-from prime_megatron.data.stream import SftStream, Skip
+from prime_megatron.data.stream import SftStream
 from prime_megatron.data.tokenizer import load_tokenizer
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore.role import Role, TrainResult

@@ -6,22 +6,27 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from prime_megatron.config import TrainConfig, UpdateOrder
+from prime_megatron.algo.teacher import mix_at
+from prime_megatron.config import PrmKind, PrmReference, TrainConfig, UpdateOrder
+from prime_megatron.config.roles import has_told_teacher
 from prime_megatron.errors import ExitCode, InputError, NotFinite, RunError, StopRequested
+from prime_megatron.mcore.head_prm import HeadResult
 from prime_megatron.mcore.role import Learning, Role, TrainResult
 from prime_megatron.parallel.collectives import agree_on
 from prime_megatron.run.assemble import open_parts
 from prime_megatron.run.ending import Ending
 from prime_megatron.run.output_dir import mark_done
 from prime_megatron.run.parts import Parts
-from prime_megatron.step.advantages import step_advantages
+from prime_megatron.step.advantages import step_advantages, with_teacher
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.loss_weights import loss_weights
 from prime_megatron.step.losses import critic_loss, policy_loss
 from prime_megatron.step.metrics import StepRecord
 from prime_megatron.step.plan import OldLogprobs, plan_step
 from prime_megatron.step.prm import train_prm
-from prime_megatron.types import Advantages, MiniBatch, Scores
+from prime_megatron.step.prm_head import head_as_log_ratio, update_head
+from prime_megatron.step.teacher import take_copy, told_logprobs
+from prime_megatron.types import Advantages, Group, MiniBatch, Scores
 
 
 class PrimeTrainer:
@@ -97,6 +102,8 @@ class PrimeTrainer:
     def step(self, index: int) -> StepRecord:
         """Step ``index``, from 1: rollout, score, PRM, advantage, policy, reshard. Collective over the world."""
         parts, clock = self.parts, self.parts.clock
+        if has_told_teacher(self.config) and mix_at(self.config.prm.teacher, index) == 0.0:
+            self.plan = plan_step(self.config, taught=False)
         with clock("rollout"):
             collected = parts.collector.collect(index)
             parts.colocation.sleep_engine()
@@ -105,13 +112,14 @@ class PrimeTrainer:
             if parts.engine_check.due:
                 parts.colocation.reads(parts.roles.policy)
                 parts.engine_check(batch, self.version)
-            scores = self.score(batch)
+            scores = self.ask_teacher(index, collected.groups, batch, self.score(batch))
         with clock("prm"):
             use = parts.prm_health.begin(index, self.prm_and_reference)
             scores, prm = self.update_prm(batch, scores, learns=use.learns)
             held_out = self.measure_prm(index) | parts.prm_health.end(index, collected.groups, self.prm_and_reference)
         with clock("advantage"):
             advantages = step_advantages(self.config, batch.rollout, scores, parts.reduce, process=use.rewards)
+            advantages = with_teacher(self.config, batch.rollout, scores, advantages, index)
         with clock("policy"):
             policy = self.update_policy(batch, scores, advantages)
         critic = None
@@ -152,7 +160,7 @@ class PrimeTrainer:
             # bit: products of other sizes round differently, and batch_norm would make a reward of that.
             minis, temperature = (batch.policy, self._temperature) if plan.rewards_itself else (batch.prm, 1.0)
             ref = self._logprobs(roles.reference, batch, minis, temperature=temperature)
-        elif plan.prm:
+        elif plan.prm and self.config.prm.reference is PrmReference.policy:
             ref = old
         if plan.policy_reference:
             policy_ref = ref
@@ -165,17 +173,37 @@ class PrimeTrainer:
             values = roles.critic.values(micro, batch.num_local_tokens)
         return Scores(old, ref, policy_ref, prm_logprobs_T=None, values_T=values)
 
-    def update_prm(self, batch: StepBatch, scores: Scores, *, learns: bool) -> tuple[Scores, TrainResult | None]:
+    def ask_teacher(self, index: int, groups: Sequence[Group], batch: StepBatch, scores: Scores) -> Scores:
+        """The log-probs of a teacher in the PRM's place; a copy of the policy reads the truth in its prompts."""
+        teacher, policy = self.parts.roles.teacher, self.parts.roles.policy
+        if not self.plan.teacher:
+            return scores
+        if not has_told_teacher(self.config):
+            judged_T = self._logprobs(teacher, batch, batch.policy, temperature=self._temperature)
+            return scores.with_teacher(judged_T)
+        self.parts.colocation.reads(policy, beside=teacher)
+        take_copy(teacher, policy, self.config.prm.teacher, index)
+        self.parts.colocation.reads(teacher)
+        judged_T = told_logprobs(teacher, self.parts.batcher, groups, batch, temperature=self._temperature)
+        return scores.with_teacher(judged_T)
+
+    def update_prm(
+        self, batch: StepBatch, scores: Scores, *, learns: bool
+    ) -> tuple[Scores, TrainResult | HeadResult | None]:
         """Score with the PRM and let it learn, in the configured order; score only where it takes no update."""
         if not self.plan.prm:
             return scores, None
         roles, ref_T = self.parts.roles, scores.ref_logprobs_T
+        order, colocation = self.config.prm.update if learns else UpdateOrder.none, self.parts.colocation
+        if self.config.prm.kind is PrmKind.head:
+            (colocation.reads if order is UpdateOrder.none else colocation.learns)(roles.prm)
+            return update_head(roles.prm, batch, scores, self.config.prm, order)
 
         def learned(scored_T: Tensor | None) -> TrainResult:
-            self.parts.colocation.learns(roles.prm)
+            colocation.learns(roles.prm)
             return train_prm(roles.prm, batch, ref_T, scored_T, self.config.prm)
 
-        match self.config.prm.update if learns else UpdateOrder.none:
+        match order:
             case UpdateOrder.after:
                 update = learned(None)
                 return scores.with_prm(update.logprobs.logprobs_T), update
@@ -196,8 +224,11 @@ class PrimeTrainer:
         return held_out.measure(self.prm_and_reference)
 
     def prm_and_reference(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs of the PRM, as it is now, and of its reference, float32 [T] each."""
+        """Log-probs of the PRM, as it is now, and of its reference, float32 [T] each; a head's logits instead."""
         roles = self.parts.roles
+        if self.config.prm.kind is PrmKind.head:
+            self.parts.colocation.reads(roles.prm)
+            return head_as_log_ratio(roles.prm, batch)
         prm_T = self._logprobs(roles.prm, batch, batch.prm)
         if roles.reference is not None:
             return prm_T, self._logprobs(roles.reference, batch, batch.prm)

@@ -43,6 +43,8 @@ class Prompt:
     """The row's extra_info, JSON values, for custom rewards."""
     other_truths: tuple[str, ...] = ()
     """Further ground truths: an answer that equals any of them is right."""
+    told_ids: tuple[int, ...] = ()
+    """The prompt with its ground truth in it, for a teacher that is told (prm.teacher.mode rlsd); else empty."""
 
 
 @dataclass(frozen=True)
@@ -219,10 +221,29 @@ class Scores:
     prm_logprobs_T: Tensor | None
     values_T: Tensor | None = None
     """The critic's value of the text before token t, 0 outside the response."""
+    head_logits_T: Tensor | None = None
+    """Of a PRM with a head: the logit of success of the text up to and including token t, on response tokens and each
+    prompt's last token."""
+    teacher_logprobs_T: Tensor | None = None
+    """The teacher in the PRM's place, at the policy's temperature."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are process rewards: against a reference, by a head, or by a teacher."""
+        judges = (self.ref_logprobs_T, self.head_logits_T, self.teacher_logprobs_T)
+        return any(scored_T is not None for scored_T in judges)
 
     def with_prm(self, prm_logprobs_T: Tensor) -> Scores:
         """The same, scored by the PRM too."""
         return dataclasses.replace(self, prm_logprobs_T=prm_logprobs_T)
+
+    def with_head(self, head_logits_T: Tensor) -> Scores:
+        """The same, scored by a PRM with a head."""
+        return dataclasses.replace(self, head_logits_T=head_logits_T)
+
+    def with_teacher(self, teacher_logprobs_T: Tensor) -> Scores:
+        """The same, scored by a teacher."""
+        return dataclasses.replace(self, teacher_logprobs_T=teacher_logprobs_T)
 
 
 @dataclass(frozen=True)

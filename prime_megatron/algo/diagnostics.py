@@ -23,29 +23,33 @@ IMPROBABLE = 0.01
 """A token of a smaller probability under the reference is improbable."""
 
 
-def reward_statistics(batch: RolloutBatch, process_rewards_T: Tensor, ref_logprobs_T: Tensor) -> Statistics:
+def reward_statistics(batch: RolloutBatch, process_rewards_T: Tensor, ref_logprobs_T: Tensor | None) -> Statistics:
     """Sums for process_reward/improbable_* and process_reward/outcome_correlation; both arguments [T].
+
+    ref_logprobs_T: None where there is no reference, and then no improbable_*.
 
     The correlation is Pearson's over responses, of a_i = m_i - mean of m over the siblings and b_i = o_i - mean of o
     over them, m_i the mean process reward of the response's tokens, o_i its outcome.
     """
     mask_T, num_sequences = batch.response_mask_T, batch.outcome_N.numel()
-    size_T = torch.where(mask_T, process_rewards_T.double().abs(), 0.0)
-    improbable_T = mask_T & (ref_logprobs_T < math.log(IMPROBABLE))
     siblings = Siblings.of(batch.group_N)
     mean_N = segment_mean(process_rewards_T.double(), mask_T, batch.sequence_T, num_sequences)
     reward_N, outcome_N = (x_N - siblings.sum(x_N) / siblings.size_N for x_N in (mean_N, batch.outcome_N.double()))
-    return Statistics(
-        {
+    sums = {
+        "reward_outcome_product": (reward_N * outcome_N).sum(),
+        "reward_centred_square": reward_N.square().sum(),
+        "outcome_centred_square": outcome_N.square().sum(),
+    }
+    if ref_logprobs_T is not None:
+        size_T = torch.where(mask_T, process_rewards_T.double().abs(), 0.0)
+        improbable_T = mask_T & (ref_logprobs_T < math.log(IMPROBABLE))
+        sums |= {
             "reward_tokens": mask_T.double().sum(),
             "reward_size_sum": size_T.sum(),
             "reward_improbable_sum": size_T[improbable_T].sum(),
             "reward_improbable_tokens": improbable_T.double().sum(),
-            "reward_outcome_product": (reward_N * outcome_N).sum(),
-            "reward_centred_square": reward_N.square().sum(),
-            "outcome_centred_square": outcome_N.square().sum(),
         }
-    )
+    return Statistics(sums)
 
 
 def largest_share(process_rewards_T: Tensor, response_mask_T: Tensor, reduce: Reduction) -> float:

@@ -72,7 +72,8 @@ RATIOS = (
           "Responses whose Q = sum_t (log PRM - log reference), with prm.loss prefix_value the mean over t, has "
           "the sign of outcome - 1/2, before the update; Q = 0 counts one half."),
     Ratio("prm/ce", "prm_ce_sum", _PRM, "nats", "Cross-entropy of p against the outcome, p = sigmoid(beta Q); with "
-          "an intercept (prm.loss ce_intercept, prm.adaptive_boundary) p = sigmoid(beta Q + the intercept)."),
+          "an intercept (prm.loss ce_intercept, prm.adaptive_boundary) p = sigmoid(beta Q + the intercept). With "
+          "prm.kind head beta is 1 and Q, here and below, the head's logit of the whole response."),
     Ratio("prm/brier", "prm_brier_sum", _PRM, "1", "Squared difference of prm/ce's p and the outcome."),
     Ratio("prm/pair_accuracy", "prm_pair_accuracy_sum", "prm_pair_groups", "share",
           "Pairs of a prompt's responses with different outcomes that Q orders alike, over prompts with such a pair."),
@@ -89,6 +90,8 @@ RATIOS = (
           "Response tokens of a probability below 0.01 under the PRM's reference."),
     Ratio("return/mean", "return_sum", _TOKENS, "1", "Return of a response token, before whitening."),
     Ratio("advantage/mean", "advantage_sum", _TOKENS, "1", "Advantage of a response token."),
+    Ratio("teacher/clipped", "teacher_clipped_sum", "teacher_tokens", "share",
+          "Tokens whose weight the clip holds (prm.teacher.mode rlsd)."),
     Ratio("policy/loss", "policy_loss_sum", _POLICY, "1",
           "The objective's loss a token (policy.objective), importance weights included, entropy and KL terms not."),
     Ratio("policy/clip_low", "policy_clip_low_sum", _POLICY, "share",
@@ -183,8 +186,9 @@ def finish(statistics: Statistics) -> dict[str, float]:
         metrics["prm/calibration_error"] = _ratio(float(gap), float(sums["prm_sequences"]))
     if "reward_size_sum" in sums:
         size = float(sums["reward_size_sum"])
-        product = float(sums["reward_outcome_product"])
         metrics["process_reward/improbable_share"] = float(sums["reward_improbable_sum"]) / size if size else 0.0
+    if "reward_outcome_product" in sums:
+        product = float(sums["reward_outcome_product"])
         deviations = math.sqrt(float(sums["reward_centred_square"] * sums["outcome_centred_square"]))
         metrics["process_reward/outcome_correlation"] = product / deviations if deviations else 0.0
     if "value_residual_square_sum" in sums:

@@ -13,7 +13,8 @@ from prime_megatron.strict_json import read_json
 
 Contents = dict[str, dict[str, str]]
 """Config key -> what it holds -> digest."""
-FOLDERS = ("model", "reference", "models.policy.path", "models.prm.path", "models.critic.path", "models.reference")
+FOLDERS = ("model", "reference", "models.policy.path", "models.prm.path", "models.critic.path", "models.reference",
+           "models.teacher")  # fmt: skip
 FILES = ("data.train", "rollout.replay")
 _TEXTS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",

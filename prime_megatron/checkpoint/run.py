@@ -49,7 +49,7 @@ class Checkpoints:
 
     Args:
         config: the run; ``checkpoint`` says when.
-        roles: the models that learn.
+        roles: the models that learn, and others whose weights no folder has.
         stateful: everything else that is saved, by name.
         log: is told what happens.
         whole: a context in which all of a role is on the device.

@@ -75,6 +75,7 @@ def train_inputs(config: TrainConfig) -> dict[str, str]:
         "models.prm.path": config.models.prm.path,
         "models.critic.path": config.models.critic.path,
         "models.reference": config.models.reference,
+        "models.teacher": config.models.teacher,
         "rollout.replay": config.rollout.replay,
     }
     paths |= {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}

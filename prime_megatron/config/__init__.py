@@ -12,6 +12,7 @@ from prime_megatron.config.algorithm import (
     LossAggregation,
     PolicyAlgorithm,
     PrmAlgorithm,
+    PrmKind,
     PrmLossKind,
     PrmObjective,
     PrmReference,
@@ -46,12 +47,14 @@ from prime_megatron.config.run import (
     TrainConfig,
     TrainLogConfig,
 )
+from prime_megatron.config.teacher import TeacherAlgorithm, TeacherMode
 
 __all__ = [
     "AdvantageAlgorithm", "CheckpointConfig", "CodeConfig", "CollapseAction", "DataConfig", "Estimator",
     "EvalConfig", "FilterConfig", "Granularity", "HealthConfig", "ImportanceLevel", "ImportanceMode", "KlEstimator",
     "KlPlace", "LaunchConfig", "LeaveOneOut", "LogConfig", "LossAggregation", "ModelsConfig", "Offload",
     "OptimizerConfig", "PackingConfig", "ParallelConfig", "PolicyAlgorithm", "PrmAlgorithm", "PrmConfig", "PrmData",
-    "PrmLossKind", "PrmObjective", "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig", "ScoreConfig",
-    "SftConfig", "StageConfig", "TrainConfig", "TrainLogConfig", "TrainedModel", "UpdateOrder", "VerifyConfig",
+    "PrmKind", "PrmLossKind", "PrmObjective", "PrmReference", "RewardNorm", "RolloutConfig", "SamplingConfig",
+    "ScoreConfig", "SftConfig", "StageConfig", "TeacherAlgorithm", "TeacherMode", "TrainConfig", "TrainLogConfig",
+    "TrainedModel", "UpdateOrder", "VerifyConfig",
 ]  # fmt: skip

@@ -9,6 +9,18 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from prime_megatron.config.base import Free, Section
 from prime_megatron.config.health import CollapseAction, HealthConfig
+from prime_megatron.config.teacher import TeacherAlgorithm
+
+
+class PrmKind(StrEnum):
+    """What judges the tokens of a response."""
+
+    implicit = "implicit"
+    """A language model against its reference: r_t = beta * log(prm / ref) (the paper)."""
+    head = "head"
+    """A model with a head of one value: r_t = v_t - v_{t-1}, v_t its probability of success after token t."""
+    teacher = "teacher"
+    """A frozen language model of the policy's tokenizer: T_t = log P_T(y_t) - log P_old(y_t)."""
 
 
 class UpdateOrder(StrEnum):
@@ -39,6 +51,10 @@ class PrmLossKind(StrEnum):
     """dpo weighted by best-of-n's n * CDF^(n-1) over PRM scores."""
     prefix_value = "prefix_value"
     """Every prefix is to tell the outcome: a margin on beta times the mean of q over the prefix (IPVRM)."""
+    prefix_ce = "prefix_ce"
+    """Of a head: binary cross-entropy of its value of every beginning of a response against the outcome."""
+    last_ce = "last_ce"
+    """Of a head: the same of its value of the whole response alone."""
 
 
 class Granularity(StrEnum):
@@ -171,12 +187,17 @@ class PrmObjective(Section):
         """Whether the loss of a response depends on its siblings."""
         if self.loss is PrmLossKind.prefix_value:
             return self.adaptive_boundary or self.difficulty_weights
-        return self.loss is not PrmLossKind.ce
+        return self.loss not in (PrmLossKind.ce, PrmLossKind.prefix_ce, PrmLossKind.last_ce)
 
 
 class PrmAlgorithm(PrmObjective):
-    """The implicit PRM: its reward and its loss (section 3 of the paper)."""
+    """The PRM: its reward and its loss (section 3 of the paper)."""
 
+    kind: PrmKind = PrmKind.implicit
+    """What judges the tokens; a head has the losses prefix_ce and last_ce and is not scaled by beta, a teacher has no
+    loss: docs/process-rewards.md."""
+    teacher: TeacherAlgorithm = TeacherAlgorithm()
+    """What a teacher's judgement does (kind teacher)."""
     update: UpdateOrder = UpdateOrder.after
     """When the PRM learns against when it scores."""
     reference: PrmReference = PrmReference.freeze

@@ -64,7 +64,8 @@ def _check_held_out_prm(config: TrainConfig) -> None:
     if config.eval.prm_every and not config.eval.prm_rows:
         raise InputError("eval.prm_every: there is nothing to measure on; set eval.prm_rows, or eval.prm_every to 0")
     if config.eval.prm_rows and not needs_prm(config):
-        why = "advantage.process_weight 0" if config.advantage.process_weight == 0 else "advantage.estimator spro"
+        why = "advantage.process_weight 0" if config.advantage.process_weight == 0 else "prm.kind teacher"
+        why = "advantage.estimator spro" if config.advantage.estimator is Estimator.spro else why
         raise InputError(f"eval.prm_rows: this run has no PRM ({why}); leave them out")
 
 

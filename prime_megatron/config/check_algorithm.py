@@ -16,6 +16,7 @@ from prime_megatron.config.algorithm import (
     PrmReference,
     UpdateOrder,
 )
+from prime_megatron.config.check_kind import check_kind
 from prime_megatron.config.dotted import split
 from prime_megatron.config.roles import needs_prm
 from prime_megatron.config.run import TrainConfig
@@ -34,6 +35,7 @@ def check_algorithm(config: TrainConfig) -> None:
     Raises:
         InputError: one line, with what to change.
     """
+    check_kind(config)
     _check_prm(config)
     _check_advantage(config)
     _check_policy(config)

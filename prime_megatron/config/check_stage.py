@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prime_megatron.config.check_algorithm import check_objective_keys
+from prime_megatron.config.check_kind import HEAD_LOSSES
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
 from prime_megatron.config.run import StageConfig
@@ -17,6 +18,11 @@ def check_stage_config(
     started = config.launch.nodes * config.launch.processes_per_node
     data_size = check_parallel(config.parallel, started if world_size is None else world_size, backend)
     if isinstance(config, PrmConfig):
+        if config.prm.loss in HEAD_LOSSES:
+            raise InputError(
+                f"prm.loss: {config.prm.loss} is of a PRM with a head, and this verb trains an implicit one; set it to "
+                "ce, or train the head in a run (prm.kind head)"
+            )
         check_objective_keys(config.prm)
         if config.prm.compares_siblings and config.data.group_size < 2:
             raise InputError(f"prm.loss: {config.prm.loss} compares siblings; set data.group_size above 1")

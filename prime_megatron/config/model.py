@@ -52,11 +52,14 @@ class ModelsConfig(Section):
     policy: TrainedModel
     """The model that is trained to answer; its folder also gives the tokenizer."""
     prm: TrainedModel = TrainedModel(optimizer=OptimizerConfig(lr=1e-6, clip_grad=10.0))
-    """The implicit PRM; may be smaller than the policy, with the same tokenizer."""
+    """The PRM; may be smaller than the policy, with the same tokenizer."""
     critic: TrainedModel = TrainedModel(optimizer=OptimizerConfig(lr=1e-6))
     """The value model of estimator=gae; not built by the others."""
     reference: UserPath | None = None
     """HF folder of the PRM's frozen reference; none: the PRM's initial weights."""
+    teacher: UserPath | None = None
+    """HF folder of the teacher (prm.kind teacher), of any size, with the policy's tokenizer; rlsd copies the policy and
+    takes none."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype; with bfloat16 the optimizer keeps float32 main weights and gradients."""
     trust_remote_code: Free[bool] = False

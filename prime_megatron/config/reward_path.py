@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 from prime_megatron.config.algorithm import Estimator, Granularity, KlPlace
 from prime_megatron.config.layout import Backend
+from prime_megatron.config.roles import needs_prm
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.errors import InputError
 
@@ -19,7 +20,7 @@ def uncovered(config: TrainConfig) -> str | None:
         return f"advantage.estimator {advantage.estimator}"
     if config.policy.kl_place is KlPlace.reward:
         return "policy.kl_place reward"
-    if advantage.process_weight == 0:
+    if not needs_prm(config):
         return None  # there are no process rewards to form
     if prm.granularity is not Granularity.token:
         return f"prm.granularity {prm.granularity}"

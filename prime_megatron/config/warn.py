@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prime_megatron.config.algorithm import Estimator, PrmLossKind, UpdateOrder
+from prime_megatron.config.algorithm import Estimator, PrmKind, PrmLossKind, UpdateOrder
 from prime_megatron.config.check_health import warn_health
 from prime_megatron.config.roles import needs_prm
 from prime_megatron.config.run import TrainConfig
@@ -80,6 +80,10 @@ def _warn_schedules(config: TrainConfig, data_size: int) -> list[str]:
 
 def _warn_frozen(config: TrainConfig, data_size: int) -> list[str]:
     if needs_prm(config) and config.prm.update is UpdateOrder.none and config.models.prm.path is None:
+        if config.prm.kind is PrmKind.head:
+            return [
+                "prm.update none with models.prm.path unset: a head that starts at 0 and never learns rewards nothing"
+            ]
         return [
             "prm.update none with models.prm.path unset: a PRM that starts as its own reference and never learns "
             "rewards nothing"

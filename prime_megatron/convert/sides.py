@@ -79,7 +79,7 @@ class MegatronSide:
         item = ReadItem(LoadItemType.TENSOR, index, zeros, index, zeros, torch.Size(chunk.sizes))
         try:
             self._reader.read_data(LoadPlan([item]), _Into(data)).wait()
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AssertionError, KeyError):
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AssertionError, LookupError):
             raise InputError(f"{self.folder}: {name} cannot be read; copy the checkpoint again") from None
         return data
 

@@ -30,7 +30,7 @@ from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.companions import copy_companions, describe_weights
 from prime_megatron.families.folder import SafetensorsStream, TensorSpec, split_files, write_index
-from prime_megatron.families.read import read_config
+from prime_megatron.families.read import read_config, value_head_keys
 from prime_megatron.mcore.weights import (
     MAX_FILE_BYTES,
     file_names,
@@ -62,10 +62,12 @@ class MegatronToHf:
         self.template = source / COMPANIONS if template is None else template
         if not (self.template / "config.json").exists():
             raise InputError(f"{self.template}: no config.json; name the model's HF folder with --template")
-        self.family = read_config(self.template)
-        _check_template(self.template, self.family, source / COMPANIONS)
         with MegatronRows(source) as rows:
-            self.map = tensor_map(self.family, value_head=VALUE_HEAD_KEY in rows.shapes)
+            value_head = VALUE_HEAD_KEY in rows.shapes
+            self.family = read_config(self.template, value_head=value_head)
+            _check_template(self.template, self.family, source / COMPANIONS, value_head=value_head)
+            self.corrections = self.family.corrections | (value_head_keys(self.family) if value_head else {})
+            self.map = tensor_map(self.family, value_head=value_head)
             check_checkpoint(rows, self.map, self.family, self.template / "config.json", drop_padding=drop_padding)
             own = _own_dtypes(source, self.map) if dtype is None else {}
             self.dtypes = {
@@ -100,8 +102,8 @@ class MegatronToHf:
                 write_index(partial, self.files)
             copy_companions(self.template, partial)
             sizes = {name: prod(shape) for name, shape in self.map.hf_shapes.items()}
-            narrowed, corrections = self.dtype is not None, self.family.corrections
-            self.changes = describe_weights(partial, sizes, self.dtypes, cast=narrowed, corrections=corrections)
+            narrowed = self.dtype is not None
+            self.changes = describe_weights(partial, sizes, self.dtypes, cast=narrowed, corrections=self.corrections)
 
     def verify(self, on_bytes: OnBytes) -> str:
         """As ``HfToMegatron.verify``."""
@@ -118,11 +120,11 @@ class MegatronToHf:
                 yield cast(part, spec.dtype, f"{self.source}: {spec.name}")
 
 
-def _check_template(template: Path, family: FamilyConfig, own: Path) -> None:
+def _check_template(template: Path, family: FamilyConfig, own: Path, *, value_head: bool) -> None:
     """Heads that are arranged otherwise have tensors of the same shapes: the checkpoint's own config.json tells."""
     if not (own / "config.json").exists():
         return
-    told = read_config(own)
+    told = read_config(own, value_head=value_head)
     for item in fields(family):
         ours, theirs = getattr(family, item.name), getattr(told, item.name)
         if item.compare and ours != theirs:

@@ -46,7 +46,7 @@ from prime_megatron.convert.verify import compare
 from prime_megatron.errors import InputError
 from prime_megatron.families.companions import copy_companions, describe_weights, dtype_name
 from prime_megatron.families.folder import OUTPUT_LAYER, VALUE_HEAD_TENSOR, HfFolder
-from prime_megatron.families.read import read_config
+from prime_megatron.families.read import names_value_head, read_config
 
 
 class HfToMegatron:
@@ -66,7 +66,7 @@ class HfToMegatron:
 
     def __init__(self, source: Path, target: Path, dtype: torch.dtype | None) -> None:
         self.source, self.target, self.dtype = source, target, dtype
-        self.family = read_config(source)
+        self.family = read_config(source, value_head=names_value_head(source))
         with HfFolder(source, self.family) as self.folder:
             # A folder with an output layer of its own is a policy's: a head beside it is named by check.
             value_head = VALUE_HEAD_TENSOR in self.folder.files and OUTPUT_LAYER not in self.folder.files

@@ -87,6 +87,13 @@ class BatchPlan:
             result.append(MiniPlan(groups, micro, num_tokens, sum(mini.num_sequences for mini in parts)))
         return tuple(result)
 
+    def whole(self, lengths: Sequence[Sequence[int]]) -> MiniPlan:
+        """All groups on the ranks where they are, as one mini-batch packed for sequences of these lengths."""
+        groups = tuple(self.groups_of(rank) for rank in range(self.dp_size))
+        limits = self.max_tokens, self.max_sequences, self.micro_multiple
+        micro = _micro_batches(lengths, groups, [0] * self.dp_size, *limits)
+        return MiniPlan(groups, micro, self.num_tokens, self.num_sequences)
+
     def micro_batches(self, dp_rank: int, num_mini_batches: int) -> tuple[MicroBatches, ...]:
         """What one role's training loop walks through on this rank; one mini-batch serves for scoring.
 

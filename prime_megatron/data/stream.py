@@ -6,13 +6,14 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
+from prime_megatron.data.encode import Skip, encode_prompt, encode_sft
 from prime_megatron.data.rows import PromptRow, SftRow
-from prime_megatron.data.tokenizer import OpenThought, Tokenizer
+from prime_megatron.data.tokenizer import Tokenizer
+from prime_megatron.data.told import Telling
 from prime_megatron.errors import InputError
-from prime_megatron.types import Group, Prompt, Sample
+from prime_megatron.types import Group, Prompt
 
 
 class Row(Protocol):
@@ -24,17 +25,6 @@ class Row(Protocol):
 
 RowType = TypeVar("RowType", bound=Row)
 Item = TypeVar("Item")
-
-
-class Skip(StrEnum):
-    """Why a row of the data is no item of the stream."""
-
-    too_long = "too_long"
-    no_tokens = "no_tokens"
-    masked = "masked"
-    """Every answer of a supervised row has weight 0."""
-    open_thought = "open_thought"
-    """The answer would be learned inside a thought that the prompt opens and the answer does not close."""
 
 
 class RowStream(Generic[RowType, Item]):
@@ -177,6 +167,7 @@ def why_skipped(counts: Mapping[Skip, int], limit: str) -> str:
         Skip.no_tokens: "without a token",
         Skip.masked: "of weight 0 alone",
         Skip.open_thought: "with an answer that does not close the thought that the chat template opens",
+        Skip.long_truth: "whose truth is over prm.teacher.max_truth_tokens (raise it)",
     }
     return ", ".join(f"{counts[skip]} {said[skip]}" for skip in Skip if counts.get(skip))
 
@@ -206,10 +197,11 @@ class PromptStream(RowStream[PromptRow, Prompt]):
         max_prompt_tokens: int,
         seed: int,
         shuffle: bool = True,
+        telling: Telling | None = None,
     ) -> None:
         super().__init__(
             rows,
-            lambda row, uid, draw: encode_prompt(row, tokenizer, uid, draw, max_prompt_tokens),
+            lambda row, uid, draw: encode_prompt(row, tokenizer, uid, draw, max_prompt_tokens, telling),
             content=lambda row: (row.messages, row.tools, row.truths),
             seed=seed,
             shuffle=shuffle,
@@ -231,48 +223,6 @@ class SftStream(RowStream[SftRow, Group]):
             shuffle=shuffle,
             limit=f"data.max_tokens {max_tokens}",
         )
-
-
-def encode_prompt(row: PromptRow, tokenizer: Tokenizer, uid: str, draw: int, max_prompt_tokens: int) -> Prompt | Skip:
-    """A row as the model reads it, or why it is none.
-
-    Raises:
-        InputError: the row's chat cannot be rendered, by file and row.
-    """
-    try:
-        text, token_ids = tokenizer.encode_chat(row.messages, row.tools)
-    except InputError as error:
-        raise InputError(f"{row.origin}: {error}") from None
-    if not token_ids or len(token_ids) > max_prompt_tokens:
-        return Skip.too_long if token_ids else Skip.no_tokens
-    return Prompt(
-        uid,
-        draw,
-        tuple(token_ids),
-        row.ability,
-        row.ground_truth,
-        row.data_source,
-        text,
-        row.extra_info,
-        row.other_truths,
-    )
-
-
-def encode_sft(row: SftRow, tokenizer: Tokenizer, uid: str, draw: int, max_tokens: int) -> Group | Skip:
-    """A supervised row as a group of one, or why it is none. Raises as `encode_prompt`."""
-    if not row.learned:
-        return Skip.masked
-    try:
-        prompt_ids, response_ids = tokenizer.encode_answer(row.messages, row.tools)
-    except OpenThought:
-        return Skip.open_thought
-    except InputError as error:
-        raise InputError(f"{row.origin}: {error}") from None
-    if not prompt_ids or len(prompt_ids) + len(response_ids) > max_tokens:
-        return Skip.too_long if prompt_ids else Skip.no_tokens
-    prompt = Prompt(uid, draw, tuple(prompt_ids), "", "")
-    zeros = (0.0,) * len(response_ids)
-    return Group(prompt, (Sample(tuple(response_ids), zeros, "stop", 0, row.messages[-1].content),))
 
 
 def eval_prompts(

@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
+from prime_megatron.data.encode import Skip
 from prime_megatron.data.messages import Message
-from prime_megatron.data.stream import RowStream, Skip
+from prime_megatron.data.stream import RowStream
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
 from prime_megatron.generate.sample import GeneratedSample, parse_sample

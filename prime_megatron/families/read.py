@@ -97,13 +97,26 @@ def _family(raw: dict[str, Any], value_head: bool) -> Family:
     if value_head and name.endswith(_HEAD):
         name = name.removesuffix(_HEAD) + "ForCausalLM"
     if name not in FAMILIES:
-        hint = " (it is a head for critics: models.critic.path)" if _is_head(name) else ""
+        hint = " (a head of one value: for models.critic.path, or models.prm.path and prm.kind head)"
+        hint = hint if _is_head(name) else ""
         raise InputError(f"architecture {name!r} is unknown{hint}; known: {known}")
     family = FAMILIES[name]
     model_type = raw.get("model_type")
     if model_type != family.name:
         raise InputError(f"model_type = {model_type!r}, but architectures says {names[0]} ({family.name!r})")
     return family
+
+
+def names_value_head(folder: Path | str) -> bool:
+    """Whether config.json names a ...ForSequenceClassification of a family known here. Raises as `read_raw`."""
+    names = read_raw(folder).get("architectures")
+    return isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) and _is_head(names[0])
+
+
+def value_head_keys(family: FamilyConfig) -> dict[str, Any]:
+    """Keys of config.json by which transformers knows a model with a head of one value in place of the vocabulary."""
+    name = family.architecture.removesuffix("ForCausalLM") + _HEAD
+    return {"architectures": [name], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 
 
 def _is_head(name: str) -> bool:

@@ -125,15 +125,16 @@ class RoleShards:
     """
 
     def __init__(self, role: Role) -> None:
-        assert role.optimizer is not None, f"{role.name} is frozen"
         role.memory.need(PARAMETERS, OPTIMIZER)
-        self.position = {
-            "adam_steps": _adam_steps(role.optimizer.megatron),
-            "scheduler_steps": int(role.optimizer.scheduler.num_steps),
-        }
-        for part in role.optimizer.megatron.chained_optimizers:
-            if not isinstance(part, DistributedOptimizer):
-                _make_adam_state(part.optimizer)
+        self.position = {"adam_steps": 0, "scheduler_steps": 0}  # of a role that never learns
+        if role.optimizer is not None:
+            self.position = {
+                "adam_steps": _adam_steps(role.optimizer.megatron),
+                "scheduler_steps": int(role.optimizer.scheduler.num_steps),
+            }
+            for part in role.optimizer.megatron.chained_optimizers:
+                if not isinstance(part, DistributedOptimizer):
+                    _make_adam_state(part.optimizer)
         self._sharded, _ = save_preprocess(_sharded_state(role, loading=False), validate_access_integrity=False)
 
     @property
@@ -154,12 +155,11 @@ class RoleShards:
 
 
 def load_role(role: Role, folder: Path) -> None:
-    """Fill a role's weights, optimizer and schedule from a checkpoint of any layout. Collective.
+    """Fill a role's weights, and optimizer and schedule where it learns, from a checkpoint of any layout. Collective.
 
     Raises:
         InputError: the checkpoint is of another model, or its tensors do not fit this layout.
     """
-    assert role.optimizer is not None, f"{role.name} is frozen"
     role.memory.need(PARAMETERS, OPTIMIZER)
     role.memory.changed(PARAMETERS, OPTIMIZER)
     agree_on(lambda: check_shards(folder))
@@ -182,6 +182,8 @@ def load_role(role: Role, folder: Path) -> None:
         missing, unexpected = unwrap(chunk).load_state_dict(loaded["model"][f"chunk{index}"], strict=False)
         left_out = [name for name in (*missing, *unexpected) if not name.endswith("_extra_state")]
         assert not left_out, f"{role.name}: {left_out[:3]}"
+    if role.optimizer is None:
+        return
     optimizer = role.optimizer.megatron
     parts = optimizer.chained_optimizers
     states = [loaded["optimizer"]] if len(parts) == 1 else [loaded["optimizer"][i] for i in range(len(parts))]
@@ -226,7 +228,6 @@ class _NoCommon(LoadCommonStrategy):
 
 
 def _sharded_state(role: Role, *, loading: bool) -> dict[str, Any]:
-    assert role.optimizer is not None
     metadata = {
         "distrib_optim_sharding_type": "fully_reshardable",
         "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -235,6 +236,8 @@ def _sharded_state(role: Role, *, loading: bool) -> dict[str, Any]:
         "dp_cp_group": role.topology.data_context,
     }
     model = {f"chunk{index}": _tensors(unwrap(chunk), metadata) for index, chunk in enumerate(role.chunks)}
+    if role.optimizer is None:
+        return {"model": model}
     optimizer = role.optimizer.megatron.sharded_state_dict(dict(model), is_loading=loading, metadata=metadata)
     return {"model": model, "optimizer": optimizer}
 

@@ -206,6 +206,14 @@ class Role:
             transformer_engine=has_transformer_engine(),
         )
 
+    @torch.no_grad()
+    def copy_from(self, other: Role) -> None:
+        """Take the weights of another role of the same model and layout, bit for bit."""
+        theirs = other.params()
+        self.memory.changed(PARAMETERS)
+        for key, tensor in self.params().items():
+            tensor.copy_(theirs[key])
+
     def export(self, folder: Path) -> None:
         """Write the weights as an HF folder, beside the source's config and tokenizer files. Collective."""
         self.memory.need(PARAMETERS)

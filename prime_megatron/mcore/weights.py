@@ -26,6 +26,7 @@ from prime_megatron.families.folder import (
     write_index,
 )
 from prime_megatron.families.megatron_layout import shard_map
+from prime_megatron.families.read import value_head_keys
 from prime_megatron.mcore.model import HiddenStatesModel, unwrap
 from prime_megatron.parallel.shards import ShardSlice, as_slices
 from prime_megatron.parallel.topology import Coordinates, Topology
@@ -129,6 +130,8 @@ class _Plan:
         models = [unwrap(chunk) for chunk in chunks]
         self.named = [dict(model.named_parameters()) for model in models]
         self.corrections = models[0].family.corrections
+        if models[0].has_value_head:
+            self.corrections = self.corrections | value_head_keys(models[0].family)
         self.param_dtype = next(models[0].parameters()).dtype
         self.device = next(models[0].parameters()).device
         owners: dict[str, dict[Any, tuple[int, ShardSlice]]] = {}

@@ -27,6 +27,7 @@ METRICS = (
     Metric("rollout/pass_rate/data_source/<data_source>", "share", "The same of one data source's prompts."),
     Metric("process_reward/largest_share", "share",
            "Part of the sum of |process reward| on the largest 1 % of the response tokens."),
+    Metric("teacher/mix", "1", "l of the step: the teacher's share in the size of advantages (prm.teacher.mode rlsd)."),
     Metric("prm/accuracy/ability/<ability>", "share", "prm/accuracy of one ability's responses in the batch."),
     Metric("prm/accuracy/data_source/<data_source>", "share", "prm/accuracy of one data source's responses."),
     Metric("rollout/too_easy", "prompts", "Dropped: mean outcome above rollout.filter.upper."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from prime_megatron.errors import InputError
 from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.read import read_config
 from prime_megatron.plan.memory import MemoryPlan, plan_memory, plan_stage_memory
-from prime_megatron.step.plan import plan_step
+from prime_megatron.step.plan import Model, plan_step
 
 GIB = 2**30
 CONTEXT_BYTES = 4 * GIB
@@ -85,12 +85,17 @@ def read_families(config: TrainConfig | StageConfig) -> Mapping[str, FamilyConfi
     folders = (
         dict.fromkeys(stage_folders(config), False)
         if isinstance(config, StageConfig)
-        else {model.folder: model.role == "critic" for model in plan_step(config).models}
+        else _value_heads(plan_step(config).models)
     )
     for folder in folders:
         if not Path(folder).is_dir():
             return folder
     return {folder: read_config(folder, value_head=head) for folder, head in folders.items()}
+
+
+def _value_heads(models: Sequence[Model]) -> dict[str, bool]:
+    """Folder -> whether no model that starts from it predicts tokens."""
+    return {one.folder: all(other.value_head for other in models if other.folder == one.folder) for one in models}
 
 
 def plan_for(

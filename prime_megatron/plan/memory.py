@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from prime_megatron.config import Offload, PackingConfig, PrmConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.config.check_stage import stage_folders
-from prime_megatron.config.roles import rewards_itself
+from prime_megatron.config.roles import has_told_teacher, rewards_itself
 from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.count import RankParameters, num_parameters, rank_parameters
 from prime_megatron.families.megatron_layout import check_layout
@@ -180,13 +180,16 @@ def micro_batches(packing: PackingConfig, num_sequences: int, longest: int) -> t
 
 def _role(config: TrainConfig, model: Model, family: FamilyConfig, sizes: ParallelSizes) -> PlannedRole:
     check_layout(family, config.parallel, sizes)
-    value_head = model.role == "critic"
+    value_head = model.value_head
     # A frozen model scores in the micro-batches of the role that it serves.
     served = config.models.policy if rewards_itself(config) else config.models.prm
     settings = {"prm": config.models.prm, "reference": served, "critic": config.models.critic}
     minis = settings.get(model.role, config.models.policy).num_mini_batches
-    num_sequences = -(-config.rollout.prompts_per_step // (minis * sizes.data)) * config.rollout.samples_per_prompt
     longest = config.data.max_prompt_tokens + config.rollout.sampling.max_response_tokens
+    if has_told_teacher(config) and model.role == "teacher":
+        minis = 1  # its longer prompts are packed anew, the whole batch at once
+        longest += config.prm.teacher.max_truth_tokens
+    num_sequences = -(-config.rollout.prompts_per_step // (minis * sizes.data)) * config.rollout.samples_per_prompt
     tokens, count = micro_batches(config.packing, num_sequences, longest)
     itemsize = ITEMSIZE[config.models.dtype]
     activations = Activations(family, config.parallel, sizes, itemsize, tokens, count, EXPERT_IMBALANCE, value_head)

@@ -79,7 +79,7 @@ def _recorded(line: bytes, where: str) -> tuple[int, list[Group]]:
 
 def group_from_dict(row: dict[str, Any]) -> Group:
     """Inverse of dataclasses.asdict for a Group."""
-    tuples = {key: tuple(row["prompt"].get(key, ())) for key in ("token_ids", "other_truths")}
+    tuples = {key: tuple(row["prompt"].get(key, ())) for key in ("token_ids", "other_truths", "told_ids")}
     prompt = Prompt(**row["prompt"] | tuples)
     samples = tuple(
         Sample(**{**sample, "token_ids": tuple(sample["token_ids"]), "logprobs": tuple(sample["logprobs"])})

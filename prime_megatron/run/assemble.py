@@ -13,9 +13,11 @@ from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.config import Granularity, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
+from prime_megatron.config.roles import has_told_teacher
 from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
 from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
+from prime_megatron.mcore.role import Role
 from prime_megatron.mcore.spec import describe_layers
 from prime_megatron.metrics import TRAIN_COLUMNS, Clock, open_metrics_log, open_samples_log
 from prime_megatron.parallel.collectives import OverRanks, agree_on, on_first_rank
@@ -45,6 +47,7 @@ from prime_megatron.step.batch import Batcher
 from prime_megatron.step.engine_check import EngineCheck
 from prime_megatron.step.plan import plan_step
 from prime_megatron.step.prm import PrmHeldOut
+from prime_megatron.step.prm_head import held_out_objective
 from prime_megatron.step.works import works
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
 
@@ -147,7 +150,7 @@ class Assembly:
             prm_held_out=PrmHeldOut(
                 inputs.labelled,
                 Batcher(self.topology, config.packing),
-                objective=config.prm,
+                objective=held_out_objective(config.prm),
                 reduce=reduce,
                 at_once=config.rollout.prompts_per_step,
             ),
@@ -160,13 +163,18 @@ class Assembly:
             nonfinite=nonfinite,
             checkpoints=Checkpoints(
                 config,
-                roles.learning,
+                self.saved(),
                 stateful,
                 reporter.log,
                 whole=self.residency.whole,
                 leave=self.residency.by_phase,
             ),
         )
+
+    def saved(self) -> list[Role]:
+        """The models of a checkpoint: those that learn, and a teacher that was copied from one of them."""
+        copied = [self.roles.teacher] if has_told_teacher(self.config) else []
+        return [*self.roles.learning, *(role for role in copied if role is not None)]
 
     def prm_health(self, reduce: OverRanks) -> PrmHealth:
         """The watch over the PRM; without prm.health it does nothing."""

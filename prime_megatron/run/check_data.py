@@ -3,6 +3,7 @@ row is left to use, whether a response fits into the model. Tokenizer and config
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,10 @@ from prime_megatron.step.plan import plan_step
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers
 
 if TYPE_CHECKING:
+    from prime_megatron.data.encode import Skip
     from prime_megatron.data.tokenizer import Tokenizer
+    from prime_megatron.data.told import Telling
+    from prime_megatron.types import Prompt
 
 
 def check_data(config: TrainConfig | StageConfig, *, all_here: bool) -> list[str]:
@@ -86,8 +90,10 @@ def _check_usable(
 ) -> None:
     """Raise InputError where the run would have no row to use; reads up to the first that it has."""
     from prime_megatron.data.chat import ChatOptions
-    from prime_megatron.data.stream import check_usable, encode_prompt, encode_sft
+    from prime_megatron.data.encode import encode_sft
+    from prime_megatron.data.stream import check_usable
     from prime_megatron.data.tokenizer import VOCABULARY_FILES, load_tokenizer
+    from prime_megatron.data.told import Telling
 
     if not all_here and not any((Path(folder) / name).is_file() for name in VOCABULARY_FILES):
         return
@@ -101,22 +107,30 @@ def _check_usable(
         return
     if config.prm.granularity is Granularity.step:
         tokenizer.step_end_table(config.prm.step_delimiter, read_config(folder).vocab)
-    for other in {model.folder for model in plan_step(config).models} - {folder}:
-        _check_same_tokens(tokenizer, other)
+    for other, head in {model.folder: model.value_head for model in plan_step(config).models}.items():
+        if other != folder:
+            _check_same_tokens(tokenizer, other, value_head=head)
     for key, own in files.items():
+        telling = Telling.of(config) if key == "data.train" else None
         if own:
             prompts = _used_rows(key, own, config)
-            longest = f"data.max_prompt_tokens {limit}"
-            check_usable(prompts, lambda row: encode_prompt(row, tokenizer, "", 0, limit), longest)
+            encode = functools.partial(_encoded, tokenizer=tokenizer, limit=limit, telling=telling)
+            check_usable(prompts, encode, f"data.max_prompt_tokens {limit}")
 
 
-def _check_same_tokens(tokenizer: Tokenizer, other: str) -> None:
+def _encoded(row: PromptRow, *, tokenizer: Tokenizer, limit: int, telling: Telling | None) -> Prompt | Skip:
+    from prime_megatron.data.encode import encode_prompt
+
+    return encode_prompt(row, tokenizer, "", 0, limit, telling)
+
+
+def _check_same_tokens(tokenizer: Tokenizer, other: str, *, value_head: bool) -> None:
     """Every model reads the policy's token ids. Raises InputError for a folder in which one means something else."""
     from prime_megatron.data.tokenizer import VOCABULARY_FILES, load_tokenizer
 
     if not (Path(other) / "config.json").is_file():
         return
-    own, size = tokenizer.hf.get_vocab(), read_config(other).vocab
+    own, size = tokenizer.hf.get_vocab(), read_config(other, value_head=value_head).vocab
     if max(own.values()) >= size:
         raise InputError(
             f"{other}/config.json: vocab_size {size} is too small for the token ids of {tokenizer.folder}, which all "
@@ -124,11 +138,14 @@ def _check_same_tokens(tokenizer: Tokenizer, other: str) -> None:
         )
     if any((Path(other) / name).is_file() for name in VOCABULARY_FILES):
         theirs = load_tokenizer(other).hf.get_vocab()
-        differ = [text for text, id_ in own.items() if theirs.get(text, id_) != id_]
+        texts = {id_: text for text, id_ in theirs.items()}
+        differ = [text for text, id_ in own.items() if theirs.get(text, id_) != id_ or texts.get(id_, text) != text]
         if differ:
             raise InputError(
                 f"{other}: its tokenizer is not that of {tokenizer.folder}, whose token ids all models read: "
-                f"{differ[0]!r} is {theirs[differ[0]]} there and {own[differ[0]]} here ({len(differ)} tokens differ)"
+                f"{own[differ[0]]} is {texts.get(own[differ[0]])!r} there and {differ[0]!r} here ({len(differ)} tokens "
+                "differ); "
+                "use a model of the same tokenizer"
             )
 
 

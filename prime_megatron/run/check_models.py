@@ -49,10 +49,10 @@ def compare_models(config: TrainConfig | StageConfig) -> None:
 
 
 def _folders(config: TrainConfig | StageConfig) -> list[tuple[str, bool]]:
-    """(folder, whether it becomes a critic) of every model that the run has, each once."""
+    """(folder, whether it gets a head of one value) of every model that the run has, each once."""
     if isinstance(config, StageConfig):
         return [(folder, False) for folder in stage_folders(config)]
-    return list(dict.fromkeys((model.folder, model.role == "critic") for model in plan_step(config).models))
+    return list(dict.fromkeys((model.folder, model.value_head) for model in plan_step(config).models))
 
 
 def check_folder(

@@ -59,9 +59,10 @@ class Colocation:
         self.level = sleep_level()
         self._readings: dict[str, float] = {}
 
-    def reads(self, model: Movable) -> None:
-        """The model is to be read next: where models take turns, it comes and the others leave."""
-        self.residency.reads(model)
+    def reads(self, model: Movable, beside: Movable | None = None) -> None:
+        """The model is to be read next, with ``beside``'s weights where that is given: where models take turns, they
+        come and the others leave."""
+        self.residency.reads(model, beside)
         if self.residency.by_phase:
             self._note(f"{model.name}_reads")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prime_megatron.config import TrainConfig
 from prime_megatron.config.check import policy_folder_of
+from prime_megatron.config.roles import has_told_teacher
 from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 
@@ -18,11 +19,13 @@ def prompt_limit(config: TrainConfig, family: FamilyConfig) -> tuple[int, str | 
         InputError: the model holds no prompt beside a response of rollout.sampling.max_response_tokens.
     """
     response, wanted = config.rollout.sampling.max_response_tokens, config.data.max_prompt_tokens
-    room = family.max_positions - SPARE_TOKENS[config.rollout.engine] - response
+    truth = config.prm.teacher.max_truth_tokens if has_told_teacher(config) else 0
+    room = family.max_positions - max(SPARE_TOKENS[config.rollout.engine], truth) - response
     where = f"{policy_folder_of(config)}/config.json has max_position_embeddings {family.max_positions}"
     if room < 1:
         raise InputError(
             f"rollout.sampling.max_response_tokens: {response} leaves no room for a prompt: {where}; lower the key"
+            + (f" (or prm.teacher.max_truth_tokens {truth})" if truth else "")
         )
     if room >= wanted:
         return wanted, None

@@ -12,6 +12,7 @@ from prime_megatron.data.chat import ChatOptions
 from prime_megatron.data.rows import PromptRow, Remarks, read_prompt_rows
 from prime_megatron.data.stream import PromptStream, eval_prompts
 from prime_megatron.data.tokenizer import Tokenizer, load_tokenizer
+from prime_megatron.data.told import Telling
 from prime_megatron.errors import InputError
 from prime_megatron.evaluate.responses import Encoder, read_held_out
 from prime_megatron.families import FamilyConfig
@@ -94,7 +95,12 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers, topology: Topology) -
     held = _proven(held, proof, config.data, config.data.eval)
     held_out, skipped = eval_prompts(held.rows, tokenizer, max_prompt_tokens=limit, max_prompts=config.eval.max_prompts)
     prompts = PromptStream(
-        train.rows, tokenizer, max_prompt_tokens=limit, seed=config.run.seed, shuffle=config.data.shuffle
+        train.rows,
+        tokenizer,
+        max_prompt_tokens=limit,
+        seed=config.run.seed,
+        shuffle=config.data.shuffle,
+        telling=Telling.of(config),
     )
     found = survey(prompts, topology)
     lines = [

@@ -59,21 +59,24 @@ class Card:
     figures: Mapping[str, float]
     """The last evaluation, by metric; empty: there was none."""
     note: PrmNote | None = None
-    """Of a PRM."""
+    """Of an implicit PRM."""
+    head: bool = False
+    """A PRM with a head of one value."""
 
 
 def train_card(config: TrainConfig, role: str, figures: Mapping[str, float]) -> Card:
     """Of the policy or the PRM of a PRIME run; figures: the last evaluation's, of both."""
     models = {model.role: model for model in plan_step(config).models}
     note = None
-    if role == "prm":
+    head = models[role].value_head
+    if role == "prm" and not head:
         # With prm.reference policy the reference moved along: the exported policy is the last one of it.
         moving = config.prm.reference is PrmReference.policy
         folder = str(Path(config.run.output_dir) / "policy") if moving else models["reference"].folder
         note = note_of(folder, beta=config.prm.beta, loss=config.prm.loss)
     shown = {name: value for name, value in figures.items() if name.startswith("eval/prm_") == (role == "prm")}
     name = f"{config.run.name}: {role}"
-    return Card(name, "train", models[role].folder, config.run.steps, dump_yaml(config), shown, note)
+    return Card(name, "train", models[role].folder, config.run.steps, dump_yaml(config), shown, note, head)
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -91,6 +94,7 @@ def card_text(card: Card) -> str:
     """The card, Markdown with the front matter of Hugging Face's model cards."""
     licence = licence_of(Path(card.source))
     kind = "An implicit process reward model" if card.note is not None else "A language model"
+    kind = "A process reward model with a head of one value" if card.head else kind
     head = [
         "---", *(licence or ["license: unknown"]),
         "library_name: transformers", "tags: [prime, prime_megatron]", "---", "",
@@ -104,7 +108,8 @@ def card_text(card: Card) -> str:
         rows = [f"| {name} | {value:.4g} |" for name, value in sorted(card.figures.items())]
         parts += ["## Evaluation", "", f"At step {card.step}; docs/reference/metrics.md says what each figure is.", ""]
         parts += ["| figure | value |", "|---|---|", *rows, ""]
-    parts += ["## Use", "", *(_prm_use(card.note) if card.note is not None else _model_use())]
+    use = _prm_use(card.note) if card.note is not None else _head_use() if card.head else _model_use()
+    parts += ["## Use", "", *use]
     return "\n".join([*parts, "", "## Config", "", "```yaml", card.config.rstrip(), "```", ""])
 
 
@@ -117,6 +122,13 @@ def _prm_use(note: PrmNote) -> list[str]:
         "```python", USAGE.format(functions=functions).rstrip(), "```", "",
         "`prime-megatron score FOLDER ANSWERS.jsonl --output OUT.jsonl` gives the same, and per step, in any layout.",
     ]  # fmt: skip
+
+
+def _head_use() -> list[str]:
+    return [
+        "It loads as AutoModelForSequenceClassification. v_t, the sigmoid of its logit where the text ends with token "
+        "t, is the probability that the response succeeds; the reward of a response token is v_t - v_{t-1}.",
+    ]
 
 
 def _model_use() -> list[str]:

@@ -8,6 +8,7 @@ import torch
 
 from prime_megatron.config import Offload, TrainConfig
 from prime_megatron.mcore.critic import Critic
+from prime_megatron.mcore.head_prm import HeadPrm
 from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.offload import KINDS
 from prime_megatron.mcore.role import Role
@@ -29,6 +30,8 @@ class Roles:
     """The policy's, for its KL term; the same object where both are one model."""
     critic: Critic | None = None
     """The value model of estimator gae."""
+    teacher: Role | None = None
+    """Frozen, in the PRM's place; of rlsd a copy of the policy."""
 
     @property
     def learning(self) -> list[Role]:
@@ -38,7 +41,7 @@ class Roles:
     @property
     def distinct(self) -> list[Role]:
         """Every model once."""
-        roles = [self.policy, self.prm, self.reference, self.policy_reference, self.critic]
+        roles = [self.policy, self.prm, self.reference, self.policy_reference, self.critic, self.teacher]
         return list({id(role): role for role in roles if role is not None}.values())
 
 
@@ -62,6 +65,7 @@ def build_roles(config: TrainConfig, topology: Topology, plan: StepPlan, pool: H
         # The plan names one model where the PRM's reference serves the KL term, too.
         policy_reference=roles.get("policy_reference", roles.get("reference")) if plan.policy_reference else None,
         critic=critic,
+        teacher=roles.get("teacher"),
     )
 
 
@@ -73,6 +77,16 @@ def _build(config: TrainConfig, topology: Topology, model: Model, pool: HostPool
         optimizer = settings[model.role].optimizer
         passes = config.prm.passes if model.role == "prm" else 1
         updates = config.run.steps * settings[model.role].num_mini_batches * passes
+    if model.role == "prm" and model.value_head:
+        return HeadPrm(
+            model.folder,
+            topology,
+            config.parallel,
+            dtype=dtype,
+            optimizer=optimizer,
+            total_updates=updates,
+            pool=pool,
+        )
     if model.role == "critic":
         assert optimizer is not None
         return Critic(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prime_megatron.checkpoint.contents import changed_parts, folder_contents
-from prime_megatron.config import PrmReference, TrainConfig
+from prime_megatron.config import PrmKind, PrmReference, TrainConfig
 from prime_megatron.config.check import needs_prm
 from prime_megatron.errors import InputError
 
@@ -74,7 +74,8 @@ def check_reference(folder: str, note: PrmNote) -> None:
 def reference_warning(config: TrainConfig) -> str | None:
     """What a run should be told whose PRM names a reference: that it scores against another. None: nothing."""
     prm, reference = config.models.prm.path, config.models.reference
-    note = None if prm is None or not needs_prm(config) else read_note(prm)
+    implicit = needs_prm(config) and config.prm.kind is PrmKind.implicit
+    note = None if prm is None or not implicit else read_note(prm)
     if note is None or config.prm.reference is PrmReference.policy:
         return None
     if reference is None:

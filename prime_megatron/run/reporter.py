@@ -44,7 +44,7 @@ from prime_megatron.run.progress import PRM_WINDOW, Progress
 from prime_megatron.run.truncation import truncation_alarm
 from prime_megatron.run.verification import Verification, verify_speed
 from prime_megatron.step.metrics import StepRecord, step_figures
-from prime_megatron.step.plan import StepPlan
+from prime_megatron.step.plan import StepPlan, plan_step
 from prime_megatron.types import Group
 
 ASIDE = ("eval", "save")
@@ -267,14 +267,15 @@ class Reporter:
             for group in record.collected.groups
             for sample in group.samples
         ]
-        flops = self._model_flops(lengths)
+        asked = record.scores.teacher_logprobs_T is not None
+        flops = self._model_flops(lengths, self.plan if asked else plan_step(self.config, taught=False))
         return {
             "speed/tokens_per_s": sum(lengths) / wall_s,
             "speed/model_flops_per_s": flops / wall_s,
             "speed/utilisation": flops / wall_s / (self._peak_flops * self.topology.sizes.world),
         }
 
-    def _model_flops(self, lengths: list[int]) -> float:
+    def _model_flops(self, lengths: list[int], plan: StepPlan) -> float:
         """Of the step's passes, all models taken as large as the policy."""
         family = self.family
         one_forward = model_flops(
@@ -285,7 +286,7 @@ class Reporter:
             num_forward=1,
             num_backward=0,
         )
-        return one_forward * self.plan.forwards
+        return one_forward * plan.forwards
 
 
 def _aside(stage_s: Mapping[str, float]) -> float:

@@ -63,13 +63,14 @@ class Residency:
         """Whether they leave for each other, too."""
         return self.mode is Offload.phases
 
-    def reads(self, model: Movable) -> None:
-        """The model's weights are read next."""
-        self._enter(model, (PARAMETERS,), learns=False)
+    def reads(self, model: Movable, beside: Movable | None = None) -> None:
+        """The model's weights are read next, and ``beside``'s with them."""
+        upcoming = self._following(model, learns=False) if beside is None else beside
+        self._enter(model, (PARAMETERS,), upcoming)
 
     def learns(self, model: Movable) -> None:
         """The model is updated next."""
-        self._enter(model, (PARAMETERS, GRADIENTS), learns=True)
+        self._enter(model, (PARAMETERS, GRADIENTS), self._following(model, learns=True))
 
     def publishes(self, model: Movable) -> None:
         """The engine takes the model's weights next: nothing else of any model stays."""
@@ -111,10 +112,9 @@ class Residency:
             for number, (role, place, size) in enumerate(moves, start=1)
         }
 
-    def _enter(self, model: Movable, kinds: Collection[str], *, learns: bool) -> None:
+    def _enter(self, model: Movable, kinds: Collection[str], upcoming: Movable | None) -> None:
         if not self.by_phase:
             return
-        upcoming = self._following(model, learns=learns)
         self._leave(model, kinds, upcoming)
         self._bring(model, kinds)
         if upcoming is not None:

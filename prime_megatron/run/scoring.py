@@ -38,6 +38,7 @@ def resolve_prm(prm: str, config: ScoreConfig) -> PrmFolders:
     """
     if not Path(prm).is_dir():
         raise InputError(f"{prm}: no such model folder; name the PRM's HF folder")
+    read_config(prm)  # a head of one value is refused by name
     note = read_note(prm)
     if note is not None and config.reference is None:
         check_reference(prm, note)

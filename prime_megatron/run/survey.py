@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prime_megatron.data.stream import RowStream, Skip
+from prime_megatron.data.encode import Skip
+from prime_megatron.data.stream import RowStream
 from prime_megatron.errors import InputError
 from prime_megatron.parallel.collectives import gather_all
 from prime_megatron.parallel.topology import Topology

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.advantage import compute_advantages
+from prime_megatron.algo.head_value import head_values
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.overlong import with_overlong_penalty
 from prime_megatron.algo.process_reward import log_ratio, process_rewards
 from prime_megatron.algo.reduction import Reduction
-from prime_megatron.config import Estimator, KlPlace, PolicyAlgorithm, RewardNorm, TrainConfig
+from prime_megatron.algo.teacher import mix_at, taught_advantages
+from prime_megatron.config import Estimator, KlPlace, PolicyAlgorithm, PrmKind, RewardNorm, TrainConfig
 from prime_megatron.config.reward_path import is_fused
 from prime_megatron.config.roles import rewards_itself
 from prime_megatron.kernels.reward import process_advantages
@@ -42,10 +44,24 @@ def _outcome_only(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"advantage": config.advantage.model_copy(update={"process_weight": 0.0})})
 
 
+def with_teacher(
+    config: TrainConfig, batch: RolloutBatch, scores: Scores, outcome: Advantages, step: int
+) -> Advantages:
+    """The outcome's advantages of step ``step`` with a teacher's judgement; the same where there is no teacher."""
+    teacher, alpha = config.prm.teacher, config.advantage.process_weight
+    if scores.teacher_logprobs_T is None:
+        return outcome
+    assert scores.old_logprobs_T is not None, "the step plan skipped a score that is needed"
+    pair = scores.teacher_logprobs_T, scores.old_logprobs_T
+    return taught_advantages(batch, *pair, outcome, teacher, alpha=alpha, mix=mix_at(teacher, step))
+
+
 def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, reduce: Reduction) -> Advantages:
     """``kernels.reward`` on the step's tensors."""
     advantage, prm = config.advantage, config.prm
     prm_T, ref_T = scores.prm_logprobs_T, scores.ref_logprobs_T
+    if scores.head_logits_T is not None:
+        prm_T, ref_T = head_values(scores.head_logits_T)  # a difference of values in place of one of log-probs
     if prm_T is None or ref_T is None:
         prm_T = ref_T = torch.zeros_like(batch.engine_logprobs_T)  # outcomes only
     # reinforce: no siblings to compare with
@@ -63,7 +79,7 @@ def fused_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores, r
             outcome_N=batch.outcome_N,
         ),
         RewardForm(
-            scale=prm.beta if prm.scale_by_beta else 1.0,
+            scale=prm.beta if prm.scale_by_beta and prm.kind is PrmKind.implicit else 1.0,
             ratio_floor=prm.ratio_floor,
             batch_norm=prm.norm is RewardNorm.batch_norm,
             baseline=baseline,
@@ -86,10 +102,15 @@ def defined_advantages(config: TrainConfig, batch: RolloutBatch, scores: Scores,
         assert scores.ref_logprobs_T is not None
         rewards = process_rewards(batch, judge_T, scores.ref_logprobs_T, config.prm, reduce)
         ratio = log_ratio(judge_T, scores.ref_logprobs_T, batch.response_mask_T)
+    elif scores.head_logits_T is not None:
+        unscaled = config.prm.model_copy(update={"scale_by_beta": False})
+        rewards = process_rewards(batch, *head_values(scores.head_logits_T), unscaled, reduce)
+    # Without process rewards (none, or a teacher's, which come after) the outcome is the only source.
+    alone = config.advantage.model_copy(update={"process_weight": 0.0})
     return compute_advantages(
         with_overlong_penalty(batch, config.advantage, config.rollout.sampling.max_response_tokens),
         rewards,
-        config.advantage,
+        alone if rewards is None else config.advantage,
         config.prm,
         reduce,
         values_T=scores.values_T,

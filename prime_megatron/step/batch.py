@@ -78,23 +78,39 @@ class Batcher:
 
         A batch with fewer groups than mini-batches goes in fewer: their largest divisor that leaves none empty.
         """
-        sizes = self.topology.sizes
-        finest = math.lcm(self.policy_minis, self.prm_minis, self.critic_minis)
-        finest = max(count for count in range(1, min(finest, len(groups)) + 1) if finest % count == 0)
-        plan = plan_groups(
-            groups,
-            num_mini_batches=finest,
-            dp_size=sizes.data,
-            max_tokens=self.packing.max_tokens,
-            max_sequences=self.packing.max_sequences,
-            micro_multiple=sizes.pipeline if sizes.virtual_pipeline > 1 else 1,
-        )
+        plan = self._plan(groups)
         batch = to_device(make_batch(groups, plan, self.topology.at.data, self.step_end_table_V))
         return StepBatch(
             rollout=batch,
             policy=self._mini_batches(batch, plan, self.policy_minis),
             prm=self._mini_batches(batch, plan, self.prm_minis),
             critic=self._mini_batches(batch, plan, self.critic_minis),
+        )
+
+    def told(self, groups: Sequence[Group]) -> tuple[RolloutBatch, tuple[PackedSequences, ...]]:
+        """The same groups behind prompts that hold the ground truth, every sequence in its place among this rank's, and
+        the micro-batches that score them."""
+        plan = self._plan(groups)
+        told = [
+            dataclasses.replace(group, prompt=dataclasses.replace(group.prompt, token_ids=group.prompt.told_ids))
+            for group in groups
+        ]
+        lengths = [[len(group.prompt.token_ids) + len(one.token_ids) for one in group.samples] for group in told]
+        here = self.topology.at.data
+        batch = to_device(make_batch(told, plan, here))
+        return batch, tuple(self._pack(batch, micro) for micro in plan.whole(lengths).micro[here])
+
+    def _plan(self, groups: Sequence[Group]) -> BatchPlan:
+        sizes = self.topology.sizes
+        finest = math.lcm(self.policy_minis, self.prm_minis, self.critic_minis)
+        finest = max(count for count in range(1, min(finest, len(groups)) + 1) if finest % count == 0)
+        return plan_groups(
+            groups,
+            num_mini_batches=finest,
+            dp_size=sizes.data,
+            max_tokens=self.packing.max_tokens,
+            max_sequences=self.packing.max_sequences,
+            micro_multiple=sizes.pipeline if sizes.virtual_pipeline > 1 else 1,
         )
 
     def _mini_batches(self, batch: RolloutBatch, plan: BatchPlan, count: int) -> tuple[MiniBatch, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prime_megatron.algo.diagnostics import largest_share, reward_statistics
+from prime_megatron.algo.head_value import response_logits
 from prime_megatron.algo.importance import importance
 from prime_megatron.algo.kl import kl_estimate
 from prime_megatron.algo.metric_table import finish
@@ -23,7 +24,10 @@ from prime_megatron.algo.statistics import (
     prm_statistics,
     response_statistics,
 )
+from prime_megatron.algo.teacher import clip_statistics, mix_at
 from prime_megatron.config import KlEstimator, TrainConfig
+from prime_megatron.config.roles import has_told_teacher
+from prime_megatron.mcore.head_prm import HeadResult
 from prime_megatron.mcore.role import Learning, TrainResult
 from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
@@ -42,7 +46,7 @@ class StepRecord:
     batch: StepBatch
     scores: Scores
     advantages: Advantages
-    prm: TrainResult | None
+    prm: TrainResult | HeadResult | None
     policy: TrainResult
     critic: Learning | None = None
     prm_held_out: Mapping[str, float] = field(default_factory=dict)
@@ -80,16 +84,20 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     statistics = statistics.merged(_engine_gap(record))
     if scores.prm_logprobs_T is not None:
         # Before the update: the update's own forward, or the scores where there was no update (or one after them).
-        before_T = scores.prm_logprobs_T if record.prm is None else record.prm.logprobs.logprobs_T
+        before_T = record.prm.logprobs.logprobs_T if isinstance(record.prm, TrainResult) else scores.prm_logprobs_T
         assert scores.ref_logprobs_T is not None
         prm = config.prm
         q_N = log_ratios(batch, before_T, scores.ref_logprobs_T, prm.loss)
         intercept_N = intercepts(batch.outcome_N, batch.group_N, prm)
         statistics = statistics.merged(prm_statistics(q_N, batch.outcome_N, batch.group_N, prm.beta, intercept_N))
         statistics = statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
+    elif scores.head_logits_T is not None:
+        statistics = statistics.merged(_head_statistics(record, scores.head_logits_T))
     rewards_T = record.advantages.process_rewards_T
-    if scores.ref_logprobs_T is not None:
+    if scores.judged:
         statistics = statistics.merged(reward_statistics(batch, rewards_T, scores.ref_logprobs_T))
+    if scores.teacher_logprobs_T is not None and has_told_teacher(config):
+        statistics = statistics.merged(clip_statistics(batch, record.advantages, config.prm.teacher))
     if config.policy.importance_cap is not None:
         assert scores.old_logprobs_T is not None
         correction = importance(batch, scores.old_logprobs_T, config.policy)
@@ -102,14 +110,25 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     figures |= _collected(record.collected) | _update("policy", record.policy)
     figures |= rollout_figures(record.collected, config.rollout.filter)
     figures |= record.prm_held_out
-    if scores.ref_logprobs_T is not None:
+    if scores.judged:
         figures["process_reward/largest_share"] = largest_share(rewards_T, batch.response_mask_T, reduce)
+    if has_told_teacher(config):
+        figures["teacher/mix"] = mix_at(config.prm.teacher, record.version + 1)
     figures["step/tokens"] = _num_tokens(record.collected)
     if record.prm is not None:
         figures |= _update("prm", record.prm)
     if record.critic is not None:
         figures |= _update("critic", record.critic)
     return {key: float(value) for key, value in figures.items()}
+
+
+def _head_statistics(record: StepRecord, scored_T: Tensor) -> Statistics:
+    """Sums on how well a PRM with a head tells the outcomes, before its update. scored_T: its logits in the reward."""
+    batch = record.batch.rollout
+    logits_T = record.prm.logits_T if isinstance(record.prm, HeadResult) else scored_T
+    q_N = response_logits(logits_T, batch)
+    statistics = prm_statistics(q_N, batch.outcome_N, batch.group_N, 1.0)
+    return statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
 
 
 def _learned(record: StepRecord) -> Statistics:

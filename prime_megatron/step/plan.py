@@ -9,9 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from prime_megatron.config import Estimator, KlPlace, PrmReference, TrainConfig, UpdateOrder
-from prime_megatron.config.check import needs_prm, policy_folder_of
-from prime_megatron.config.roles import rewards_itself
+from prime_megatron.config import Estimator, KlPlace, PrmKind, PrmReference, TrainConfig, UpdateOrder
+from prime_megatron.config.roles import (
+    has_told_teacher,
+    needs_prm,
+    needs_teacher,
+    policy_folder_of,
+    rewards_itself,
+)
+from prime_megatron.errors import InputError
 
 
 class OldLogprobs(StrEnum):
@@ -38,13 +44,15 @@ class Model:
     """A model that the run builds."""
 
     role: str
-    """policy, prm, reference, policy_reference or critic."""
+    """policy, prm, teacher, reference, policy_reference or critic."""
     folder: str
     """HF folder that it starts from."""
     trained: bool
     """It has gradients and an optimizer; False: frozen."""
     why: str
     """What it is needed for."""
+    value_head: bool = False
+    """It predicts a value in place of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class StepPlan:
     models: tuple[Model, ...]
     """Every model once, the policy first. Where the policy's KL term compares with the PRM's reference, that stands for
     both."""
+    teacher: bool = False
+    """A teacher scores the batch in the PRM's place."""
 
     @property
     def forwards(self) -> float:
@@ -74,8 +84,10 @@ class StepPlan:
         return sum(item.forwards for item in self.passes)
 
 
-def plan_step(config: TrainConfig) -> StepPlan:
+def plan_step(config: TrainConfig, *, taught: bool = True) -> StepPlan:
     """Decide the passes and the models of a step. Pure; reads no model.
+
+    taught: False for a step after prm.teacher.mix_steps, in which an rlsd teacher has no say.
 
     Raises:
         InputError: models.policy.path is not set.
@@ -83,14 +95,17 @@ def plan_step(config: TrainConfig) -> StepPlan:
     prm, itself = needs_prm(config), rewards_itself(config)
     kl = config.policy.kl_place is not KlPlace.none and config.policy.kl_coef > 0.0
     from_policy = prm and config.prm.reference is PrmReference.policy
-    reference = itself or (prm and not from_policy)
+    reference = itself or (prm and config.prm.kind is PrmKind.implicit and not from_policy)
+    teacher = taught and needs_teacher(config)
     # The KL term compares at the sampling temperature, as the policy's own reward does; the PRM's reference at 1.
     alike = itself or config.rollout.sampling.temperature == 1.0
     shared = kl and reference and alike and _reference_folder(config) == config.models.policy.path
-    whole = from_policy or itself or (kl and config.policy.kl_place is KlPlace.reward)
+    whole = from_policy or itself or teacher or (kl and config.policy.kl_place is KlPlace.reward)
     old = _old_logprobs(config, whole=whole)
     critic = config.advantage.estimator is Estimator.gae
     passes = [*_score_passes(config, old, reference=reference, from_policy=from_policy, kl=kl, shared=shared)]
+    if teacher:
+        passes.append(Pass("teacher", "log-probs", 1.0, _why_teacher(config)))
     if prm:
         passes += _prm_passes(config) + _health_passes(config)
     if critic:
@@ -100,7 +115,7 @@ def plan_step(config: TrainConfig) -> StepPlan:
         ]
     passes.append(Pass("policy", "update", 3.0, "forward and backward of every mini-batch"))
     models = _models(config, prm=prm, reference=reference, kl=kl, critic=critic)
-    return StepPlan(old, reference, kl, shared, prm, itself, critic, tuple(passes), models)
+    return StepPlan(old, reference, kl, shared, prm, itself, critic, tuple(passes), models, teacher)
 
 
 def _reference_folder(config: TrainConfig) -> str:
@@ -113,7 +128,12 @@ def _models(config: TrainConfig, *, prm: bool, reference: bool, kl: bool, critic
     if prm:
         learns = config.prm.update is not UpdateOrder.none
         why = "scores every token and learns from outcomes" if learns else "scores every token; prm.update is none"
-        models.append(Model("prm", config.models.prm.path or policy, learns, why))
+        head = config.prm.kind is PrmKind.head
+        models.append(Model("prm", config.models.prm.path or policy, learns, why, head))
+    if needs_teacher(config):
+        told = has_told_teacher(config)
+        why = f"copies the policy every {config.prm.teacher.copy_every} steps" if told else "judges every token"
+        models.append(Model("teacher", policy if told else _teacher_folder(config), False, why))
     folder = _reference_folder(config)
     serves_both = reference and kl and folder == policy
     if reference:
@@ -122,8 +142,22 @@ def _models(config: TrainConfig, *, prm: bool, reference: bool, kl: bool, critic
     if kl and not serves_both:
         models.append(Model("policy_reference", policy, False, "KL against the start"))
     if critic:
-        models.append(Model("critic", config.models.critic.path or policy, True, "GAE needs a value per token"))
+        folder = config.models.critic.path or policy
+        models.append(Model("critic", folder, True, "GAE needs a value per token", value_head=True))
     return tuple(models)
+
+
+def _teacher_folder(config: TrainConfig) -> str:
+    if config.models.teacher is None:
+        raise InputError("models.teacher: is missing, and prm.kind is teacher; give its HF folder")
+    return config.models.teacher
+
+
+def _why_teacher(config: TrainConfig) -> str:
+    if not has_told_teacher(config):
+        return "its judgement against the policy's own"
+    steps = config.prm.teacher.mix_steps
+    return f"its judgement; prompts are longer by the truth; in the first {steps} steps (prm.teacher.mix_steps)"
 
 
 def _why_reference(config: TrainConfig) -> str:
@@ -161,6 +195,8 @@ def _why_all(config: TrainConfig, from_policy: bool) -> str:
         return "the PRM's reference"
     if rewards_itself(config):
         return "the policy's own process reward"
+    if needs_teacher(config):
+        return "what the teacher is compared with"
     if config.policy.importance_cap is not None:
         return "importance weights against the engine"
     return "KL enters the reward"

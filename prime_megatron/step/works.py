@@ -48,6 +48,9 @@ def _score(plan: StepPlan) -> list[Work]:
         found.append(Work("score", "policy_reference" if separate else "reference", False))
     if plan.critic:
         found.append(Work("score", "critic", False))
+    if plan.teacher:
+        # One that copies the policy does so beside it, in some steps.
+        found.append(Work("score", "teacher", False))
     return found
 
 

@@ -4,6 +4,7 @@ CP2 x DP2 in turn, packed; and a step's FLOPs against its plan."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from prime_megatron.config import TrainConfig
 from prime_megatron.config.presets import PRESETS
 from prime_megatron.step.plan import plan_step
 from tests.support import flops
+from tests.support.prm_kinds import HEAD, KINDS, RLSD, TAUGHT, with_teacher
 from tests.support.ranks import run_ranks
 from tests.support.runs import check_same, judge, read_lines, run, train_rank
 from tests.support.toy import make_model, make_prompts, merge, settings
@@ -64,6 +66,7 @@ MODES: dict[str, dict[str, Any]] = {
     },
     "ipvrm": {"prm": PRESETS["ipvrm"]["prm"], "advantage": PRESETS["ipvrm"]["advantage"]},
     "spro": {"prm": PRESETS["spro"]["prm"], "advantage": PRESETS["spro"]["advantage"], "models": MINIS},
+    **KINDS,
 }  # fmt: skip
 ONE_PASS = {"prm": {"loss": "ce_intercept"}, "models": {"prm": {"num_mini_batches": 2}}}
 LAYOUTS = ({"tensor": 2, "pipeline": 2}, {"context": 2})
@@ -97,12 +100,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def results(base: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Mode -> metrics on one process, and in a mixed layout."""
     folder: Path = tmp_path_factory.mktemp("runs")
+    teacher = make_model(folder / "teacher", hidden=48, layers=2, seed=3)
     found: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in (*MODES, "one-pass")}
     for size, modes in ((1, {**MODES, "one-pass": ONE_PASS}), (4, MODES)):
         (stores := folder / f"stores-{size}").mkdir()
         runs = [
             merge(
-                merge(base, mode),
+                merge(base, with_teacher(mode, teacher)),
                 {
                     "run": {"output_dir": str(folder / f"{name}-{size}")},
                     "parallel": LAYOUTS[index % 2] if size == 4 else {},
@@ -144,6 +148,17 @@ def test_every_objective_and_correction_acts(results: Any) -> None:
     assert last["own"]["policy/objective_tilt"] != 0
 
 
+def test_every_judge_speaks(results: Any) -> None:
+    """Rewards by a head that began at zero, by a frozen PRM, by teachers; the told copy of the policy moves sizes."""
+    last = {name: results[name][0][2] for name in KINDS}
+    assert all(row["process_reward/std"] > 0 for row in last.values())
+    assert results["head-last"][0][1]["prm/ce"] == pytest.approx(math.log(2), rel=1e-6)
+    assert last["head"]["prm/ce"] != results["head"][0][1]["prm/ce"] and "prm/grad_norm" not in last["frozen"]
+    assert not any(key.startswith("prm/") for name in ("teacher", "iw-opd", "rlsd") for key in last[name])
+    assert last["distillation"]["advantage/mean"] == pytest.approx(0.5 * last["distillation"]["process_reward/mean"])
+    assert last["rlsd"]["teacher/mix"] == pytest.approx(0.5 * 7 / 8) and last["rlsd"]["teacher/clipped"] > 0
+
+
 def test_passes_score_with_the_first_and_learn_from_all(results: Any) -> None:
     """The first step is scored as with one pass, and the PRM learns twice; the second shows it."""
     one, two = results["one-pass"][0], results["passes"][0]
@@ -177,17 +192,24 @@ def forwards(configs: str) -> list[float]:
 
 
 def test_flops_of_a_step_are_those_of_its_plan(base: dict[str, Any], tmp_path: Path) -> None:
+    """In a model that is large beside its vocabulary, whose product a head does not have."""
+    large = make_model(tmp_path / "large", hidden=128, layers=2)
     replay = flops.make_recording(tmp_path / "recording.jsonl", steps=1, vocab=60)
     over = {
-        "run": {"output_dir": str(tmp_path / "out"), "steps": 1},
+        "run": {"steps": 1},
         "rollout": {"replay": replay, "prompts_per_step": flops.PROMPTS},
         "packing": {"max_tokens": None},
+        "models": {"policy": {"path": large}},
     }
-    modes = {13.0: {"prm": {"passes": 3}}, 5.0: MODES["spro"], 8.0: MODES["ipvrm"]}
+    modes = {
+        "passes": ({"prm": {"passes": 3}}, 13.0), "spro": (MODES["spro"], 5.0), "ipvrm": (MODES["ipvrm"], 8.0),
+        "head": (HEAD, 6.0), "teacher": (TAUGHT, 5.0), "rlsd": (RLSD, 5.0),
+    }  # fmt: skip
     runs = [
-        merge(merge(merge(base, over), mode), {"run": {"output_dir": str(tmp_path / str(planned))}})
-        for planned, mode in modes.items()
+        merge(merge(merge(base, over), with_teacher(mode, large)), {"run": {"output_dir": str(tmp_path / name)}})
+        for name, (mode, _) in modes.items()
     ]
     (counted,) = run_ranks(forwards, 1, json.dumps(runs), timeout_s=120.0)
-    assert [plan_step(TrainConfig.model_validate_json(json.dumps(row))).forwards for row in runs] == list(modes)
-    assert counted == pytest.approx(list(modes), rel=0.01)
+    wanted = [cost for _, cost in modes.values()]
+    assert [plan_step(TrainConfig.model_validate_json(json.dumps(row))).forwards for row in runs] == wanted
+    assert counted == pytest.approx(wanted, rel=0.01)

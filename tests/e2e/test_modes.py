@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.prm_kinds import RLSD
 from tests.support.prm_runs import make_labelled
 from tests.support.ranks import run_ranks
 from tests.support.runs import judge, read_lines, run, train_all
@@ -44,6 +45,7 @@ MODES: dict[str, dict[str, Any]] = {
         "advantage": {"overlong_buffer": 5},
         "models": {"policy": {"num_mini_batches": 2}},
     },
+    "rlsd": RLSD,
     "health": {"prm": {"health": {"every": 1}}},
     "mini-batches": {"models": {"policy": {"num_mini_batches": 4}, "prm": {"num_mini_batches": 2}}},
 }

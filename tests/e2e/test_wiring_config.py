@@ -15,6 +15,7 @@ import yaml
 
 from prime_megatron.config import PrmConfig, SftConfig, TrainConfig
 from prime_megatron.errors import RunEnded
+from tests.support.prm_kinds import KINDS, RLSD, with_teacher
 from tests.support.prm_runs import prm_config
 from tests.support.ranks import run_ranks
 from tests.support.suites import make_suite
@@ -92,6 +93,8 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         },
         "plain": {"advantage": {"estimator": "grpo"}, "prm": {"use_gt": True, "loss": "bon_rm", "update": "reverse"}},
     }
+    modes["rlsd"] = merge(RLSD, {"rollout": {"engine": "embedded", "replay": None}})
+    modes["iw-opd"] = with_teacher(KINDS["iw-opd"], model)
     nothing_passes = {"lower": 0.9, "upper": 0.95, "max_rounds": 1}
     starving = merge(base, {"run": {"output_dir": str(folder / "starving")}, "rollout": {"filter": nothing_passes}})
     base_of = {name: merge(merge(base, replay), {"run": {"output_dir": str(folder / name)}}) for name in modes}

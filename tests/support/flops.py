@@ -51,7 +51,8 @@ def make_recording(path: Path, *, steps: int, vocab: int) -> str:
 
 
 def _group(uid: str, draw: int, tokens: Any, rng: random.Random) -> dict[str, Any]:
-    prompt = {"uid": uid, "draw": draw, "token_ids": tokens(PROMPT_TOKENS), "ability": "exact", "ground_truth": "1"}
+    ids = tokens(PROMPT_TOKENS)
+    prompt = {"uid": uid, "draw": draw, "token_ids": ids, "ability": "exact", "ground_truth": "1", "told_ids": ids}
     samples = [
         {
             "token_ids": tokens(NEW_TOKENS),

@@ -97,7 +97,8 @@ def start(parallel: dict[str, Any], folder: Path | str, *, ddp: Any = False, dty
     config = ParallelConfig.model_validate_json(json.dumps(parallel))
     topology = start_megatron(config, seed=1, backend="gloo", timeout_s=60)
     options = None if isinstance(ddp, bool) else ddp
-    family, precision = read_config(folder), getattr(torch, dtype)
+    family = read_config(folder, value_head=bool(build.get("value_head")))
+    precision = getattr(torch, dtype)
     chunks = build_model(family, topology, config, precision, wrap_ddp=bool(ddp), ddp=options, **build)
     load_hf(chunks, folder, topology)
     return topology, chunks

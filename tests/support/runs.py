@@ -41,6 +41,9 @@ def judge(recording: Path, target: Path) -> str:
         for line in source:
             row = json.loads(line)
             for index, group in enumerate(row["groups"]):
+                # A prompt for a teacher that is told: two tokens more.
+                *before, last = group["prompt"]["token_ids"]
+                group["prompt"]["told_ids"] = [*before, 5, 6, last]
                 for place, sample in enumerate(group["samples"]):
                     sample["outcome"] = float((index + place) % 2)
             row["groups"][0]["samples"][0]["outcome"] = 0.25

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prime_megatron.data.encode import Skip
 from prime_megatron.data.rows import Message, PromptRow, SftRow
-from prime_megatron.data.stream import PromptStream, SftStream, Skip, eval_prompts
+from prime_megatron.data.stream import PromptStream, SftStream, eval_prompts
 from prime_megatron.errors import InputError
 
 MATH = Path(__file__).resolve().parents[3] / "shared" / "data" / "math"

@@ -97,7 +97,10 @@ def test_rope_parameters_of_transformers_5(tmp_path: Path) -> None:
         ({"architectures": ["GPT2LMHeadModel"]}, "'GPT2LMHeadModel' is unknown; known: LlamaForCausalLM, Mistral"),
         ({"architectures": None}, "architectures is missing: the architecture is unknown; known: Llama"),
         ({"architectures": ["Qwen2ForCausalLM", "Other"]}, "is not a list of one name"),
-        ({"architectures": ["Qwen2ForSequenceClassification"]}, "is unknown .it is a head for critics"),
+        (
+            {"architectures": ["Qwen2ForSequenceClassification"]},
+            "is unknown .a head of one value: for models.critic.path",
+        ),
         ({"model_type": "llama"}, "model_type = 'llama', but architectures says Qwen2ForCausalLM .'qwen2'."),
         ({"model_type": None}, "model_type = None, but"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config: engines would load"),

@@ -155,6 +155,32 @@ def test_a_prm_that_never_learns_is_frozen() -> None:
     assert named(planned(prm={"update": "none"}))["prm"] == (MODEL, False)
 
 
+def test_a_head_needs_no_reference() -> None:
+    plan = planned(prm={"kind": "head", "loss": "prefix_ce"})
+    assert plan.forwards == 6.0 and plan.prm and not plan.reference
+    assert plan.old_logprobs is OldLogprobs.none
+    assert named(plan) == {"policy": (MODEL, True), "prm": (MODEL, True)}
+    assert {model.role for model in plan.models if model.value_head} == {"prm"}
+    assert named(planned(prm={"kind": "head", "update": "none"}))["prm"] == (MODEL, False)
+
+
+def test_a_teacher_takes_the_prm_s_place() -> None:
+    plan = planned(prm={"kind": "teacher"}, models={"teacher": "models/large"})
+    assert plan.forwards == 3 + 1 + 1 and plan.teacher and not plan.prm and not plan.reference
+    assert passes_of(plan, "policy")["old log-probs"].why == "what the teacher is compared with"
+    assert named(plan) == {"policy": (MODEL, True), "teacher": ("models/large", False)}
+
+
+def test_a_told_teacher_is_a_copy_of_the_policy_and_has_its_time() -> None:
+    sections = {"prm": {"kind": "teacher", "teacher": {"mode": "rlsd", "mix_steps": 30}}}
+    plan = planned(**sections)
+    assert plan.forwards == 5.0 and "in the first 30 steps" in passes_of(plan, "teacher")["log-probs"].why
+    assert named(plan)["teacher"] == (MODEL, False)
+    values = {"run": {"output_dir": "o", "steps": 1}, "models": {"policy": {"path": MODEL}}, "data": {"train": ["x"]}}
+    later = plan_step(TrainConfig.model_validate({**values, **sections}, strict=False), taught=False)
+    assert later.forwards == 3.0 and later.models == plan.models
+
+
 def test_a_policy_reference_is_a_model_of_its_own_only_where_no_other_is_the_same() -> None:
     kl = {"kl_place": "loss", "kl_coef": 0.1}
     assert "policy_reference" not in named(planned(policy=kl))
