@@ -11,9 +11,11 @@ assert VERSION is not None
 
 CORE = [
     "torch>=2.9",
-    # Internals are used (see mcore/): other versions are refused at start-up, not only here.
-    "megatron-core==0.16.1",
-    "einops",  # megatron-core imports it
+    # Internals are used (see mcore/): a run refuses other releases, too, unless PRIME_MEGATRON_UNTESTED_MCORE=1.
+    "megatron-core==0.16.1; python_version == '3.11'",  # the last one for 3.11
+    "megatron-core==0.19.2; python_version >= '3.12'",
+    "einops",  # megatron-core imports it, and triton from 0.18 on
+    "triton; python_version >= '3.12' and sys_platform == 'linux'",
     "math-verify==0.9.0",  # its version decides what is right, and so does its parser's
     "antlr4-python3-runtime==4.13.2",
     "numpy",
@@ -21,6 +23,7 @@ CORE = [
     "pyarrow",
     "pydantic>=2.11",
     "pyyaml",
+    "rensa>=0.5",
     "rich",
     "safetensors",
     "tensorboard",
@@ -28,10 +31,11 @@ CORE = [
 ]
 
 EXTRAS = {
-    # Engines bring their own torch and transformers: one environment holds one of them (tools/engine_env).
-    "sglang": ["sglang"],
-    "vllm": ["vllm"],
-    "gpu": ["transformer-engine[pytorch]", "triton"],
+    # Engines bring their own torch and transformers: one environment holds one of them. These are the releases of the
+    # locks in tools/engine_env, whose make_env.py makes the environment: sglang DIR --gpu, vllm DIR --gpu.
+    "sglang": ["sglang==0.5.23"],
+    "vllm": ["vllm==0.33.0"],
+    "gpu": ["transformer-engine[pytorch]==2.20.2", "triton"],
     "wandb": ["wandb"],
     # The example's task and the plots of `make compare`.
     "quickstart": ["reasoning-gym==0.1.25", "matplotlib"],
@@ -52,7 +56,7 @@ setup(
     name="prime-megatron",
     version=VERSION.group(1),
     description="PRIME (implicit process rewards) on Megatron-core",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["prime_megatron", "prime_megatron.*"]),
     package_data={"prime_megatron.slurm": ["job.sh"], "prime_megatron.evaluate": ["suites/*.yaml"]},
     install_requires=CORE,

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from prime_megatron.algo.metric_table import DERIVED, EXTREMES, RATIOS, SPREADS  # noqa: E402
 from prime_megatron.config import PrmConfig, ScoreConfig, SftConfig, TrainConfig  # noqa: E402
 from prime_megatron.config.base import OnResume, Section  # noqa: E402
+from prime_megatron.config.curate import CurateConfig  # noqa: E402
 from prime_megatron.config.keys import keys_of  # noqa: E402
 from prime_megatron.metrics.table import METRICS, Metric  # noqa: E402
 
@@ -31,6 +32,7 @@ CONFIGS: dict[str, type[Section]] = {
     "Supervised fine-tuning": SftConfig,
     "The PRM alone": PrmConfig,
     "Scoring": ScoreConfig,
+    "Curation": CurateConfig,
 }
 BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}
 
@@ -88,9 +90,9 @@ def config_page() -> str:
     lines = [
         "# Config keys\n", MADE,
         "`prime-megatron train` takes a config of the first kind, `sft` of the second, `prm` of the third; every key "
-        "can be given on the command line as well, as `section.key=value`. The last kind, of `score` and "
-        "`process-bench`, is given there alone. Resume: whether a run that is resumed may have another value than its "
-        "checkpoint.\n",
+        "can be given on the command line as well, as `section.key=value`. The fourth kind, of `score` and "
+        "`process-bench`, is given there alone; the last one, of `curate`, there or with `--config`. "
+        "Resume: whether a run that is resumed may have another value than its checkpoint.\n",
     ]  # fmt: skip
     for title, root in CONFIGS.items():
         lines += [f"## {title}\n", *_tables(root)]

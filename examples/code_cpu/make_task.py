@@ -154,7 +154,7 @@ def make(output: Path, seed: int) -> None:
         rows += [sft_row(next(functions), rng), worksheets.sft_row(next(sheets), rng)]
     worksheets.write_rows(output / "sft.jsonl", rows)
     worksheets.logging.disable_progress_bar()
-    worksheets.save_model(output / "model", seed, PHRASES)
+    worksheets.save_model(output / "model", worksheets.make_tokenizer(PHRASES), seed)
     print(f"{output / 'model'}: an untrained Qwen2, {worksheets.VOCAB_SIZE} tokens")
 
 

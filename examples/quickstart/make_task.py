@@ -149,21 +149,24 @@ def sft_row(sheet: Worksheet, rng: random.Random) -> dict[str, object]:
 
 
 def make_tokenizer(more_phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer: the task's phrases and numbers are a token each, other ASCII text a token a character.
+    """The worksheets' tokenizer: their phrases and numbers are a token each; so are more_phrases."""
+    phrases = ["system\n", "user\n", "assistant\n", INSTRUCTION, "\\boxed{"]
+    phrases += [f"{sign} {digit} = " for sign in "+-" for digit in range(1, 10)]
+    return word_tokenizer([*phrases, *more_phrases], numbers=[str(number) for number in range(10, 100)])
+
+
+def word_tokenizer(phrases: Sequence[str], numbers: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: phrases and numbers of two digits are a token each, other ASCII text a token a character.
 
     Tokens hold their spaces and line ends, and decoding joins them with nothing between, so text comes back exactly.
     """
     specials = [PAD, START, END, UNKNOWN]
-    phrases = ["system\n", "user\n", "assistant\n", INSTRUCTION, "\\boxed{"]
-    phrases += [f"{sign} {digit} = " for sign in "+-" for digit in range(1, 10)]
-    phrases += more_phrases
-    numbers = [str(number) for number in range(10, 100)]
     words = [*specials, *phrases, *numbers, "\n", *string.digits, *string.ascii_letters, *string.punctuation, " "]
     escaped = ["".join(f"\\x{{{ord(character):x}}}" for character in phrase) for phrase in phrases]
+    if numbers:
+        escaped.append("[1-9][0-9]")
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex("|".join([*escaped, "[1-9][0-9]", "[^\\n]", "\\n"])), "isolated"
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*escaped, "[^\\n]", "\\n"])), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in specials])
     assert len(words) == tokenizer.get_vocab_size() <= VOCAB_SIZE
@@ -173,8 +176,8 @@ def make_tokenizer(more_phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalLM:
-    """Two layers of width 64, untrained.
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int, num_layers: int = 2) -> Qwen2ForCausalLM:
+    """Layers of width 64, untrained.
 
     The weights start at a deviation of about 1 / sqrt(width): with the customary 0.02 so narrow a model attends to
     everything alike at first, and spends most of the warm-up on finding out where to look.
@@ -185,7 +188,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalL
             vocab_size=VOCAB_SIZE,
             hidden_size=64,
             intermediate_size=128,
-            num_hidden_layers=2,
+            num_hidden_layers=num_layers,
             num_attention_heads=2,
             num_key_value_heads=2,
             max_position_embeddings=512,
@@ -199,10 +202,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen2ForCausalL
     )
 
 
-def save_model(folder: Path, seed: int, more_phrases: Sequence[str] = ()) -> None:
-    """The model folder: config, weights, tokenizer with its chat template; more_phrases are tokens, too."""
-    tokenizer = make_tokenizer(more_phrases)
-    make_model(tokenizer, seed).save_pretrained(folder)
+def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int, num_layers: int = 2) -> None:
+    """The model folder: config, weights, tokenizer with its chat template."""
+    make_model(tokenizer, seed, num_layers).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # Named for loaders that would otherwise pick Qwen2's own byte-level class by the model's type.
     path = folder / "tokenizer_config.json"
@@ -227,7 +229,7 @@ def make(output: Path, seed: int) -> None:
     write_rows(output / "train.jsonl", [rl_row(sheet, "train", index) for index, sheet in enumerate(train)])
     write_rows(output / "sft.jsonl", [sft_row(sheet, rng) for sheet in worked])
     logging.disable_progress_bar()
-    save_model(output / "model", seed)
+    save_model(output / "model", make_tokenizer(), seed)
     print(f"{output / 'model'}: an untrained Qwen2, {VOCAB_SIZE} tokens")
 
 

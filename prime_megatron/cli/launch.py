@@ -95,6 +95,8 @@ def start(
     """
     # More threads than cores only fight; a GPU run needs few. The user's own setting wins.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Megatron overlaps communication with matrix products: kernels must start in the order in which they were queued.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if launch.nodes * launch.processes_per_node == 1:
         port = str(_free_port())
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")

@@ -20,6 +20,7 @@ from prime_megatron.run.signals import STOP_SIGNALS, heard
 VERBS = {
     "train": "train a policy with PRIME",
     "sft": "warm a model up by supervised fine-tuning",
+    "curate": "make training rows of raw files, a stage at a time",
     "generate": "answer prompts with an engine or an endpoint: a file of samples",
     "evaluate": "evaluate a model on a suite: figures with intervals, and their contract",
     "compare": "hold two evaluations against each other",
@@ -32,6 +33,7 @@ VERBS = {
     "verify": "score answers offline, JSON lines in, JSON lines out",
     "jail-check": "try the jail of generated programs on this machine",
     "plan-step": "show what a step runs, its cost and why; starts nothing",
+    "rehearse": "build every distinct rank of a layout at full size, without GPU or weights",
 }
 
 _EPILOG = """\
@@ -47,7 +49,9 @@ exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (star
 """
 
 _STOPPABLE = ("train", "sft", "prm")
-_WITH_OVERRIDES = ("train", "slurm", "sft", "prm", "score", "process-bench", "validate", "plan-step")
+_WITH_OVERRIDES = (
+    "train", "slurm", "sft", "prm", "score", "process-bench", "validate", "plan-step", "rehearse", "curate"
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

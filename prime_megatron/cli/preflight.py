@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prime_megatron.config import PrmConfig, StageConfig, TrainConfig
 from prime_megatron.errors import InputError
+from prime_megatron.mcore.versions import require_tested
 from prime_megatron.plan.fit import check_memory
 from prime_megatron.run.check_models import check_models
 from prime_megatron.run.output_dir import check_inputs_outside, check_output_dir, is_done
@@ -25,11 +26,13 @@ def says_done(config: TrainConfig | StageConfig, resume: str | None) -> bool:
 
 
 def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bool) -> None:
-    """Output folder, model folders, tokenizer, the data as far as `check_data` reads it, custom rewards.
+    """megatron-core's release, output folder, model folders, tokenizer, the data as far as `check_data` reads it,
+    custom rewards.
 
     Raises:
-        InputError: naming the key, the folder or the file.
+        InputError: naming the release, the key, the folder or the file.
     """
+    require_tested()
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, train_inputs(config))
     from prime_megatron.rollout.recording import check_record  # brings torch
 
@@ -58,6 +61,7 @@ def check_objective(config: TrainConfig) -> None:
 
 def check_stage_inputs(config: StageConfig, *, resume: str | None, overwrite: bool) -> None:
     """As `check_train_inputs`, for a run that trains one model on rows."""
+    require_tested()
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
     if isinstance(config, PrmConfig):
         inputs |= {f"data.held_out[{i}]": path for i, path in enumerate(config.data.held_out)}

@@ -13,6 +13,7 @@ from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig, Upda
 from prime_megatron.config.check import check_parallel, check_train_config, needs_prm
 from prime_megatron.config.check_stage import check_stage_config
 from prime_megatron.config.load import dump_yaml, load_stage_config, load_train_config
+from prime_megatron.mcore.versions import require_tested
 from prime_megatron.plan.fit import CONTEXT_BYTES, check_fit, check_host, device_of, plan_for, read_families
 from prime_megatron.run.check_data import check_data
 from prime_megatron.run.check_models import check_models
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: it cannot.
     """
+    require_tested()
     stage = load_stage_config(args.config, args.overrides)
     if stage is not None:
         world_size = _world_size(args.processes, stage)

@@ -55,7 +55,7 @@ def run_worker(body: Callable[[], int]) -> int:
     """
     if LAUNCHED in os.environ:
         end_with_parent(int(os.environ[LAUNCHED]))  # workers have sessions of their own: nothing else would end them
-    _quiet_libraries()
+    quiet_libraries()
     try:
         return body()
     except InputError as error:
@@ -88,7 +88,7 @@ def _disk_full(error: OSError) -> str:
     return f"{place}{error.strerror}; checkpoints are as they were: make room and start again with --resume auto"
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silence what libraries warn of on every start and no user can act on; `python -W always` shows it all."""
     if sys.warnoptions:
         return

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from prime_megatron.config.absent import settle_none, takes_text
+from prime_megatron.config.curate import CurateConfig
 from prime_megatron.config.explain import default_values, dotted, explain, is_section, unknown_override
 from prime_megatron.config.presets import PRESETS
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
@@ -83,6 +84,13 @@ def load_stage_config(path: str, overrides: list[str]) -> StageConfig | None:
 def load_score_config(overrides: list[str]) -> ScoreConfig:
     """The settings of a scoring verb, from its command line alone; errors as `load_train_config`."""
     return _validate(_lay(_Merged(), overrides, ScoreConfig), {}, "the command line", ScoreConfig)
+
+
+def load_curate_config(path: str | None, overrides: list[str]) -> CurateConfig:
+    """The settings of the data stages: a YAML file, or none, and overrides; errors as `load_train_config`."""
+    if path is None:
+        return _validate(_lay(_Merged(), overrides, CurateConfig), {}, "the command line", CurateConfig)
+    return _validate(_read(path, overrides, CurateConfig), {}, path, CurateConfig)
 
 
 def to_dict(config: BaseModel) -> dict[str, Any]:

@@ -13,20 +13,39 @@ from prime_megatron.parallel.layers import layer_ranges
 from prime_megatron.parallel.topology import ParallelSizes
 
 ONE_RANK = ParallelSizes(world=1)
+_ORDER = (
+    "embedding.", ".input_layernorm.", ".linear_proj.weight", ".linear_proj.bias", ".linear_qkv.weight",
+    ".linear_qkv.bias", ".q_layernorm.", ".k_layernorm.", ".pre_mlp_layernorm.", ".router.", ".linear_fc1.weight",
+    ".linear_fc1.bias", ".linear_fc2.weight", ".linear_fc2.bias", ".final_layernorm.", "output_layer.", "value_head.",
+)  # fmt: skip
+"""Parts of names, in the order in which Megatron makes the parameters."""
+
+
+@dataclass(frozen=True)
+class ChunkParameters:
+    """Elements of every parameter of one model chunk, in the order in which Megatron makes them (its layers without
+    Transformer Engine): its flat buffers hold them one behind the other."""
+
+    dense: tuple[int, ...]
+    """Shared by the data- and context-parallel ranks."""
+    experts: tuple[int, ...]
+    """Of experts with gradient buffers of their own, shared by the ranks of the expert grid that hold the same ones."""
+    copied: int | None
+    """Place in ``dense`` of an embedding that the first and the last pipeline stage both have; None: there is none."""
 
 
 @dataclass(frozen=True)
 class RankParameters:
-    """Parameters of one rank, by the group of ranks that shares their optimizer state."""
+    """Parameters of one rank."""
 
-    dense: int
-    """Shared by the data- and context-parallel ranks."""
-    experts: int
-    """Shared by the ranks of the expert grid that hold the same experts."""
+    stage: int
+    """Its pipeline stage."""
+    chunks: tuple[ChunkParameters, ...]
+    """One for each virtual stage."""
 
     @property
     def total(self) -> int:
-        return self.dense + self.experts
+        return sum(sum(chunk.dense) + sum(chunk.experts) for chunk in self.chunks)
 
 
 def rank_parameters(
@@ -43,19 +62,48 @@ def rank_parameters(
     the embedding itself on one stage and a copy on the last of several. stage_layers: parallel.pipeline_layers.
     value_head: the critic's output in place of the vocabulary's. Raises InputError where the layers do not split.
     """
-    chunks = layer_ranges(family.layers, sizes.pipeline, sizes.virtual_pipeline, stage_layers)[stage]
-    first, last = stage == 0, stage == sizes.pipeline - 1
-    dense = experts = 0
-    for rule in rules_of(family, value_head):
-        of_expert = "{expert}" in rule.param
-        size = _local_size(rule, family, sizes.expert_tensor if of_expert else sizes.tensor)
-        if of_expert:
-            experts += size * sum(map(len, chunks)) * (family.experts // sizes.expert)
-        elif "{layer}" in rule.param:
-            dense += size * sum(map(len, chunks))
-        elif is_present(rule, family, sizes, first, last):
-            dense += size
-    return RankParameters(dense, experts)
+    ranges = layer_ranges(family.layers, sizes.pipeline, sizes.virtual_pipeline, stage_layers)[stage]
+    rules = sorted(rules_of(family, value_head), key=lambda rule: _place(rule.param))
+    chunks = []
+    for index, layers in enumerate(ranges):
+        first = stage == 0 and index == 0
+        last = stage == sizes.pipeline - 1 and index == len(ranges) - 1
+        here = [rule for rule in rules if is_present(rule, family, sizes, first, last)]
+        chunks.append(_chunk(here, family, sizes, len(layers), copies=sizes.pipeline > 1 and not value_head))
+    return RankParameters(stage, tuple(chunks))
+
+
+def _chunk(
+    rules: Sequence[Rule], family: FamilyConfig, sizes: ParallelSizes, num_layers: int, *, copies: bool
+) -> ChunkParameters:
+    """copies: a tied output layer is a copy on another stage."""
+    of_layer = [rule for rule in rules if "{layer}" in rule.param and "{expert}" not in rule.param]
+    of_expert = [_local_size(rule, family, sizes.expert_tensor) for rule in rules if "{expert}" in rule.param]
+    experts = of_expert * (family.experts // sizes.expert) if family.experts else []
+    # As Megatron marks them, and ``mcore.model`` where Megatron does not.
+    apart = sizes.expert > 1 or sizes.expert_tensor != sizes.tensor
+    layer = [_local_size(rule, family, sizes.tensor) for rule in of_layer] + ([] if apart else experts)
+    outer = [rule for rule in rules if "{layer}" not in rule.param]
+    before = [rule for rule in outer if rule.param.startswith("embedding.")]
+    after = [rule for rule in outer if rule not in before]
+    dense = [
+        *(_local_size(rule, family, sizes.tensor) for rule in before),
+        *layer * num_layers,
+        *(_local_size(rule, family, sizes.tensor) for rule in after),
+    ]
+    copied = None
+    if family.tied and copies:
+        names = [rule.param for rule in after]
+        at_end = (
+            names.index("output_layer.weight") - len(names) + len(dense) if "output_layer.weight" in names else None
+        )
+        copied = 0 if before else at_end
+    return ChunkParameters(tuple(dense), tuple(experts * num_layers) if apart else (), copied)
+
+
+def _place(param: str) -> int:
+    """Where a parameter comes among those of its chunk, or of its layer."""
+    return next(index for index, part in enumerate(_ORDER) if part in param)
 
 
 def num_parameters(family: FamilyConfig) -> int:

@@ -2,7 +2,7 @@
 
 <folder>/
     request.json         what is asked, of whom and how: only the same request goes on
-    block-000007.jsonl   the samples of one block, put there by a rename when all are there
+    block-000007.jsonl   the lines of one block (samples, rows), put there by a rename when all are there
     lock                 held by the process that works on it
 """
 
@@ -36,13 +36,28 @@ class Blocks:
 
     def commit(self, index: int, samples: Iterable[GeneratedSample]) -> None:
         """Keep a block's samples: on disk, then under its name."""
+        self.commit_lines(index, (format_sample(sample).encode() for sample in samples))
+
+    def commit_lines(self, index: int, lines: Iterable[bytes]) -> None:
+        """Keep a block of lines of another kind."""
         with whole_file(self._path(index)) as file:
-            for sample in samples:
-                file.write(format_sample(sample).encode())
+            for line in lines:
+                file.write(line)
+
+    def lines(self, index: int) -> Iterator[bytes]:
+        """The lines of a block that is there."""
+        with self._path(index).open("rb") as file:
+            yield from file
 
     def read(self, index: int) -> list[GeneratedSample]:
         """The samples of an answered block."""
         return read_samples(self._path(index))
+
+    def line_at(self, index: int, offset: int) -> bytes:
+        """The line of a block that begins at a byte."""
+        with self._path(index).open("rb") as file:
+            file.seek(offset)
+            return file.readline()
 
     def join(self, count: int, output: Path) -> None:
         """Write the blocks 0 .. count - 1 into one file, which appears whole."""

@@ -6,6 +6,7 @@ take as a hint; token ids come back from none.
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import math
@@ -20,13 +21,17 @@ from typing import Any
 from prime_megatron.errors import InputError, RunError
 from prime_megatron.generate.questions import Question, stream_of
 from prime_megatron.generate.sample import GeneratedSample
+from prime_megatron.generate.tolerance import Tolerance
 from prime_megatron.rollout.generate import Scorer
 from prime_megatron.rollout.stops import first_stop
 from prime_megatron.verify import Answer, Verdict
 
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 """Statuses that may be other ones a moment later."""
+REFUSED_ALONE = (400, 413, 422)
+"""Statuses that speak of one request (too long a prompt, say), not of all."""
 MAX_BYTES = 64 * 2**20
+_PART_BYTES = 2**16
 MAX_WAIT_S = 60.0
 
 
@@ -67,6 +72,8 @@ class EndpointAnswerer:
         asking: sampling.
         scorer: takes the answers; None: samples are not graded.
         answer_of: what the scorer is asked about a question's response.
+        tolerance: bears requests that fail or are refused: their samples are empty and say why; None: the first ends
+            the request.
     """
 
     def __init__(
@@ -75,15 +82,17 @@ class EndpointAnswerer:
         asking: Asking,
         scorer: Scorer | None,
         answer_of: Callable[[Question, str], Answer],
+        tolerance: Tolerance | None = None,
     ) -> None:
         self._endpoint, self._asking, self._scorer, self._answer_of = endpoint, asking, scorer, answer_of
+        self._tolerance = tolerance
 
     def answer(self, questions: Sequence[Question]) -> list[GeneratedSample]:
         """See `Answerer.answer`.
 
         Raises:
             InputError: the server refuses a request as it is (a status that no retry mends).
-            RunError: a request failed more often than the endpoint's retries.
+            RunError: a request failed more often than the endpoint's retries, and nothing or no more is borne.
         """
         wanted = [(question, sample) for question in questions for sample in range(self._asking.num_samples)]
         with ThreadPoolExecutor(self._endpoint.concurrency) as threads:
@@ -120,7 +129,26 @@ class EndpointAnswerer:
         if how.logprobs:
             body["logprobs"] = True if chat else 0
         path = "/chat/completions" if chat else "/completions"
-        return ask(self._endpoint, path, body, lambda reply: _read(reply, chat, how))
+        if self._tolerance is None:
+            return ask(self._endpoint, path, body, lambda reply: _read(reply, chat, how))
+        return self._bear(self._tolerance, path, body, lambda reply: _read(reply, chat, how))
+
+    def _bear(self, tolerance: Tolerance, path: str, body: dict[str, Any], read: Callable[[Any], _Reply]) -> _Reply:
+        """One completion, or why there is none."""
+        tolerance.check()
+        try:
+            reply = ask(self._endpoint, path, body, read, lambda: tolerance.exhausted)
+            tolerance.answered()
+            return reply
+        except Refused as refused:
+            if refused.status not in REFUSED_ALONE:
+                raise
+            tolerance.answered()
+            return _Reply("", False, None, 0, str(refused))
+        except RunError as error:
+            tolerance.failed(str(error))
+            tolerance.check()
+            return _Reply("", False, None, self._endpoint.retries, str(error))
 
     def _score(self, question: Question, text: str) -> Future[Verdict] | None:
         return None if self._scorer is None else self._scorer.submit(self._answer_of(question, text))
@@ -142,6 +170,8 @@ class EndpointAnswerer:
             outcome=None if graded is None else graded.score,
             verdict=None if graded is None else graded.verdict,
             reason=None if graded is None else graded.reason,
+            retries=reply.retries or None,
+            failure=reply.failure,
         )
 
 
@@ -150,6 +180,16 @@ class _Reply:
     text: str
     truncated: bool
     logprobs: tuple[float, ...] | None
+    retries: int = 0
+    failure: str | None = None
+
+
+class Refused(InputError):
+    """The server will not answer a request, however often it is asked."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -164,19 +204,27 @@ class _Garbage(Exception):
     """An answer with status 200 that is no completion."""
 
 
-def ask(endpoint: Endpoint, path: str, body: dict[str, Any], read: Callable[[Any], _Reply]) -> _Reply:
-    """One completion, with retries; see `EndpointAnswerer.answer` for what it raises."""
+def ask(
+    endpoint: Endpoint,
+    path: str,
+    body: dict[str, Any],
+    read: Callable[[Any], _Reply],
+    given_up: Callable[[], bool] = lambda: False,
+) -> _Reply:
+    """One completion, with retries until they are ``given_up``; see `EndpointAnswerer.answer` for what it raises."""
     url, problem, waited = endpoint.url + path, "", 0.0
     for attempt in range(endpoint.retries + 1):
         if attempt:
             time.sleep(waited)
+            if given_up():
+                break
         waited = min(MAX_WAIT_S, endpoint.first_wait_s * 2**attempt)
         try:
-            return read(_post(endpoint, url, body))
+            return dataclasses.replace(read(_post(endpoint, url, body)), retries=attempt)
         except urllib.error.HTTPError as error:
             problem = f"status {error.code}: {_excerpt(error)}"
             if error.code not in RETRIED:
-                raise InputError(f"{url}: the server refuses the request, {problem}") from None
+                raise Refused(f"{url}: the server refuses the request, {problem}", error.code) from None
             waited = max(waited, _retry_after(error))
         except _Garbage as error:
             problem = f"no completion in its answer ({error})"
@@ -193,8 +241,14 @@ def _post(endpoint: Endpoint, url: str, body: dict[str, Any]) -> Any:
     if endpoint.key:
         headers["Authorization"] = f"Bearer {endpoint.key}"
     request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    until_s = time.monotonic() + endpoint.timeout_s
+    data = bytearray()
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=endpoint.timeout_s) as response:
-        data = response.read(MAX_BYTES + 1)
+        # A server that sends a byte now and then is in time for every read, and never for the request.
+        while len(data) <= MAX_BYTES and (part := response.read1(_PART_BYTES)):
+            data += part
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"no whole answer within {endpoint.timeout_s:g} s")
     if len(data) > MAX_BYTES:
         raise _Garbage(f"more than {MAX_BYTES} bytes")
     try:

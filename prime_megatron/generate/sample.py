@@ -47,6 +47,10 @@ class GeneratedSample:
     """One of ``verify.VERDICTS``."""
     reason: str | None = None
     """Why, in a line for a person."""
+    retries: int | None = None
+    """Requests that failed before the one that this is the answer to; None: none did."""
+    failure: str | None = None
+    """Why there is no response: all requests failed, or the server refuses this one. None: there is one."""
 
 
 def to_json(sample: GeneratedSample) -> dict[str, Any]:
@@ -109,6 +113,8 @@ def parse_sample(row: Mapping[str, Any], origin: str) -> GeneratedSample:
         outcome=_outcome(row, origin),
         verdict=_optional(row, "verdict", origin),
         reason=_optional(row, "reason", origin),
+        retries=_optional(row, "retries", origin, int),
+        failure=_optional(row, "failure", origin),
     )
 
 
@@ -138,8 +144,8 @@ def _typed(row: Mapping[str, Any], key: str, kind: type, origin: str) -> Any:
     return row[key]
 
 
-def _optional(row: Mapping[str, Any], key: str, origin: str) -> str | None:
-    return None if row.get(key) is None else _typed(row, key, str, origin)
+def _optional(row: Mapping[str, Any], key: str, origin: str, kind: type = str) -> Any:
+    return None if row.get(key) is None else _typed(row, key, kind, origin)
 
 
 def _whole(row: Mapping[str, Any], origin: str) -> int:

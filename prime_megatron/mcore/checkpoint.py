@@ -19,17 +19,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, CheckpointingException, save_config
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
-from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
+from megatron.core.dist_checkpointing.dict_utils import merge, nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factory_merges, is_main_replica
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess, save_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
-from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy, TorchDistSaveShardedStrategy
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
@@ -40,6 +38,7 @@ from prime_megatron.mcore.model import unwrap
 from prime_megatron.mcore.offload import OPTIMIZER, PARAMETERS
 from prime_megatron.mcore.role import Role
 from prime_megatron.mcore.shards import BACKEND, POSITION_FILE, check_shards, read_position
+from prime_megatron.mcore.versions import save_options
 from prime_megatron.parallel.collectives import agree_on
 
 _DAMAGE = (CheckpointException, OSError, RuntimeError, EOFError, pickle.UnpicklingError, TypeError, AttributeError)
@@ -59,9 +58,9 @@ class Written:
 class _Strategy(TorchDistSaveShardedStrategy):
     """Megatron's, with its plan in reach: its own finalisation leaves the other ranks waiting when rank 0 fails."""
 
-    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any) -> AsyncRequest:
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any, *more: Any) -> AsyncRequest:
         self.writer, self.metadata, _ = save_state_dict_ret
-        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret)
+        return super()._get_save_and_finalize_callbacks(writer, save_state_dict_ret, *more)
 
 
 @dataclass
@@ -151,7 +150,7 @@ class RoleShards:
         # Unused, but megatron would start a manager process for it, which outlives a killed rank.
         filesystem_async._results_queue = queue.Queue()
         strategy = _Strategy(*BACKEND, thread_count=1)
-        return ShardWrite(folder, self.position, strategy, strategy.async_save(self._sharded, folder))
+        return ShardWrite(folder, self.position, strategy, strategy.async_save(self._sharded, folder, **save_options()))
 
 
 def load_role(role: Role, folder: Path) -> None:
@@ -166,13 +165,7 @@ def load_role(role: Role, folder: Path) -> None:
     position = read_position(folder)
     sharded = _sharded_state(role, loading=True)
     try:
-        loaded = dist_checkpointing.load(
-            sharded,
-            str(folder),
-            common_strategy=_NoCommon(),
-            validate_access_integrity=False,
-            strict=StrictHandling.ASSUME_OK_UNEXPECTED,
-        )
+        loaded = _load_sharded(sharded, folder)
     except (CheckpointingException, KeyError, ValueError) as error:
         raise InputError(f"{folder}: does not fit {role.folder} in this layout: {str(error)[:200]}") from error
     except _DAMAGE as error:
@@ -211,20 +204,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _NoCommon(LoadCommonStrategy):
-    """Stands where megatron would unpickle common.pt: there is none."""
-
-    def load_common(self, checkpoint_dir: Any) -> dict[str, Any]:
-        return {}
-
-    def load_sharded_objects(self, sharded_objects_state_dict: Any, checkpoint_dir: Any) -> dict[str, Any]:
-        return {}
-
-    def check_backend_compatibility(self, loaded_version: Any) -> None:
-        """Nothing to check."""
-
-    def check_version_compatibility(self, loaded_version: Any) -> None:
-        """Nothing to check."""
+def _load_sharded(sharded: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Megatron's dist_checkpointing.load without its first step, which would unpickle common.pt or an entry of that
+    name: a role's folder has neither."""
+    sharded, local, factories = load_preprocess(sharded)
+    wanted, _ = extract_sharded_base(sharded)
+    merge(local, TorchDistLoadShardedStrategy().load(wanted, folder))
+    return apply_factory_merges(local, factories)
 
 
 def _sharded_state(role: Role, *, loading: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Fixes for megatron-core bugs that exist on every device, each gated by the versions that have it.
 
-Every fix names the upstream lines (of 0.16.1), what goes wrong, and has a regression test that fails
-without it (tests/unit/test_mcore_upstream_fixes.py).
+Every fix names the upstream lines (of 0.16.1), what goes wrong, and has a regression test that shows the bug without
+the fix on the releases that have it, and its absence on the others (tests/distributed/test_mcore_upstream_fixes.py).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from packaging.version import Version
+
+from prime_megatron.mcore.versions import installed
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,14 @@ class Fix:
     fixed_in: str | None
     patch: Callable[[], None]
 
-    def needed(self, installed: Version) -> bool:
-        return installed >= Version(self.since) and (self.fixed_in is None or installed < Version(self.fixed_in))
+    def needed(self, release: Version) -> bool:
+        """Whether a release has the bug."""
+        return release >= Version(self.since) and (self.fixed_in is None or release < Version(self.fixed_in))
 
 
 def apply() -> tuple[str, ...]:
     """Applies the fixes that this megatron-core needs; safe to call twice. Returns their names."""
-    installed = Version(version("megatron-core"))
-    needed = [fix for fix in FIXES if fix.needed(installed)]
+    needed = [fix for fix in FIXES if fix.needed(installed())]
     for fix in needed:
         fix.patch()
     return tuple(fix.name for fix in needed)
@@ -183,7 +184,7 @@ def _put_padding_back(buffers: Any, state: dict[Any, Any]) -> dict[Any, Any]:
 
 
 FIXES = (
-    Fix("moe router without Transformer Engine", "0.16", None, _router_without_engine),
+    Fix("moe router without Transformer Engine", "0.16", "0.17", _router_without_engine),
     Fix("state_dict of a fresh distributed optimizer", "0.16", None, _fresh_state_dict),
     Fix("step missing when optimizer state is loaded", "0.16", None, _missing_step),
     Fix("one step tensor shared by all parameters after a load", "0.16", None, _shared_step),

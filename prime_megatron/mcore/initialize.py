@@ -12,6 +12,7 @@ from prime_megatron.config.model import ParallelConfig
 from prime_megatron.device import bind_local_rank, keep_freed_memory
 from prime_megatron.mcore import fixes
 from prime_megatron.mcore.cpu import shims
+from prime_megatron.mcore.versions import quiet_deprecations
 from prime_megatron.parallel.topology import ParallelSizes, Topology
 
 
@@ -22,6 +23,7 @@ def start_megatron(config: ParallelConfig, *, seed: int, backend: str, timeout_s
     without it). seed: of the model-parallel random states. Raises InputError where sizes do not divide.
     """
     keep_freed_memory()
+    quiet_deprecations()
     shims.apply()
     fixes.apply()
     from megatron.core import parallel_state
@@ -38,6 +40,8 @@ def start_megatron(config: ParallelConfig, *, seed: int, backend: str, timeout_s
         context_parallel_size=sizes.context,
         expert_model_parallel_size=sizes.expert,
         expert_tensor_parallel_size=sizes.expert_tensor,
+        # Nothing here uses them, and each would connect all its ranks at once.
+        create_gloo_process_groups=False,
         distributed_timeout_minutes=max(1, round(timeout_s / 60)),
     )
     torch.manual_seed(seed)

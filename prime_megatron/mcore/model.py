@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch import Tensor
 
 from prime_megatron.config.model import ParallelConfig
-from prime_megatron.device import current_device
+from prime_megatron.device import current_device, on_gpu
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.megatron_layout import check_layout, padded_vocab
 from prime_megatron.families.rope import attention_factor, inverse_frequencies
@@ -25,6 +25,7 @@ from prime_megatron.mcore.cpu.rotary import rotary_table
 from prime_megatron.mcore.packed import Packed
 from prime_megatron.mcore.spec import has_transformer_engine, layer_spec
 from prime_megatron.mcore.transformer_config import transformer_config
+from prime_megatron.mcore.versions import experts_are_marked
 from prime_megatron.parallel.topology import Topology
 
 _ATTENTION = re.compile(r"self_attention\.linear_(qkv|proj)\.(weight|bias)$")
@@ -196,16 +197,19 @@ def _chunk(
         vp_stage=virtual,
     )
     _separate_experts(model, topology)
-    return model.to(current_device())
+    # On a CPU everything is there, and fake tensors (mcore/fake.py) cannot be moved.
+    return model.to(current_device()) if on_gpu() else model
 
 
 def _separate_experts(model: HiddenStatesModel, topology: Topology) -> None:
     """Have experts' gradients summed over the experts' replicas.
 
-    Upstream takes experts for dense layers where the expert-parallel size is 1, and sums their gradients over the dense
-    data-parallel ranks only. Unless the tensor sizes agree, tensor-parallel ranks are replicas of an expert, too, each
-    with the gradient of its own tokens: it would be silently incomplete.
+    Before 0.19 upstream takes experts for dense layers where the expert-parallel size is 1, and sums their gradients
+    over the dense data-parallel ranks only. Unless the tensor sizes agree, tensor-parallel ranks are replicas of an
+    expert, too, each with the gradient of its own tokens: it would be silently incomplete.
     """
+    if experts_are_marked():
+        return
     if topology.sizes.expert == 1 and topology.sizes.expert_tensor != topology.sizes.tensor:
         for name, param in model.named_parameters():
             if ".mlp.experts." in name:

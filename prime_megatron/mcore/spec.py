@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
+import functools
+import importlib
 from typing import Any
 
 import torch
@@ -19,19 +20,35 @@ from prime_megatron.mcore.cpu.attention import PackedAttention, varlen_backend
 from prime_megatron.mcore.cpu.linear import ColumnLinear, RowLinear
 from prime_megatron.mcore.cpu.norm import RMSNorm
 from prime_megatron.mcore.cpu.swiglu import SwiGLU
+from prime_megatron.mcore.versions import mlp_submodules
 
 
 def has_transformer_engine() -> bool:
-    """Whether layers are Transformer Engine's: it is installed and there is a CUDA device."""
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+    """Whether layers are Transformer Engine's: there is a CUDA device, and its PyTorch part imports."""
+    return _missing_for_engine() is None
+
+
+@functools.cache
+def _missing_for_engine() -> str | None:
+    """Why layers are not Transformer Engine's. Its core alone, as in the engines' environments, is not enough."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    try:
+        importlib.import_module("transformer_engine.pytorch")
+    except Exception as error:  # a library of its own that does not load raises many kinds
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"transformer_engine.pytorch does not import: {reason[:120]}"
+    return None
 
 
 def describe_layers(dtype: torch.dtype) -> str:
-    """The layers and attention that build_model chooses here, for the start-up log."""
-    if has_transformer_engine():
+    """The layers and attention that build_model chooses here and why, for the start-up log."""
+    missing = _missing_for_engine()
+    if missing is None:
         return "layers: Transformer Engine; attention: Transformer Engine"
     loop = not torch.cuda.is_available() or dtype is torch.float32
-    return f"layers: megatron-core local with our RMSNorm; attention: {'sdpa loop' if loop else varlen_backend()}"
+    attention = "sdpa loop" if loop else varlen_backend()
+    return f"layers: megatron-core local with our RMSNorm ({missing}); attention: {attention}"
 
 
 class OtherBiasAttention(SelfAttention):
@@ -64,13 +81,14 @@ def _plain_spec(config: TransformerConfig, *, te: bool) -> Any:
     layer = spec.submodules
     layer.input_layernorm = RMSNorm
     layer.pre_mlp_layernorm = RMSNorm
+    mlp = mlp_submodules(layer)
     if config.use_te_activation_func:
-        layer.mlp.submodules.activation_func = SwiGLU
+        mlp.activation_func = SwiGLU
     attention = layer.self_attention.submodules
     attention.linear_qkv, attention.linear_proj = ColumnLinear, RowLinear
     attention.core_attention = PackedAttention
     if config.num_moe_experts is None:
-        layer.mlp.submodules.linear_fc1, layer.mlp.submodules.linear_fc2 = ColumnLinear, RowLinear
+        mlp.linear_fc1, mlp.linear_fc2 = ColumnLinear, RowLinear
     if config.qk_layernorm:
         attention.q_layernorm = RMSNorm
         attention.k_layernorm = RMSNorm

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from prime_megatron.config import ParallelConfig
 from prime_megatron.families.count import RankParameters
-from prime_megatron.parallel.topology import ParallelSizes
+from prime_megatron.parallel.topology import Coordinates, ParallelSizes
+from prime_megatron.plan.buffers import buffers_of
 
 ITEMSIZE = {"bfloat16": 2, "float32": 4}
 GRADIENT_BYTES = 4
@@ -21,7 +22,7 @@ STEP_BYTES = 4
 
 @dataclass(frozen=True)
 class RoleMemory:
-    """One model on one rank; megatron's padding of its flat buffers (below 0.1 % of a real model) is left out."""
+    """One model on one rank, to the byte: ``rehearse`` holds it against what Megatron builds."""
 
     weights: float
     gradients: float
@@ -42,21 +43,57 @@ class RoleMemory:
         return self.weights + self.gradients + self.main_weights
 
 
-def role_memory(
+@dataclass(frozen=True)
+class StageMemory:
+    """One model on every rank of a pipeline stage. All hold the same weights and gradients; with the distributed
+    optimizer the parts of its state differ by the padding in them."""
+
+    weights: int
+    gradients: int
+    main_itemsize: int
+    """Bytes of a main weight that is not a weight itself."""
+    dense: tuple[int, ...]
+    """Elements whose state is on each data- and context-parallel rank; one entry where every rank has all."""
+    experts: tuple[int, ...]
+    """The same of experts with buffers of their own, by expert-data-parallel rank."""
+
+    def of(self, at: Coordinates, sizes: ParallelSizes) -> RoleMemory:
+        """On the rank with these coordinates."""
+        mine = self.dense[(at.data * sizes.context + at.context) % len(self.dense)]
+        return self._of(mine + self.experts[at.expert_data % len(self.experts)])
+
+    def largest(self, sizes: ParallelSizes) -> RoleMemory:
+        """On the rank that holds most."""
+        per_stage = sizes.world // sizes.pipeline
+        return max((self.of(sizes.coordinates(rank), sizes) for rank in range(per_stage)), key=lambda held: held.total)
+
+    def _of(self, mine: int) -> RoleMemory:
+        main = self.main_itemsize * mine
+        return RoleMemory(
+            float(self.weights), float(self.gradients), float(MOMENTS_BYTES * mine + main), float(main),
+            float(STEP_BYTES * mine),
+        )  # fmt: skip
+
+
+def stage_memory(
     params: RankParameters, parallel: ParallelConfig, sizes: ParallelSizes, dtype: str, *, trained: bool
-) -> RoleMemory:
-    """What a rank with these parameters holds.
+) -> StageMemory:
+    """What the ranks of a stage with these parameters hold.
 
     The distributed optimizer shares its state among the ranks that hold the same parameters: data- and context-parallel
     ones of the dense ones, ``expert_data`` of the experts.
     """
-    weights = float(params.total * ITEMSIZE[dtype])
+    itemsize, main = ITEMSIZE[dtype], MAIN_WEIGHT_BYTES if dtype == "bfloat16" else 0
     if not trained:
-        return RoleMemory(weights, 0.0, 0.0, 0.0, 0.0)
-    shared = parallel.distributed_optimizer
-    mine = params.dense / (sizes.data * sizes.context if shared else 1) + params.experts / (
-        sizes.expert_data if shared else 1
-    )
-    main = MAIN_WEIGHT_BYTES * mine if dtype == "bfloat16" else 0.0
-    gradients = float(params.total * GRADIENT_BYTES)
-    return RoleMemory(weights, gradients, MOMENTS_BYTES * mine + main, main, STEP_BYTES * mine)
+        return StageMemory(params.total * itemsize, 0, 0, (0,), (0,))
+    if not parallel.distributed_optimizer:
+        return StageMemory(params.total * itemsize, params.total * GRADIENT_BYTES, main, (params.total,), (0,))
+    flat = buffers_of(params, parallel, sizes)
+    return StageMemory(flat.numel * itemsize, flat.numel * GRADIENT_BYTES, main, flat.dense.shards, flat.experts.shards)
+
+
+def role_memory(
+    params: RankParameters, parallel: ParallelConfig, sizes: ParallelSizes, dtype: str, *, trained: bool
+) -> RoleMemory:
+    """What the rank of a stage that holds most of a model does hold of it."""
+    return stage_memory(params, parallel, sizes, dtype, trained=trained).largest(sizes)

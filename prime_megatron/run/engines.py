@@ -123,7 +123,8 @@ def build_sync(config: TrainConfig, topology: Topology, policy: Role, engine: En
     else:
         if rollout.engine in ("sglang", "vllm"):
             check_shapes(config, policy.family, targets)
-            wants = [_layout(config, policy.family)[rank % rollout.tensor] for rank in ranks]
+            layout = layout_of(config, policy.family)
+            wants = [layout[rank % rollout.tensor] for rank in ranks]
         else:
             wants = [_module(policy, engine, sources)] * len(ranks)
         dtypes = (DTYPES[config.models.dtype], _engine_dtype(config))
@@ -142,7 +143,7 @@ def check_shapes(config: TrainConfig, family: FamilyConfig, targets: Mapping[str
     heads and ffn columns that its ranks do not share evenly, and pieces written past the padding would be right bits
     in wrong places."""
     rollout = config.rollout
-    shapes = fused_shapes(family, rollout.tensor, experts_module=_experts_module(config), expert_size=rollout.expert)
+    shapes = fused_shapes(family, rollout.tensor, experts_module=experts_module(config), expert_size=rollout.expert)
     held = {name: tuple(target.shape) for name, target in targets.items()}
     for name in sorted(held.keys() | shapes.keys()):
         if held.get(name) != shapes.get(name):
@@ -224,7 +225,7 @@ def _transport(config: TrainConfig) -> Transport:
     transport = transport_of(config)
     if transport == "live":
         return LiveTransport(rollout.tensor, rollout.start_timeout_s)
-    layout = _layout(config, read_config(policy_folder_of(config)))
+    layout = layout_of(config, read_config(policy_folder_of(config)))
     how = (layout, _engine_dtype(config), rollout.check_every, rollout.start_timeout_s)
     if transport == "bucket":
         return BucketTransport(*how)
@@ -238,16 +239,17 @@ def _transport(config: TrainConfig) -> Transport:
 
 
 def _manifest(config: TrainConfig) -> Manifest:
-    layout = _layout(config, read_config(policy_folder_of(config)))
+    layout = layout_of(config, read_config(policy_folder_of(config)))
     return Manifest(layout, _engine_dtype(config), config.rollout.check_every)
 
 
-def _layout(config: TrainConfig, family: FamilyConfig) -> list[list[ShardSlice]]:
+def layout_of(config: TrainConfig, family: FamilyConfig) -> list[list[ShardSlice]]:
     """What each tensor-parallel rank of the engine holds."""
-    module = _experts_module(config)
+    module = experts_module(config)
     tensor, expert = config.rollout.tensor, config.rollout.expert
     return [fused_pieces(family, tensor, rank, experts_module=module, expert_size=expert) for rank in range(tensor)]
 
 
-def _experts_module(config: TrainConfig) -> str:
+def experts_module(config: TrainConfig) -> str:
+    """Where the engine's layers keep their experts."""
     return VLLM_EXPERTS if config.rollout.engine == "vllm" else SGLANG_EXPERTS

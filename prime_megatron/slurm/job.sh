@@ -70,8 +70,6 @@ export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 # Tensors are freed when their collective is done, not when the stream is next used: lower peak memory.
 export TORCH_NCCL_AVOID_RECORD_STREAMS=1
-# Sequences of ever different lengths fragment the caching allocator; segments that grow do not.
-export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
 # About four seconds of a link that flaps are waited out (4.096 us x 2^20) instead of ending the run.
 export NCCL_IB_TIMEOUT="${NCCL_IB_TIMEOUT:-20}"
 # What NCCL complains about, one file a process: lines of 64 nodes in one log cannot be read.

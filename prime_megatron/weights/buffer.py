@@ -111,8 +111,10 @@ def rows_bytes(rows: Sequence[TensorRow]) -> int:
 
 
 def wait_for_reads(flat: Tensor) -> None:
-    """Return when this process's device is done with a buffer."""
+    """Return when this process is done with a buffer: on its own device, and on the buffer's, which is another one for
+    all but the first rank of an engine."""
     if flat.is_cuda:
+        torch.cuda.synchronize(flat.device)
         torch.cuda.synchronize()
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+from packaging.version import Version
 from safetensors.torch import load_file
 
+from prime_megatron.mcore.versions import installed
 from tests.support import models as mcore_models
 from tests.support.ranks import run_ranks
 
@@ -113,10 +117,20 @@ def _reference_gradients(model: Any) -> dict[str, torch.Tensor]:
     return {name: param.grad for name, param in model.named_parameters()}
 
 
-def _check(tmp_path: Path, name: str, layouts: list[dict[str, Any]], world: int) -> None:
+def _export_unmarked(folder: str, layouts: list[dict[str, Any]]) -> None:
+    """The same with experts as upstream alone marks them."""
+    from prime_megatron.mcore import model
+
+    model._separate_experts = lambda *_: None
+    _export_gradients(folder, layouts)
+
+
+def _check(
+    tmp_path: Path, name: str, layouts: list[dict[str, Any]], world: int, export: Any = _export_gradients
+) -> None:
     folder = tmp_path / name
     model = mcore_models.make_model(folder, name)
-    run_ranks(_export_gradients, world, str(folder), layouts, timeout_s=240)
+    run_ranks(export, world, str(folder), layouts, timeout_s=240)
     expected = _reference_gradients(model)
     for index, layout in enumerate(layouts):
         found = load_file(f"{folder}_grad{index}/model.safetensors")
@@ -165,6 +179,13 @@ def test_biases(tmp_path: Path) -> None:
 
 def test_experts_two_ranks(tmp_path: Path) -> None:
     _check(tmp_path, "mixtral", MOE_RANKS, 2)
+
+
+def test_experts_as_upstream_marks_them(tmp_path: Path) -> None:
+    """Before 0.19 an expert's gradient lacks the tokens of its replicas on other tensor-parallel ranks."""
+    right = installed() >= Version("0.19")
+    with contextlib.nullcontext() if right else pytest.raises(AssertionError, match="experts"):
+        _check(tmp_path, "mixtral", [{"tensor": 2, "sequence": True}], 2, _export_unmarked)
 
 
 def test_raw_expert_weights(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_bfloat16_attention_and_gradients(started: Any, tmp_path: Path, name: st
     (hidden, gradient), (hidden_loop, gradient_loop) = results
     assert (hidden - hidden_loop).abs().max() <= 0.05 * hidden_loop.abs().max()
     assert (gradient - gradient_loop).norm() <= 0.03 * gradient_loop.norm()
-    print(json.dumps({"describe": spec.describe(torch.bfloat16)}))
+    print(json.dumps({"describe": spec.describe_layers(torch.bfloat16)}))
 
 
 def test_export_from_the_gpu(started: Any, tmp_path: Path) -> None:

@@ -12,5 +12,6 @@ pytestmark = pytest.mark.gpu
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_another_process_reads_what_was_packed_last() -> None:
+    before = torch.cuda.memory_allocated()  # of earlier tests in this process: cuBLAS keeps a workspace
     check_two_buffers_by_turns(torch.device("cuda", torch.cuda.current_device()), rounds=20)
-    assert torch.cuda.memory_allocated() < 2**20
+    assert torch.cuda.memory_allocated() < before + 2**20

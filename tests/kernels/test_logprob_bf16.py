@@ -6,6 +6,9 @@ they multiply it, and which one is luckier in a case is chance; so gradients kee
 over all cases of a kind, to three decimals.
 """
 
+import sys
+
+import head_cases
 import pytest
 import torch
 import torch.distributed as dist
@@ -148,6 +151,8 @@ def test_tiles_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _shard(kind: str, temperature: float, impl: str) -> list[Outputs]:
     """A rank's rows: log-probs, entropies and gradients, for a few seeds."""
+    for module in (head_cases, sys.modules[__name__]):  # a forked process cannot start CUDA, and the backend is gloo
+        module.DEVICE = torch.device("cpu")
     rank, found = dist.get_rank(), []
     for seed in range(3):
         case = _case(kind, 7, 1000, seed)

@@ -42,6 +42,7 @@ def after_the_other():
 def body():
     if mode == "environment":
         names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS GROUP_RANK".split()
+        names.append("CUDA_DEVICE_MAX_CONNECTIONS")
         (folder / str(rank)).write_text(json.dumps({name: os.environ[name] for name in names}))
     if mode == "input":
         raise InputError("data.jsonl, row 3: no ground truth")
@@ -171,6 +172,7 @@ def test_every_rank_gets_its_place(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert {place["MASTER_ADDR"] for place in places} == {"127.0.0.1"}
     assert {place["OMP_NUM_THREADS"] for place in places} == {"1"}
+    assert {place["CUDA_DEVICE_MAX_CONNECTIONS"] for place in places} == {"1"}  # Megatron's overlap needs it
 
 
 @pytest.mark.parametrize("mode", ["input", "input on rank 1"])

@@ -41,9 +41,11 @@ ALLOWED = {
     "evaluate": {"generate", "rollout", "verify", "data", "algo", "parallel"} | BASE,
 }
 ALLOWED["run"] = {part for part in ALLOWED if part != "convert"}
+ALLOWED["curate"] = {"evaluate", "generate", "rollout", "verify", "data"} | BASE
+ALLOWED["rehearse"] = {"run"} | ALLOWED["run"]
 ALLOWED["trainer"] = ALLOWED["sft"] = ALLOWED["prm"] = {"run"} | ALLOWED["run"]
 ALLOWED["slurm"] = {"config", "errors", "checkpoint.layout", "run.lock", "run.output_dir"}
-ALLOWED["cli"] = {"slurm", "trainer", "sft", "prm", "convert"} | ALLOWED["trainer"]
+ALLOWED["cli"] = {"slurm", "curate", "trainer", "sft", "prm", "convert", "rehearse"} | ALLOWED["trainer"]
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = set()
 

@@ -11,15 +11,16 @@ import pytest
 
 from prime_megatron.config import PackingConfig, ParallelConfig, TrainConfig
 from prime_megatron.errors import InputError
-from prime_megatron.families.count import RankParameters, num_parameters, rank_parameters
+from prime_megatron.families.count import ChunkParameters, RankParameters, num_parameters, rank_parameters
 from prime_megatron.families.read import read_config
 from prime_megatron.kernels.head_chunks import tokens_within
 from prime_megatron.parallel.topology import ParallelSizes
 from prime_megatron.plan.activations import Activations
+from prime_megatron.plan.buffers import buffers_of
 from prime_megatron.plan.fit import CONTEXT_BYTES, Device, check_fit, check_memory
 from prime_megatron.plan.memory import MemoryPlan, micro_batches, plan_memory
 from prime_megatron.plan.pieces import pieces_on_device
-from prime_megatron.plan.roles import role_memory
+from prime_megatron.plan.roles import role_memory, stage_memory
 from tests.support.public_models import PARAMETERS, make_folder
 
 GIB = 2**30
@@ -49,20 +50,41 @@ def test_public_models_have_their_published_size(name: str, tmp_path: Path) -> N
 
 
 def test_a_trained_role_by_dtype_and_sharding() -> None:
-    """1000 dense parameters shared by 2 x 3 ranks, 600 of experts shared by 3: 24 ranks, tensor 4, expert 8."""
-    params = RankParameters(1000, 600)
+    """700 and 300 dense elements shared by 2 x 3 ranks, 600 of an expert by 3: 24 ranks, tensor 4, expert 8.
+
+    Megatron's buffers by hand. Dense: 300, then 700 from 320 (the next multiple of 64) to 1020, padded to 1152 = 3 x
+    lcm(6, 128); each of six ranks owns 192, of which the second lacks 20 and the last all beyond 1020. Experts: 600 of
+    768 = 2 x lcm(3, 128).
+    """
+    params = RankParameters(0, (ChunkParameters((700, 300), (600,), None),))
     sizes = ParallelSizes(24, tensor=4, context=3, expert=8)
     assert (sizes.data, sizes.expert_data) == (2, 3)
     layout = ParallelConfig(tensor=4, context=3, expert=8, sequence=True)
-    memory = role_memory(params, layout, sizes, "bfloat16", trained=True)
-    mine = 1000 / 6 + 600 / 3
-    assert (memory.weights, memory.gradients) == (3200, 6400)
-    assert memory.optimizer == pytest.approx(12 * mine) and memory.main_weights == pytest.approx(4 * mine)
-    assert memory.at_start == pytest.approx(9600 + 4 * mine) and memory.step == pytest.approx(4 * mine)
+    stage = stage_memory(params, layout, sizes, "bfloat16", trained=True)
+    assert (stage.dense, stage.experts) == ((192, 172, 192, 192, 192, 60), (256, 256, 88))
+    memory = stage.largest(sizes)
+    assert (memory.weights, memory.gradients) == (2 * 1920, 4 * 1920)
+    assert (memory.optimizer, memory.main_weights, memory.step) == (12 * 448, 4 * 448, 4 * 448)
+    assert memory.at_start == 6 * 1920 + 4 * 448
+    assert stage.of(sizes.coordinates(23), sizes).main_weights == 4 * (60 + 88)
     whole = layout.model_copy(update={"distributed_optimizer": False})
     memory = role_memory(params, whole, sizes, "float32", trained=True)
     assert (memory.weights, memory.gradients, memory.optimizer, memory.main_weights) == (6400, 6400, 12800, 0)
     assert role_memory(params, layout, sizes, "bfloat16", trained=False).total == 3200
+
+
+def test_buckets_close_where_megatron_closes_them() -> None:
+    """Overlapped gradients cut the first stage's buffer at 40 million elements; a copied embedding is apart."""
+    sizes = ParallelSizes(2)
+    params = RankParameters(0, (ChunkParameters((1000, 30_000_000, 10_000_001), (), 0),))
+    plain = buffers_of(params, ParallelConfig(), sizes).dense
+    assert plain.numel == (40_000_128 + 1024)  # 10,000,001 to 10,000,064 and 30,000,000 behind, then the embedding
+    overlapped = buffers_of(params, ParallelConfig(overlap_grad_reduce=True), sizes).dense
+    assert overlapped.numel == plain.numel and sum(overlapped.shards) == 40_001_001
+    alone = RankParameters(0, (ChunkParameters((1000, 30_000_000, 10_000_001), (), None),))
+    assert buffers_of(alone, ParallelConfig(), sizes).dense.numel == 40_001_152
+    cut = buffers_of(alone, ParallelConfig(overlap_grad_reduce=True), sizes).dense
+    assert cut.numel == 40_000_128 + 1024 and cut.shards[0] - cut.shards[1] != 0
 
 
 def test_every_phase_of_a_7b_trio(tmp_path: Path) -> None:

@@ -341,6 +341,16 @@ def test_the_launcher_is_hidden_from_the_engine(monkeypatch: pytest.MonkeyPatch)
     assert env["OMP_NUM_THREADS"] == "3"
 
 
+def test_an_engine_does_not_inherit_how_the_trainer_drives_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that sleep end at start under expandable segments; one queue to the GPU is Megatron's need alone."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:512,expandable_segments:True")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    env = child_environment({})
+    assert env["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:512" and env["PYTORCH_ALLOC_CONF"] == ""
+    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in env
+
+
 def test_requests_cross_the_line_unchanged_and_seeds_differ() -> None:
     request = Request((3, 4), SampleKey(1, 2, 3, 4, 1), Sampling(7, 0.3, 0.9, greedy=True))
     assert request_from_json(request_to_json(request)) == request

@@ -133,7 +133,11 @@ class Setup:
             at = (piece.chunk, piece.param)
             ends[at] = tuple(map(max, stops, ends.get(at, stops)))
         source = torch.empty(sum(map(prod, ends.values())), dtype=dtype, device=where)
-        source.view(torch.int16 if dtype.itemsize == 2 else torch.int32).random_()  # any bits, NaN too
+        if where.type == "cuda":
+            # torch._foreach_copy_ of bfloat16 rewrites the bits of a NaN there, which the comparison would tell.
+            source.normal_()
+        else:
+            source.view(torch.int32).random_()  # any bits, NaN too
         wants = [
             dataclasses.replace(piece, param=f"{rank}/{piece.param}")
             for rank in range(engine)

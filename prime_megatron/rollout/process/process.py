@@ -18,7 +18,9 @@ from prime_megatron.rollout.process.driver import DriverSettings
 from prime_megatron.rollout.process.leftovers import kill_group, wait_for_end
 
 LAUNCHER_PREFIXES = ("TORCHELASTIC", "MASTER_", "LOCAL_", "GROUP_", "ROLE_")
-LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "PYTHONDONTWRITEBYTECODE", "LD_PRELOAD")
+LAUNCHER_NAMES = ("RANK", "WORLD_SIZE", "PYTHONDONTWRITEBYTECODE", "LD_PRELOAD", "CUDA_DEVICE_MAX_CONNECTIONS")
+"""The last is Megatron's: it keeps the order of a trainer's kernels, and an engine's need not wait for each other."""
+ALLOCATOR_NAMES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 CLOSE_TIMEOUT_S = 10.0
 KILL_TIMEOUT_S = 30.0
 """Of killed processes to end; one that a device driver holds does not."""
@@ -179,12 +181,17 @@ class EngineProcess:
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's variables without the launcher's, which would make an engine join the trainer's world."""
+    """This process's variables without the launcher's, which would make an engine join the trainer's world, and without
+    expandable segments, which engines that sleep refuse (torch_memory_saver, vLLM's memory pool)."""
     env = {
         name: value
         for name, value in os.environ.items()
         if name not in LAUNCHER_NAMES and not name.startswith(LAUNCHER_PREFIXES)
     }
+    for name in ALLOCATOR_NAMES:
+        if name in env:
+            options = [option for option in env[name].split(",") if "expandable_segments" not in option]
+            env[name] = ",".join(options)
     root = str(Path(__file__).resolve().parents[3])
     paths = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     env["PYTHONPATH"] = os.pathsep.join([root, *paths])
