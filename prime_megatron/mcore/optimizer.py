@@ -93,10 +93,10 @@ class Optimizer:
         self.megatron.zero_grad()
 
     @torch.no_grad()
-    def step(self, memory: HostCopy, fine: bool = True) -> UpdateResult:
+    def step(self, fine: bool = True, memory: HostCopy | None = None) -> UpdateResult:
         """Clip and apply the reduced gradients, unless on any rank ``fine`` is false or their norm is not finite.
 
-        memory: of the role; where its optimizer state is away that comes piece by piece.
+        memory: of the role, whose optimizer state comes piece by piece where it is away; None: it is on the device.
         """
         optimizer = self.megatron
         lr = float(optimizer.param_groups[0]["lr"]) if optimizer.param_groups else 0.0
@@ -109,7 +109,10 @@ class Optimizer:
                 parameters = [] if part.is_stub_optimizer else part.get_parameters()
                 if parameters:
                     clip_grad_by_total_norm_fp32(parameters, max_norm=self.config.clip_grad, total_norm=grad_norm)
-        applied = optimizer.step_with_ready_grads() if OPTIMIZER in memory.here else step_in_pieces(optimizer, memory)
+        if memory is None or OPTIMIZER in memory.here:
+            applied = optimizer.step_with_ready_grads()
+        else:
+            applied = step_in_pieces(optimizer, memory)
         assert applied, "megatron refused a step whose gradients are finite"
         self.scheduler.step(1)
         return UpdateResult(applied=True, grad_norm=grad_norm, lr=lr)

@@ -186,7 +186,7 @@ class Role:
             self.optimizer.zero_grad()
             rows = run_pipeline(self.chunks, self._localize(mini.micro), _noting_finite(consume_for(mini)), train=True)
             fine = torch.stack([row["finite"] for row in rows]).all() if rows else torch.tensor(True)
-            updates.append(self.optimizer.step(self.memory, bool(fine)))
+            updates.append(self.optimizer.step(bool(fine), self.memory))
             kept += rows
         if self.parallel.overlap_param_gather and self.parallel.distributed_optimizer:
             # Otherwise gathered in the next forward; the engine, a checkpoint and an export read them before it.

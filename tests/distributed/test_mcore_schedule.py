@@ -40,7 +40,7 @@ def rates(folder: str) -> list[list[float]]:
         role = Role("policy", folder, topology, config, dtype=torch.float32, optimizer=optimizer, total_updates=updates)
         assert role.optimizer is not None
         role.optimizer.zero_grad()
-        found.append([role.optimizer.step(role.memory).lr for _ in range(updates)])
+        found.append([role.optimizer.step().lr for _ in range(updates)])
     return found
 
 

@@ -102,7 +102,7 @@ def trained(folder: str, cases: str) -> list[list[int]]:
         at_start = memory.device_bytes()["optimizer"]
         for chunk in chunks:
             chunk.zero_grad_buffer()
-        optimizer.step(memory)
+        optimizer.step()
         held = memory.device_bytes()
         found.append([held["parameters"], held["gradients"], held["optimizer"], at_start])
         restart()
