@@ -159,7 +159,7 @@ def test_pieces_of_an_optimizer_step(tmp_path: Path) -> None:
         memory = role_memory(rank_parameters(family, sizes, 0), parallel, sizes, "bfloat16", trained=True)
         piece = 2**30 if rows is None else 12 * rows * 3584
         assert pieces_on_device(memory, family, sizes, 0) == pytest.approx(2 * piece + piece / 3)
-    assert pieces_on_device(role_memory(RankParameters(9, 0), parallel, sizes, "bfloat16", trained=False),
+    assert pieces_on_device(role_memory(rank_parameters(family, sizes, 0), parallel, sizes, "bfloat16", trained=False),
                             family, sizes, 0) == 0.0  # fmt: skip
 
 
