@@ -23,7 +23,7 @@ from prime_megatron.step.loss_weights import loss_weights
 from prime_megatron.step.losses import critic_loss, policy_loss
 from prime_megatron.step.metrics import StepRecord
 from prime_megatron.step.plan import OldLogprobs, plan_step
-from prime_megatron.step.prm import role_logprobs, train_prm
+from prime_megatron.step.prm import train_prm
 from prime_megatron.step.prm_head import head_as_log_ratio, update_head
 from prime_megatron.step.teacher import take_copy, told_logprobs
 from prime_megatron.types import Advantages, Group, MiniBatch, Scores
@@ -109,7 +109,9 @@ class PrimeTrainer:
             parts.colocation.sleep_engine()
             batch = parts.batcher(collected.groups)
         with clock("score"):
-            parts.engine_check(batch, self.version)
+            if parts.engine_check.due:
+                parts.colocation.reads(parts.roles.policy)
+                parts.engine_check(batch, self.version)
             scores = self.ask_teacher(index, collected.groups, batch, self.score(batch))
         with clock("prm"):
             use = parts.prm_health.begin(index, self.prm_and_reference)
@@ -128,7 +130,16 @@ class PrimeTrainer:
             made_by = self.version
             self.publish(made_by + 1)
         return StepRecord(
-            made_by, collected, batch, scores, advantages, prm, policy, critic=critic, prm_held_out=held_out
+            made_by,
+            collected,
+            batch,
+            scores,
+            advantages,
+            prm,
+            policy,
+            critic=critic,
+            prm_held_out=held_out,
+            gap_limit=parts.engine_check.limit,
         )
 
     def publish(self, version: int) -> None:
@@ -158,6 +169,7 @@ class PrimeTrainer:
         values = None
         if roles.critic is not None:
             micro = [micro for mini in batch.critic for micro in mini.micro]
+            self.parts.colocation.reads(roles.critic)
             values = roles.critic.values(micro, batch.num_local_tokens)
         return Scores(old, ref, policy_ref, prm_logprobs_T=None, values_T=values)
 
@@ -169,7 +181,9 @@ class PrimeTrainer:
         if not has_told_teacher(self.config):
             judged_T = self._logprobs(teacher, batch, batch.policy, temperature=self._temperature)
             return scores.with_teacher(judged_T)
+        self.parts.colocation.reads(policy, beside=teacher)
         take_copy(teacher, policy, self.config.prm.teacher, index)
+        self.parts.colocation.reads(teacher)
         judged_T = told_logprobs(teacher, self.parts.batcher, groups, batch, temperature=self._temperature)
         return scores.with_teacher(judged_T)
 
@@ -180,19 +194,25 @@ class PrimeTrainer:
         if not self.plan.prm:
             return scores, None
         roles, ref_T = self.parts.roles, scores.ref_logprobs_T
-        order = self.config.prm.update if learns else UpdateOrder.none
+        order, colocation = self.config.prm.update if learns else UpdateOrder.none, self.parts.colocation
         if self.config.prm.kind is PrmKind.head:
+            (colocation.reads if order is UpdateOrder.none else colocation.learns)(roles.prm)
             return update_head(roles.prm, batch, scores, self.config.prm, order)
+
+        def learned(scored_T: Tensor | None) -> TrainResult:
+            colocation.learns(roles.prm)
+            return train_prm(roles.prm, batch, ref_T, scored_T, self.config.prm)
+
         match order:
             case UpdateOrder.after:
-                update = train_prm(roles.prm, batch, ref_T, None, self.config.prm)
+                update = learned(None)
                 return scores.with_prm(update.logprobs.logprobs_T), update
             case UpdateOrder.before:
-                update = train_prm(roles.prm, batch, ref_T, None, self.config.prm)
+                update = learned(None)
                 return scores.with_prm(self._logprobs(roles.prm, batch, batch.prm)), update
             case UpdateOrder.reverse:
                 scores = scores.with_prm(self._logprobs(roles.prm, batch, batch.prm))
-                return scores, train_prm(roles.prm, batch, ref_T, scores.prm_logprobs_T, self.config.prm)
+                return scores, learned(scores.prm_logprobs_T)
             case UpdateOrder.none:
                 return scores.with_prm(self._logprobs(roles.prm, batch, batch.prm)), None
 
@@ -207,17 +227,19 @@ class PrimeTrainer:
         """Log-probs of the PRM, as it is now, and of its reference, float32 [T] each; a head's logits instead."""
         roles = self.parts.roles
         if self.config.prm.kind is PrmKind.head:
+            self.parts.colocation.reads(roles.prm)
             return head_as_log_ratio(roles.prm, batch)
+        prm_T = self._logprobs(roles.prm, batch, batch.prm)
         if roles.reference is not None:
-            return role_logprobs(roles.prm, batch), role_logprobs(roles.reference, batch)
-        policy = self._logprobs(roles.policy, batch, batch.prm, temperature=self._temperature)
-        return role_logprobs(roles.prm, batch), policy
+            return prm_T, self._logprobs(roles.reference, batch, batch.prm)
+        return prm_T, self._logprobs(roles.policy, batch, batch.prm, temperature=self._temperature)
 
     def update_critic(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> Learning:
         """The clipped value loss towards gae's returns, one optimizer step per mini-batch."""
         critic = self.parts.roles.critic
         assert critic is not None and scores.values_T is not None
         loss = critic_loss(scores.values_T, advantages.returns_T, self.config.advantage.value_clip)
+        self.parts.colocation.learns(critic)
         return critic.train_values(batch.critic, loss)
 
     def update_policy(self, batch: StepBatch, scores: Scores, advantages: Advantages) -> TrainResult:
@@ -226,6 +248,7 @@ class PrimeTrainer:
         weights = loss_weights(config, batch.rollout, scores, batch.policy, longest, self.parts.reduce)
         loss = policy_loss(config, scores, advantages, weights, self.plan.old_logprobs, first=batch.policy[0])
         policy = self.parts.roles.policy
+        self.parts.colocation.learns(policy)
         return policy.train(batch.policy, loss, batch.num_local_tokens, temperature=self._temperature)
 
     @property
@@ -238,6 +261,7 @@ class PrimeTrainer:
     ) -> Tensor:
         """A role's log-probs of the mini-batches, float32 [T]; 0 for the rest of the batch."""
         micro = [micro for mini in minis for micro in mini.micro]
+        self.parts.colocation.reads(role)
         return role.logprobs(micro, batch.num_local_tokens, temperature=temperature).logprobs_T
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +52,8 @@ class Checkpoints:
         roles: the models that learn, and others whose weights no folder has.
         stateful: everything else that is saved, by name.
         log: is told what happens.
+        whole: a context in which all of a role is on the device.
+        leave: a role leaves the device after that context.
     """
 
     def __init__(
@@ -60,11 +62,16 @@ class Checkpoints:
         roles: Sequence[Role],
         stateful: Mapping[str, Stateful],
         log: MetricsLog,
+        *,
+        whole: Callable[[Role], AbstractContextManager[None]] = nullcontext,
+        leave: bool = False,
     ) -> None:
         self.config = config
         self.roles = roles
         self.stateful = stateful
         self.log = log
+        self.whole = whole
+        self.leave = leave
         self.root = Path(config.run.output_dir) / CHECKPOINTS
         self.saved_step = 0
         """The newest step that is safe on disk (0: the initial models are)."""
@@ -140,7 +147,8 @@ class Checkpoints:
             "contents": self._contents,
             "parts": {name: part.state() for name, part in self.stateful.items()},
         }
-        save = Save(self.root, Snapshot(step, state, dump_yaml(self.config), rng.capture()), self.roles)
+        snapshot = Snapshot(step, state, dump_yaml(self.config), rng.capture())
+        save = Save(self.root, snapshot, self.roles, self.whole, leave=self.leave, background=background)
         if background:
             save.write_in_background()
             self._pending = save
@@ -167,7 +175,8 @@ class Checkpoints:
         with _told_as_input(f"{path / STATE_FILE}: config is not what a run saves"):
             check_same_run(state["config"], self.config, held, self._contents)
         for role in self.roles:
-            load_role(role, path / role.name)
+            with self.whole(role):
+                load_role(role, path / role.name)
         for name, part in self.stateful.items():
             with _told_as_input(f"{path / STATE_FILE}: {name} is not what a run saves"):
                 part.restore(state["parts"][name])

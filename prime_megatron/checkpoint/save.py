@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,34 +42,73 @@ class Snapshot:
 class Save:
     """Writes a checkpoint under a temporary name; nothing of it is visible before `finish` has renamed it.
 
+    Args:
+        root: folder of the checkpoints.
+        snapshot: what is saved beside the models.
+        roles: the models.
+        whole: a context in which all of a role is on the device.
+        leave: a role leaves the device after it: its tensors are copied, or written at once where ``background`` is
+            not wanted.
+        background: `write_in_background` comes next, not `write`.
+
     Raises:
         RunError: on every rank, where any rank met an error: no space, a file system that fails.
     """
 
-    def __init__(self, root: Path, snapshot: Snapshot, roles: Sequence[Role]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        snapshot: Snapshot,
+        roles: Sequence[Role],
+        whole: Callable[[Role], AbstractContextManager[None]] = nullcontext,
+        *,
+        leave: bool = False,
+        background: bool = False,
+    ) -> None:
         self.step = snapshot.step
         self.root = root
         self.temporary = temporary_folder(root, snapshot.step)
         self.call: ForkedCall | None = None
-        shards = {role.name: RoleShards(role) for role in roles}
-        self.num_bytes = sum(gather_all(sum(part.num_bytes for part in shards.values())))
+        self.num_bytes = 0
+        self.writes: dict[str, ShardWrite] = {}
+        self._written: dict[str, Written] = {}
+        self._error: str | None = None
         rng = gather_all(dict(snapshot.rng))
-        self._on_first(lambda: self._begin(snapshot, list(shards), rng))
-        self.writes: dict[str, ShardWrite] = {name: part.plan(self.temporary / name) for name, part in shards.items()}
-        for write in self.writes.values():
-            write.stage()
+        self._on_first(lambda: self._begin(snapshot, [role.name for role in roles], rng))
+        waiting = 0
+        for role in roles:
+            with whole(role):
+                shards = RoleShards(role)
+                num_bytes = sum(gather_all(shards.num_bytes))
+                self.num_bytes += num_bytes
+                waiting += num_bytes
+                self._on_first(functools.partial(self._check_space, waiting))
+                write = shards.plan(self.temporary / role.name)
+                write.stage(leaves=leave)
+                self.writes[role.name] = write
+            if leave and not background:
+                # Now, so that no more than one model's tensors wait in host memory.
+                self._write_one(role.name)
+                write.buckets.clear()
+                waiting = 0
 
     def write(self) -> None:
         """Write this rank's shards here and now, and finish."""
-        try:
-            outcome: tuple[Any, str | None] = (self._write(), None)
-        except Exception as error:  # agreed on below, by all ranks
-            outcome = (None, describe(error))
-        self._finish(outcome)
+        for name in self.writes.keys() - self._written.keys():
+            self._write_one(name)
+        self._finish((self._written, self._error))
 
     def write_in_background(self) -> None:
         """Start writing in a child that keeps this moment's tensors; `finish` must follow."""
-        self.call = ForkedCall(self._write)
+        self.call = ForkedCall(lambda: {name: write.write() for name, write in self.writes.items()})
+
+    def _write_one(self, name: str) -> None:
+        """An error is agreed on in the end, by all ranks."""
+        try:
+            if self._error is None:
+                self._written[name] = self.writes[name].write()
+        except Exception as error:
+            self._error = describe(error)
 
     def done(self) -> bool:
         """Whether every rank's child is done."""
@@ -83,9 +124,6 @@ class Save:
         self.root.mkdir(parents=True, exist_ok=True)
         if self.temporary.exists():
             shutil.rmtree(self.temporary)
-        free = shutil.disk_usage(self.root).free
-        if free < self.num_bytes * SPARE:
-            raise OSError(f"{free:,} bytes are free and the models alone need {self.num_bytes:,}")
         for name in names:
             (self.temporary / name).mkdir(parents=True)
         state = json.dumps(dict(snapshot.state), indent=1, allow_nan=True)
@@ -94,8 +132,10 @@ class Save:
         flat = {f"{rank}.{name}": tensor for rank, states in enumerate(rng) for name, tensor in states.items()}
         save_file(flat, self.temporary / RNG_FILE)
 
-    def _write(self) -> dict[str, Written]:
-        return {name: write.write() for name, write in self.writes.items()}
+    def _check_space(self, waiting: int) -> None:
+        free = shutil.disk_usage(self.root).free
+        if free < waiting * SPARE:
+            raise OSError(f"{free:,} bytes are free and the models that are still to be written need {waiting:,}")
 
     def _finish(self, outcome: tuple[Any, str | None]) -> None:
         everyones = gather_all(outcome)

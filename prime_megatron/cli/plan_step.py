@@ -7,9 +7,14 @@ import argparse
 import sys
 
 from prime_megatron.cli.options import add_config, new_verb
+from prime_megatron.config import Offload, TrainConfig
 from prime_megatron.config.check import check_train_config
 from prime_megatron.config.load import load_train_config
 from prime_megatron.config.reward_path import describe_reward_path
+from prime_megatron.plan.fit import read_families
+from prime_megatron.plan.memory import plan_memory
+from prime_megatron.plan.roles import RoleMemory
+from prime_megatron.step.moves import EVERYTHING, OPTIMIZER_STATE, WEIGHTS, Move, moves
 from prime_megatron.step.plan import Model, Pass, StepPlan, plan_step
 
 _EPILOG = """\
@@ -21,6 +26,7 @@ F is one forward pass over the tokens that the filter kept, all models taken as 
 """
 _HEADER = ("role", "what", "cost", "why")
 _MODELS_HEADER = ("model", "trained", "folder", "why")
+_MOVES_HEADER = ("move", "what", "to", "size", "beside")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,9 +50,12 @@ def run(args: argparse.Namespace) -> int:
         InputError: it cannot.
     """
     config = load_train_config(args.config, args.overrides)
-    warnings = check_train_config(config, config.launch.nodes * config.launch.processes_per_node)
+    world_size = config.launch.nodes * config.launch.processes_per_node
+    warnings = check_train_config(config, world_size)
     plan = plan_step(config)
     print(table(plan), models_table(plan), sep="\n\n")
+    if config.parallel.offload is not Offload.none:
+        print(moves_table(config, world_size), end="\n\n")
     print(describe_reward_path(config))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -68,6 +77,31 @@ def models_table(plan: StepPlan) -> str:
     rows = [_MODELS_HEADER, *(_model_row(model) for model in plan.models)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join("  ".join((*(f"{row[i]:<{widths[i]}}" for i in range(3)), row[3])) for row in rows)
+
+
+def moves_table(config: TrainConfig, world_size: int) -> str:
+    """The copies between device and host of a rank in a step, in their order, and what is computed meanwhile. Sizes are
+    those of the pipeline stage that holds most, where the models' config.json are there."""
+    families = read_families(config)
+    sizes: dict[str, RoleMemory] | None = None
+    if not isinstance(families, str):
+        plan = plan_memory(config, families, world_size, None)
+        sizes = {role.model.role: role.largest for role in plan.roles}
+    rows = [_MOVES_HEADER]
+    for move in moves(config):
+        size = "" if sizes is None else f"{_bytes(move, sizes[move.role]) / 2**30:.2f} GiB"
+        rows.append((move.role, move.what, move.to, size, move.beside))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [
+        f"{role:<{widths[0]}}  {what:<{widths[1]}}  {to:<{widths[2]}}  {size:>{widths[3]}}  {beside}"
+        for role, what, to, size, beside in rows
+    ]
+    return "\n".join(lines)
+
+
+def _bytes(move: Move, memory: RoleMemory) -> float:
+    parts = {WEIGHTS: memory.weights, OPTIMIZER_STATE: memory.optimizer}
+    return parts[WEIGHTS] + parts[OPTIMIZER_STATE] if move.what == EVERYTHING else parts[move.what]
 
 
 def _model_row(model: Model) -> tuple[str, str, str, str]:

@@ -14,7 +14,7 @@ from prime_megatron.config.check import check_parallel, check_train_config, need
 from prime_megatron.config.check_stage import check_stage_config
 from prime_megatron.config.load import dump_yaml, load_stage_config, load_train_config
 from prime_megatron.mcore.versions import require_tested
-from prime_megatron.plan.fit import CONTEXT_BYTES, check_fit, device_of, plan_for, read_families
+from prime_megatron.plan.fit import CONTEXT_BYTES, check_fit, check_host, device_of, plan_for, read_families
 from prime_megatron.run.check_data import check_data
 from prime_megatron.run.check_models import check_models
 from prime_megatron.verify import check_custom, describe_custom
@@ -128,7 +128,12 @@ def _memory(config: TrainConfig | StageConfig, world_size: int, option: str | No
     yield "memory of one GPU by phase, on the pipeline stage that needs most:"
     for phase in plan.phases:
         parts = ", ".join(f"{name} {_gib(size)}" for name, size in phase.parts.items())
-        yield f"  {phase.name:<16} {_gib(phase.total):>10}: {parts}"
+        left = "" if device is None else f", {1 - phase.total / (device.total - CONTEXT_BYTES):>3.0%} left"
+        yield f"  {phase.name:<16} {_gib(phase.total):>10}{left}: {parts}"
+    yield f"host memory of one rank: {_gib(plan.host.copies)} for models away from the device; " + (
+        f"while a checkpoint is written about {_gib(plan.host.saving)} more"
+    )
+    check_host(config, plan)
     if device is not None:
         check_fit(config, families, world_size, device)
         room = device.total - CONTEXT_BYTES

@@ -75,6 +75,16 @@ class Offload(StrEnum):
     """Nothing: the models stay on the device while the engine generates."""
     generation = "generation"
     """Every model while the engine starts and generates; in training all are on the device."""
+    phases = "phases"
+    """The same, and in training every model but the one that works: of that one the weights, and its gradients while it
+    learns, are on the device, and of the one that works next the weights, on their way. Adam's moments and float32 main
+    weights pass through the device in pieces of 1 GiB during the optimizer's step. A checkpoint is written model by
+    model."""
+
+
+PIECE_BYTES = 2**30
+"""With parallel.offload phases, optimizer state on the device at a time, twice: a piece is computed while another
+moves. A larger parameter is a piece of its own."""
 
 
 class LayoutConfig(Section):
@@ -114,10 +124,12 @@ class ParallelConfig(LayoutConfig):
 
 
 class TrainParallelConfig(ParallelConfig):
-    """How every role is laid out over the processes, and where the models are while the engine generates."""
+    """How every role is laid out over the processes, and where the models are while they do not work."""
 
     offload: Offload = Offload.none
-    """Move models to host memory while the engine generates."""
+    """Keep models in pinned host memory: none; generation, while the engine generates; phases, whenever they do not
+    work, too, for the smallest device memory. No result depends on it. `prime-megatron validate` says what either takes
+    of device and host, and may change on resume."""
 
 
 class PackingConfig(Section):

@@ -90,7 +90,8 @@ class VllmConfig(Section):
     """Run vLLM in the trainer's own processes (its external launcher) in place of processes of its own: weights are
     written straight into its parameters on every device, but an engine that dies takes the run with it."""
     memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Share of the whole device's memory for weights, KV cache and the engine's activations (GPU)."""
+    """Share of the whole device's memory that the engine takes while it generates: weights, KV cache and, with vLLM,
+    its activations (GPU)."""
     cpu_cache_bytes: PositiveInt = 2**30
     """KV cache of one replica (CPU)."""
     extra: dict[str, EngineArgument] = Field(default={})
@@ -101,8 +102,8 @@ class SglangConfig(Section):
     """Settings of the SGLang engine."""
 
     memory_fraction: float = Field(default=0.5, gt=0.0, lt=1.0)
-    """Share, for weights and KV cache, of the device memory that is free when the engine starts (GPU): with
-    parallel.offload generation nearly the whole device's, with none what the models leave."""
+    """Share of the whole device's memory that the engine takes while it generates: weights and KV cache (GPU). SGLang
+    itself counts in what is free when it starts; it is told the share of that which makes the same bytes."""
     cpu_cache_bytes: PositiveInt = 2**30
     """KV cache of one replica (CPU)."""
     server: bool = False
@@ -146,8 +147,8 @@ class RolloutConfig(Section):
     """Compare a checksum of the engine's weights with the trainer's every n syncs; 0: never."""
     logprob_alarm: Free[PositiveFloat | None] = None
     """Largest mean |engine - trainer| log-prob difference: before the first update a larger one ends the run, later it
-    is a warning. none: 1e-3 in float32; in bfloat16 three times what rounding explains, measured before the first
-    update, and 5e-2 for the warning."""
+    is a warning. none: 1e-3 in float32; in bfloat16 three times what rounding explains, measured in the first step of
+    every attempt."""
     max_restarts: Free[NonNegativeInt] = 2
     """Restarts of a dead or hung engine before the run stops."""
     start_timeout_s: Free[Seconds] = 600.0

@@ -49,6 +49,9 @@ class LaunchConfig(Section):
     device_memory: Annotated[str, AfterValidator(checked_size)] | None = None
     """Memory of one GPU as the card reports it, such as 79.6GiB; a run that needs more is refused before it starts.
     none: not checked."""
+    host_memory: Annotated[str, AfterValidator(checked_size)] | None = None
+    """Memory of one node, such as 1500GiB; a run whose models and checkpoints take more of it is refused before it
+    starts. none: not checked; what models keep there is held against what is free when the run starts."""
 
 
 class LogConfig(Section):

@@ -32,8 +32,10 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from torch.distributed.checkpoint.api import CheckpointException
 
+from prime_megatron.device import on_gpu
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.model import unwrap
+from prime_megatron.mcore.offload import OPTIMIZER, PARAMETERS
 from prime_megatron.mcore.role import Role
 from prime_megatron.mcore.shards import BACKEND, POSITION_FILE, check_shards, read_position
 from prime_megatron.mcore.versions import save_options
@@ -72,10 +74,18 @@ class ShardWrite:
     buckets: list[Any] = field(default_factory=list)
     """(path, name, (bytes, tensors)) of every file of this rank; tensors on the host once staged."""
 
-    def stage(self) -> None:
-        """Copy what is on a GPU to the host. CPU tensors stay: a fork keeps its own view of them."""
-        if self.request.preload_fn is not None:
-            self.buckets = self.request.preload_fn()
+    def stage(self, *, leaves: bool) -> None:
+        """Copy what is on a GPU to the host. CPU tensors stay: a fork keeps its own view of them.
+
+        leaves: the role leaves the device before it is written, so CPU tensors are copied, too.
+        """
+        # Megatron's default copies into torch's pinned memory, which takes up to twice the bytes and keeps them.
+        self.buckets = FileSystemWriterAsync.preload_tensors(self.strategy.writer.write_buckets, non_blocking=False)
+        if leaves and not on_gpu():
+            self.buckets = [
+                (path, name, (data, [(item, tensor.clone()) for item, tensor in tensors]))
+                for path, name, (data, tensors) in self.buckets
+            ]
 
     def write(self) -> Written:
         """Write and fsync this rank's files.
@@ -114,6 +124,7 @@ class RoleShards:
     """
 
     def __init__(self, role: Role) -> None:
+        role.memory.need(PARAMETERS, OPTIMIZER)
         self.position = {"adam_steps": 0, "scheduler_steps": 0}  # of a role that never learns
         if role.optimizer is not None:
             self.position = {
@@ -148,6 +159,8 @@ def load_role(role: Role, folder: Path) -> None:
     Raises:
         InputError: the checkpoint is of another model, or its tensors do not fit this layout.
     """
+    role.memory.need(PARAMETERS, OPTIMIZER)
+    role.memory.changed(PARAMETERS, OPTIMIZER)
     agree_on(lambda: check_shards(folder))
     position = read_position(folder)
     sharded = _sharded_state(role, loading=True)

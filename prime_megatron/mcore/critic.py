@@ -11,6 +11,7 @@ from torch import Tensor
 from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.mcore.context import LocalTokens
 from prime_megatron.mcore.head import predict_values
+from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.role import Learning, Role
 from prime_megatron.mcore.schedule import Consume
 from prime_megatron.parallel.topology import Topology
@@ -37,6 +38,7 @@ class Critic(Role):
         dtype: torch.dtype,
         optimizer: OptimizerConfig,
         total_updates: int,
+        pool: HostPool | None = None,
     ) -> None:
         super().__init__(
             "critic",
@@ -47,6 +49,7 @@ class Critic(Role):
             optimizer=optimizer,
             total_updates=total_updates,
             value_head=True,
+            pool=pool,
         )
 
     def values(self, micro_batches: Sequence[PackedSequences], num_tokens: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.mcore.context import LocalTokens, localize_beginnings
 from prime_megatron.mcore.head import predict_values
+from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.role import Learning, Role
 from prime_megatron.mcore.schedule import Consume
 from prime_megatron.parallel.topology import Topology
@@ -50,6 +51,7 @@ class HeadPrm(Role):
         dtype: torch.dtype,
         optimizer: OptimizerConfig | None,
         total_updates: int,
+        pool: HostPool | None = None,
     ) -> None:
         super().__init__(
             "prm",
@@ -60,6 +62,7 @@ class HeadPrm(Role):
             optimizer=optimizer,
             total_updates=total_updates,
             value_head=True,
+            pool=pool,
         )
 
     def logits(self, micro_batches: Sequence[PackedSequences], num_tokens: int) -> Tensor:

@@ -1,174 +1,184 @@
-"""A role's device memory, moved to host memory and back in flat buffers.
+"""A model's device memory: parameters, gradients and optimizer state, each on the device or away.
 
 Tensors keep their identity and their views: only the storages behind them are emptied and filled again, so whatever
-Megatron, DDP or the optimizer hold on to stays valid.
+Megatron, DDP or the optimizer hold on to stays valid, and none of it may be read while it is away (on a CPU such a read
+ends the process): what reads it asks ``HostCopy.need`` first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from prime_megatron import device
+from prime_megatron.device import Mark
+from prime_megatron.mcore.host_memory import HostPool, Region
+from prime_megatron.mcore.optimizer_state import OptimizerState
+from prime_megatron.mcore.storages import Block, aligned, bytes_of, drop, gradients, parameters, total
 
 PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer"
 KINDS = (PARAMETERS, GRADIENTS, OPTIMIZER)
-_ALIGN = 512
 
 
-@dataclass
-class _Block:
-    """A storage and its place in the flat buffer of its kind."""
-
-    storage: torch.UntypedStorage
-    start: int
-    nbytes: int
+class RoleAway(RuntimeError):
+    """A model was asked for what is not on the device."""
 
 
 class HostCopy:
-    """Moves the storages of one role; pinned host buffers on CUDA, plain ones on a CPU (real copies there, too).
+    """The memory of one role; on a CPU the moves are real copies, too.
 
-    The buffers are made at the first move, kept, and made anew only when a kind has grown (Adam's state appears with
-    the first update).
+    Gradients are never copied: every update starts from zeros, so they are dropped, and come back as zeros. A kind that
+    has not changed since it was last copied is only dropped: a frozen role is copied once in its life.
 
     Args:
-        chunks: the role's model chunks, wrapped or not.
+        name: the role's, for messages.
+        chunks: its model chunks, wrapped or not.
         optimizer: megatron's optimizer; None for a frozen role.
+        pool: where host memory comes from.
     """
 
-    def __init__(self, chunks: Sequence[Any], optimizer: Any | None) -> None:
+    def __init__(self, name: str, chunks: Sequence[Any], optimizer: Any | None, pool: HostPool) -> None:
+        self.name = name
         self.chunks = chunks
         self.optimizer = optimizer
-        self._buffers: dict[str, Tensor] = {}
-        self._away: dict[str, list[_Block]] = {}
-        self._dropped: list[_Block] = []
+        self.pool = pool
+        self.state = OptimizerState(chunks, optimizer)
+        self._regions: dict[str, Region] = {}
+        self._away: dict[str, list[Block]] = {}
+        self._changed = {PARAMETERS, OPTIMIZER}
+        self._arriving: list[Mark] = []
+        self.stepped = [0, 0]
+        """Bytes that optimizer steps by pieces have copied to the device and to the host."""
 
     @property
-    def offloaded(self) -> bool:
-        """Whether the role is in host memory."""
-        return bool(self._away)
+    def here(self) -> frozenset[str]:
+        """Kinds that are on the device."""
+        return frozenset(KINDS) - self._away.keys()
+
+    def need(self, *kinds: str) -> None:
+        """Say that these kinds are read from here on: the computation waits for copies that are still under way.
+
+        Raises:
+            RoleAway: one of them is not on the device.
+        """
+        missing = [kind for kind in kinds if kind in self._away]
+        if missing:
+            raise RoleAway(f"{self.name}: {' and '.join(missing)} not on the device; bring that back first")
+        for mark in self._arriving:
+            mark.before_compute()
+        self._arriving.clear()
+
+    def changed(self, *kinds: str) -> None:
+        """These kinds were written: their host copy is old."""
+        self._changed.update(kinds)
 
     def device_bytes(self) -> Mapping[str, int]:
-        """Bytes on the device by kind: parameters, gradients, optimizer; 0 each while offloaded."""
-        if self.offloaded:
-            return dict.fromkeys(KINDS, 0)
-        return {kind: sum(block.nbytes for block in blocks) for kind, blocks in self._blocks().items()}
+        """Bytes on the device by kind; 0 for one that is away."""
+        return {kind: 0 if kind in self._away else total(self._blocks(kind)) for kind in KINDS}
 
     def host_bytes(self) -> Mapping[str, int]:
-        """Bytes of the host buffers by kind; they stay allocated while the role is on the device."""
-        return {kind: self._buffers[kind].numel() if kind in self._buffers else 0 for kind in KINDS}
+        """Host memory held by kind, whole pages; it stays while the role is on the device."""
+        return {kind: self._regions[kind].nbytes if kind in self._regions else 0 for kind in KINDS}
+
+    def reserve(self) -> None:
+        """Take the host memory that moves will need, with room for Adam's moments before there are any."""
+        for kind in (PARAMETERS, OPTIMIZER):
+            self._region(kind)
 
     @torch.no_grad()
-    def offload(self, *, gradients: bool = True) -> int:
-        """Move everything to the host and free the device's memory; returns the bytes copied. No-op when offloaded.
+    def send(self, kinds: Collection[str]) -> int:
+        """Free these kinds' device memory; what has changed is copied first. Returns the bytes copied.
 
-        gradients: False frees them without a copy (they come back as zeros), for where the next update starts anew.
+        The copies run beside the computation, and the memory is free for others once they are done.
         """
-        if self.offloaded:
-            return 0
-        device.synchronize()
-        blocks = self._blocks()
-        self._dropped = []
-        if not gradients:
-            self._dropped, blocks[GRADIENTS] = blocks[GRADIENTS], []
-        for kind, listed in blocks.items():
-            buffer = self._buffer(kind, _end(listed))
-            for block in listed:
-                _view(buffer, block).copy_(_bytes_of(block.storage), non_blocking=True)
-        device.synchronize()
-        self._away = blocks
-        for block in (*self._dropped, *(block for listed in blocks.values() for block in listed)):
-            block.storage.resize_(0)
-        device.empty_cache()
-        return sum(block.nbytes for listed in blocks.values() for block in listed)
-
-    @torch.no_grad()
-    def onload(self) -> int:
-        """Bring everything back; returns the bytes copied. No-op when nothing is offloaded."""
-        if not self.offloaded:
-            return 0
         copied = 0
-        for kind, listed in self._away.items():
-            for block in listed:
-                block.storage.resize_(block.nbytes)
-                _bytes_of(block.storage).copy_(_view(self._buffers[kind], block), non_blocking=True)
-                copied += block.nbytes
-        for block in self._dropped:
-            block.storage.resize_(block.nbytes)
-            _bytes_of(block.storage).zero_()
-        device.synchronize()
-        self._away, self._dropped = {}, []
+        for kind in KINDS:
+            if kind not in kinds or kind in self._away:
+                continue
+            self.need(kind)
+            if kind == GRADIENTS and self.optimizer is not None:
+                self.optimizer.zero_grad()  # the optimizer's parameters refer to slices of what goes now
+            if kind == OPTIMIZER:
+                self.state.separate()
+            blocks = self._blocks(kind)
+            if kind in self._changed:
+                self.copy_out(blocks, kind)
+                self._changed.discard(kind)
+                copied += total(blocks)
+            self._away[kind] = blocks
+            drop(blocks)
         return copied
 
-    def _blocks(self) -> dict[str, list[_Block]]:
-        """Every storage once, under the first kind that names it (float32 main weights are the parameters' own)."""
+    @torch.no_grad()
+    def bring(self, kinds: Collection[str]) -> int:
+        """Queue the way back of these kinds; returns the bytes copied. ``need`` comes before their first use."""
+        copied = 0
+        for kind in KINDS:
+            if kind not in kinds or kind not in self._away:
+                continue
+            blocks = self._away.pop(kind)
+            if kind == GRADIENTS:
+                for block in blocks:
+                    block.storage.resize_(block.nbytes)
+                    bytes_of(block.storage).zero_()
+                continue
+            if kind == OPTIMIZER:
+                blocks = self._blocks(kind)  # moments may have appeared in a step by pieces
+            self._arriving.append(self.copy_in(blocks, kind))
+            copied += total(blocks)
+        return copied
+
+    def take_stepped(self) -> tuple[int, int]:
+        """``stepped`` since the last call."""
+        (arrived, left), self.stepped = self.stepped, [0, 0]
+        return arrived, left
+
+    def settle(self) -> None:
+        """Wait until what was sent is in host memory, and its device memory free."""
+        self.pool.departures.mark().wait()
+
+    def copy_out(self, blocks: Sequence[Block], kind: str) -> Mark:
+        """Queue copies to the host."""
+        region, queue = self._region(kind), self.pool.departures
+        with queue.after_compute():
+            for block in blocks:
+                source = bytes_of(block.storage)
+                region.write(block.start, source)
+                queue.holds(source)
+        return queue.mark()
+
+    def copy_in(self, blocks: Sequence[Block], kind: str) -> Mark:
+        """Take device memory and queue copies from the host into it."""
+        region, queue = self._regions[kind], self.pool.arrivals
+        for block in blocks:
+            block.storage.resize_(block.nbytes)
+        queue.after(self.pool.departures.mark())  # what is to be copied may still be on its way out
+        with queue.after_compute():
+            for block in blocks:
+                region.read(block.start, bytes_of(block.storage))
+        return queue.mark()
+
+    def _blocks(self, kind: str) -> list[Block]:
+        """Every storage of a kind once; of optimizer state the sizes that it has, or would have, on the device."""
+        if kind == OPTIMIZER:
+            return self.state.all()
+        blocks: list[Block] = []
         seen: set[int] = set()
-        blocks: dict[str, list[_Block]] = {}
-        here = device.current_device().type
-        for kind, tensors in (
-            (PARAMETERS, self._parameters()),
-            (GRADIENTS, self._gradients()),
-            (OPTIMIZER, self._optimizer_state()),
-        ):
-            blocks[kind] = []
-            for tensor in tensors:
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() in seen or storage.nbytes() == 0 or tensor.device.type != here:
-                    continue
-                seen.add(storage.data_ptr())
-                blocks[kind].append(_Block(storage, _end(blocks[kind]), storage.nbytes()))
+        for tensor in parameters(self.chunks) if kind == PARAMETERS else gradients(self.chunks):
+            storage = tensor.untyped_storage()
+            if storage._cdata in seen or storage.nbytes() == 0:
+                continue
+            seen.add(storage._cdata)
+            start = aligned(blocks[-1].start + blocks[-1].nbytes) if blocks else 0
+            blocks.append(Block(storage, start, storage.nbytes()))
         return blocks
 
-    def _parameters(self) -> Iterator[Tensor]:
-        for chunk in self.chunks:
-            for buffer in _ddp_buffers(chunk):
-                if buffer.param_data is not None:
-                    yield buffer.param_data
-            for param in chunk.parameters():
-                yield param.data
-
-    def _gradients(self) -> Iterator[Tensor]:
-        for chunk in self.chunks:
-            for buffer in _ddp_buffers(chunk):
-                yield buffer.grad_data
-
-    def _optimizer_state(self) -> Iterator[Tensor]:
-        for part in _parts(self.optimizer):
-            if part.is_stub_optimizer:
-                continue
-            for group in part.optimizer.param_groups:
-                for param in group["params"]:
-                    yield param.data
-            for state in part.optimizer.state.values():
-                yield from (value for value in state.values() if isinstance(value, Tensor) and value.dim() > 0)
-
-    def _buffer(self, kind: str, nbytes: int) -> Tensor:
-        if kind not in self._buffers or self._buffers[kind].numel() < nbytes:
-            self._buffers.pop(kind, None)
-            self._buffers[kind] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=device.on_gpu())
-        return self._buffers[kind]
-
-
-def _parts(optimizer: Any | None) -> Iterable[Any]:
-    return () if optimizer is None else optimizer.chained_optimizers
-
-
-def _ddp_buffers(chunk: Any) -> list[Any]:
-    """Megatron's flat buffers of a DDP-wrapped chunk, experts' included; none of a bare one."""
-    return [*chunk.buffers, *chunk.expert_parallel_buffers] if hasattr(chunk, "expert_parallel_buffers") else []
-
-
-def _end(blocks: Sequence[_Block]) -> int:
-    return -(-(blocks[-1].start + blocks[-1].nbytes) // _ALIGN) * _ALIGN if blocks else 0
-
-
-def _view(buffer: Tensor, block: _Block) -> Tensor:
-    return buffer[block.start : block.start + block.nbytes]
-
-
-def _bytes_of(storage: torch.UntypedStorage) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+    def _region(self, kind: str) -> Region:
+        if kind not in self._regions:
+            if kind == OPTIMIZER:
+                size = self.state.nbytes
+            else:
+                size = max((block.start + block.nbytes for block in self._blocks(kind)), default=0)
+            self._regions[kind] = self.pool.take(size, f"{self.name} ({kind})")
+        return self._regions[kind]

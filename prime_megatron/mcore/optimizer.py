@@ -15,6 +15,8 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import nn
 
 from prime_megatron.config import OptimizerConfig, ParallelConfig
+from prime_megatron.mcore.offload import OPTIMIZER, HostCopy
+from prime_megatron.mcore.piecewise import step_in_pieces
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,11 @@ class Optimizer:
         self.megatron.zero_grad()
 
     @torch.no_grad()
-    def step(self, fine: bool = True) -> UpdateResult:
-        """Clip and apply the reduced gradients, unless on any rank ``fine`` is false or their norm is not finite."""
+    def step(self, fine: bool = True, memory: HostCopy | None = None) -> UpdateResult:
+        """Clip and apply the reduced gradients, unless on any rank ``fine`` is false or their norm is not finite.
+
+        memory: of the role, whose optimizer state comes piece by piece where it is away; None: it is on the device.
+        """
         optimizer = self.megatron
         lr = float(optimizer.param_groups[0]["lr"]) if optimizer.param_groups else 0.0
         found_inf = optimizer.prepare_grads()
@@ -104,7 +109,10 @@ class Optimizer:
                 parameters = [] if part.is_stub_optimizer else part.get_parameters()
                 if parameters:
                     clip_grad_by_total_norm_fp32(parameters, max_norm=self.config.clip_grad, total_norm=grad_norm)
-        applied = optimizer.step_with_ready_grads()
+        if memory is None or OPTIMIZER in memory.here:
+            applied = optimizer.step_with_ready_grads()
+        else:
+            applied = step_in_pieces(optimizer, memory)
         assert applied, "megatron refused a step whose gradients are finite"
         self.scheduler.step(1)
         return UpdateResult(applied=True, grad_norm=grad_norm, lr=lr)

@@ -19,8 +19,9 @@ from prime_megatron.families.megatron_layout import shard_map
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore.context import LocalTokens, localize
 from prime_megatron.mcore.head import Head, learn_next, predict_next, target_logits
+from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.model import build_model, unwrap
-from prime_megatron.mcore.offload import HostCopy
+from prime_megatron.mcore.offload import GRADIENTS, OPTIMIZER, PARAMETERS, HostCopy
 from prime_megatron.mcore.optimizer import Optimizer, UpdateResult
 from prime_megatron.mcore.schedule import Consume, run_pipeline
 from prime_megatron.mcore.spec import has_transformer_engine
@@ -73,6 +74,10 @@ class Role:
         total_updates: optimizer steps of the whole run (decaying schedules).
         logprob_impl: implementation of the log-prob head.
         value_head: predict values instead of tokens (``critic.Critic``).
+        pool: where its copy in host memory is, should it be moved (``memory``); None: a pool of its own.
+
+    A role that is away from the device raises RoleAway wherever it would be read.
+
     Raises:
         InputError: the folder is missing, of an unknown family, or its tensors disagree with its config.
     """
@@ -89,6 +94,7 @@ class Role:
         total_updates: int = 1,
         logprob_impl: str = "auto",
         value_head: bool = False,
+        pool: HostPool | None = None,
     ) -> None:
         self.name = name
         self.folder = folder
@@ -103,20 +109,10 @@ class Role:
         self.optimizer = (
             Optimizer(self.chunks, optimizer, parallel, dtype, total_updates) if optimizer is not None else None
         )
-        self.memory = HostCopy(self.chunks, self.optimizer.megatron if self.optimizer is not None else None)
+        megatron = self.optimizer.megatron if self.optimizer is not None else None
+        self.memory = HostCopy(name, self.chunks, megatron, pool or HostPool())
         # A frozen role keeps requires_grad: Megatron's linear layers take another product for frozen weights, and
         # then a PRM equal to its reference would not score equal to the last bit (batch_norm magnifies the rest).
-
-    def offload(self, *, gradients: bool = True) -> int:
-        """Parameters, gradients and optimizer state to host memory; returns the bytes copied (``HostCopy``).
-
-        Whatever needs them again (scoring, training, export) must be preceded by ``onload``.
-        """
-        return self.memory.offload(gradients=gradients)
-
-    def onload(self) -> int:
-        """Back to the device, bit for bit; returns the bytes copied."""
-        return self.memory.onload()
 
     def logprobs(
         self, micro_batches: Sequence[PackedSequences], num_tokens: int, *, temperature: float = 1.0
@@ -163,7 +159,7 @@ class Role:
         self, micro_batches: Sequence[PackedSequences], consume: Consume, num_tokens: int, *, num_rows: int
     ) -> Tensor:
         """Run without learning; ``consume`` keeps "scored", float32 [num_rows, S]. Returns [num_rows, num_tokens]."""
-        assert not self.memory.offloaded, f"{self.name} is in host memory"
+        self.memory.need(PARAMETERS)
         for chunk in self.chunks:
             chunk.eval()
         # Megatron's schedules know no empty list; a step of one mini-batch has no later ones to score.
@@ -178,7 +174,8 @@ class Role:
         A step whose loss or gradient is not finite on any rank is skipped on all (``UpdateResult.applied``).
         """
         assert self.optimizer is not None, f"{self.name} is frozen"
-        assert not self.memory.offloaded, f"{self.name} is in host memory"
+        self.memory.need(PARAMETERS, GRADIENTS)
+        self.memory.changed(PARAMETERS, *self.memory.here & {OPTIMIZER})
         kept: list[dict[str, Any]] = []
         updates: list[UpdateResult] = []
         for chunk in self.chunks:
@@ -189,7 +186,7 @@ class Role:
             self.optimizer.zero_grad()
             rows = run_pipeline(self.chunks, self._localize(mini.micro), _noting_finite(consume_for(mini)), train=True)
             fine = torch.stack([row["finite"] for row in rows]).all() if rows else torch.tensor(True)
-            updates.append(self.optimizer.step(bool(fine)))
+            updates.append(self.optimizer.step(bool(fine), self.memory))
             kept += rows
         if self.parallel.overlap_param_gather and self.parallel.distributed_optimizer:
             # Otherwise gathered in the next forward; the engine, a checkpoint and an export read them before it.
@@ -213,17 +210,18 @@ class Role:
     def copy_from(self, other: Role) -> None:
         """Take the weights of another role of the same model and layout, bit for bit."""
         theirs = other.params()
+        self.memory.changed(PARAMETERS)
         for key, tensor in self.params().items():
             tensor.copy_(theirs[key])
 
     def export(self, folder: Path) -> None:
         """Write the weights as an HF folder, beside the source's config and tokenizer files. Collective."""
-        assert not self.memory.offloaded, f"{self.name} is in host memory"
+        self.memory.need(PARAMETERS)
         export_hf(self.chunks, folder, self.topology, self.folder)
 
     def params(self) -> dict[tuple[int, str], Tensor]:
         """This rank's parameters by (chunk, name): the live tensors, which the reshard reads."""
-        assert not self.memory.offloaded, f"{self.name} is in host memory"
+        self.memory.need(PARAMETERS)
         return {
             (index, name): param.data
             for index, chunk in enumerate(self.chunks)
@@ -238,6 +236,7 @@ class Role:
 
     def head(self) -> Head:
         """The output of the last stage."""
+        self.memory.need(PARAMETERS)
         return Head(unwrap(self.chunks[-1]), self.topology, self.family.vocab, self.logprob_impl)
 
     def _scatter(

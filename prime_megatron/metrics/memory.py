@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-PHASES = {"updated": "training", "cache_awake": "generation"}
+TRAINING, GENERATION = {"updated": "training"}, {"cache_awake": "generation"}
 """Edges of a step (see ``colocation``) that the table shows, and what it calls them."""
+LEARNS = "_learns"
+"""Where models take turns, the edges at which one begins to learn are shown in place of the end of training."""
 PLACES = ("device", "host")
 
 
@@ -41,21 +43,25 @@ def role_bytes(models: Iterable[Holder]) -> dict[str, int]:
 
 
 def memory_table(figures: Mapping[str, Any], rank: int) -> str:
-    """Role, kind, and megabytes (10^6) on device and host while training and while generating, with sums.
+    """Role, kind, and megabytes (10^6) on device and host while training (in each update, where models take turns) and
+    while generating, with sums.
 
     figures: memory/<edge>/<role>/<kind>_<place>_bytes; what a model never has is left out. Empty where there is none.
     """
+    edges = dict.fromkeys(key.split("/")[1] for key in figures if key.count("/") == 3)
+    turns = {edge: f"{edge.removesuffix(LEARNS)} update" for edge in edges if edge.endswith(LEARNS)}
+    phases = (turns or TRAINING) | GENERATION
     table: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
     for key, value in figures.items():
         parts = key.split("/")
-        if len(parts) == 4 and parts[1] in PHASES:
+        if len(parts) == 4 and parts[1] in phases:
             kind, place, _ = parts[3].rsplit("_", 2)
             table.setdefault((parts[2], kind), {})[parts[1], place] = value
     table = {names: cells for names, cells in table.items() if any(cells.values())}
     if not table:
         return ""
-    columns = [(edge, place) for edge in PHASES for place in PLACES]
-    headings = [f"{name}, {place}" for name in PHASES.values() for place in PLACES]
+    columns = [(edge, place) for edge in phases for place in PLACES]
+    headings = [f"{name}, {place}" for name in phases.values() for place in PLACES]
     rows = [["role", "kind", *headings]]
     rows += [[*names, *(_mb(cells.get(column, 0)) for column in columns)] for names, cells in table.items()]
     rows.append(["all", "", *(_mb(sum(cells.get(column, 0) for cells in table.values())) for column in columns)])

@@ -109,7 +109,11 @@ METRICS = (
     Metric("speed/model_flops_per_s", "FLOP/s", "Model FLOPs of the step's passes over that time."),
     Metric("speed/utilisation", "share", "model_flops_per_s over the matrix-product speed measured at the start."),
     Metric("memory/<edge>_<place>_bytes", "bytes",
-           "Memory of this rank's process (host) or device at an edge of generation; in memory.jsonl."),
+           "Memory of this rank's process (host) or device at an edge of generation, with parallel.offload phases when "
+           "a model begins to work (<role>_reads, <role>_learns), too; in memory.jsonl."),
     Metric("memory/<edge>/<role>/<kind>_<place>_bytes", "bytes",
            "The same, of one model's parameters, gradients or optimizer state."),
+    Metric("memory/moves/<number>_<role>_to_<place>_bytes", "bytes",
+           "Copied when a model left the device or came back, numbered in the order of the step; <role>_optimizer: by "
+           "optimizer steps piece by piece, in all since the last move. What is only dropped is not here."),
 )  # fmt: skip

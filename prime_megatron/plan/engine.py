@@ -15,7 +15,7 @@ ASLEEP_BYTES = 1400 * MIB
 """An SGLang process that sleeps: 1,398 to 1,416 MiB on an H200, of which 612 are its bare CUDA context."""
 BEYOND_SHARE_BYTES = 2050 * MIB
 """What an SGLang process took on an H200 above its share when awake (context, graphs, workspaces): 2,052 MiB at
-memory_fraction 0.4, 2,040 MiB at 0.6."""
+a share of 43.7 GiB, 2,040 MiB at 65.5."""
 BARE_CONTEXT_BYTES = 612 * MIB
 """A process's CUDA context alone, on an H200."""
 
@@ -31,8 +31,6 @@ class EngineMemory:
     """Share of the device's memory that the engine takes; None: the embedded engine, which takes what it needs."""
     cache: float
     """KV cache of the embedded engine at max_concurrent sequences of the longest kind."""
-    of_free: bool
-    """The share is one of what is free when the engine starts (SGLang), not of the whole device (vLLM)."""
     visitors: float
     """CUDA contexts of the replica's other processes: they open the buckets in place, on this GPU."""
 
@@ -46,18 +44,18 @@ class EngineMemory:
         """While it takes new weights, its KV cache asleep."""
         return self.weights + (0.0 if self.fraction is None else BEYOND_SHARE_BYTES + self.visitors)
 
-    def share(self, device_bytes: float | None, taken_at_start: float) -> float:
+    def share(self, device_bytes: float | None) -> float:
         """Weights and KV cache while it generates; the least it can do with where the device is not known."""
         if self.fraction is None:
             return self.weights + self.cache
         if device_bytes is None:
             return self.weights + self.one_sequence
-        return self.fraction * max(0.0, device_bytes - (taken_at_start if self.of_free else 0.0))
+        return self.fraction * device_bytes
 
-    def generating(self, device_bytes: float | None, taken_at_start: float) -> float:
+    def generating(self, device_bytes: float | None) -> float:
         """All it takes while it generates."""
         beyond = 0.0 if self.fraction is None else BEYOND_SHARE_BYTES + self.visitors
-        return self.share(device_bytes, taken_at_start) + beyond
+        return self.share(device_bytes) + beyond
 
 
 def engine_memory(config: TrainConfig, policy: FamilyConfig) -> EngineMemory:
@@ -69,9 +67,7 @@ def engine_memory(config: TrainConfig, policy: FamilyConfig) -> EngineMemory:
     token = 2 * policy.layers * kv_heads * policy.head_dim * itemsize
     if rollout.engine in ("embedded", "replay"):
         cache = float(token * longest * rollout.max_concurrent)
-        return EngineMemory(
-            float(num_parameters(policy) * itemsize), token * longest, None, cache, of_free=False, visitors=0.0
-        )
+        return EngineMemory(float(num_parameters(policy) * itemsize), token * longest, None, cache, visitors=0.0)
     sizes = ParallelSizes(
         rollout.tensor, rollout.tensor, expert=rollout.expert, expert_tensor=rollout.tensor // rollout.expert
     )
@@ -79,5 +75,4 @@ def engine_memory(config: TrainConfig, policy: FamilyConfig) -> EngineMemory:
     own = rollout.sglang if rollout.engine == "sglang" else rollout.vllm
     in_place = not (rollout.engine == "vllm" and rollout.vllm.in_process)
     visitors = float(BARE_CONTEXT_BYTES * (rollout.tensor - 1)) if in_place else 0.0
-    of_free = rollout.engine == "sglang"
-    return EngineMemory(weights, token * longest, own.memory_fraction, 0.0, of_free=of_free, visitors=visitors)
+    return EngineMemory(weights, token * longest, own.memory_fraction, 0.0, visitors=visitors)

@@ -42,6 +42,22 @@ class Device:
         return USABLE * (self.total - CONTEXT_BYTES)
 
 
+def check_host(config: TrainConfig | StageConfig, plan: MemoryPlan) -> None:
+    """Raise InputError where a node's ranks take more host memory than launch.host_memory."""
+    if config.launch.host_memory is None:
+        return
+    total = parse_size(config.launch.host_memory)
+    assert total is not None, "checked when the config was loaded"
+    each, ranks = plan.host.copies + plan.host.saving, config.launch.processes_per_node
+    if ranks * each > total:
+        background = " checkpoint.asynchronous=false, or" if config.checkpoint.asynchronous else ""
+        raise InputError(
+            f"launch.host_memory: {ranks} ranks of a node take {ranks * each / GIB:.1f} GiB: "
+            f"{plan.host.copies / GIB:.1f} each for models, {plan.host.saving / GIB:.1f} each while a checkpoint is "
+            f"written, and it has {total / GIB:.1f}; set{background} fewer launch.processes_per_node over more nodes"
+        )
+
+
 def device_of(config: TrainConfig | StageConfig, option: str | None) -> Device | None:
     """The GPU that a run is planned for: the option's, else launch.device_memory; None: neither is given.
 
@@ -92,24 +108,28 @@ def plan_for(
 
 
 def check_memory(config: TrainConfig | StageConfig) -> None:
-    """Refuse a run that does not fit launch.device_memory; passes where that is not given, or a folder is not there.
+    """Refuse a run that does not fit launch.device_memory or launch.host_memory; passes where they are not given, or a
+    folder is not there.
 
     Raises:
         InputError: it does not fit; the line says which key would make it fit.
     """
     device = device_of(config, None)
-    if device is None:
-        return
     families = read_families(config)
-    if not isinstance(families, str):
-        check_fit(config, families, config.launch.nodes * config.launch.processes_per_node, device)
+    if isinstance(families, str):
+        return
+    world_size = config.launch.nodes * config.launch.processes_per_node
+    if config.launch.host_memory is not None:
+        check_host(config, plan_for(config, families, world_size, device))
+    if device is not None:
+        check_fit(config, families, world_size, device)
 
 
 def check_fit(
     config: TrainConfig | StageConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device
 ) -> None:
     """Raise InputError, in one line that says what to change, where the run does not fit the device."""
-    problem = _problem(plan_for(config, families, world_size, device), device, config)
+    problem = _problem(plan_for(config, families, world_size, device), device)
     if problem is None:
         return
     keys = _advice(config, families, world_size, device)
@@ -117,7 +137,7 @@ def check_fit(
     raise InputError(f"{device.key}: {problem}; {remedy}")
 
 
-def _problem(plan: MemoryPlan, device: Device, config: TrainConfig | StageConfig) -> str | None:
+def _problem(plan: MemoryPlan, device: Device) -> str | None:
     peak, engine = plan.peak, plan.engine
     if peak.total > device.usable:
         return (
@@ -125,10 +145,7 @@ def _problem(plan: MemoryPlan, device: Device, config: TrainConfig | StageConfig
             f"{device.usable / GIB:.1f} can be filled"
         )
     if engine is not None and engine.fraction is not None:
-        by_stage = zip(*(role.stages for role in plan.roles), strict=True)
-        at_start = max(sum(memory.at_start for memory in held) for held in by_stage)
-        stays = isinstance(config, TrainConfig) and config.parallel.offload is Offload.none
-        share = engine.share(float(device.total), at_start if stays else 0.0)
+        share = engine.share(float(device.total))
         least = engine.weights + engine.one_sequence
         if share < least:
             return (
@@ -180,7 +197,9 @@ def _ladder(config: TrainConfig | StageConfig) -> list[list[tuple[str, Any]]]:
     name = config.rollout.engine
     fractions = {"sglang": config.rollout.sglang.memory_fraction, "vllm": config.rollout.vllm.memory_fraction}
     tenths = range(int(fractions[name] * 10 - 1e-9), 0, -1) if name in fractions else ()
-    return [offload, *kinds, [(f"rollout.{name}.memory_fraction", tenth / 10) for tenth in tenths]]
+    # Last: it costs the most time of all.
+    turns = [("parallel.offload", Offload.phases)] if config.parallel.offload is not Offload.phases else []
+    return [offload, *kinds, turns, [(f"rollout.{name}.memory_fraction", tenth / 10) for tenth in tenths]]
 
 
 def _changed(
@@ -211,6 +230,6 @@ def _fits(
     config: TrainConfig | StageConfig, families: Mapping[str, FamilyConfig], world_size: int, device: Device
 ) -> bool:
     try:
-        return _problem(plan_for(config, families, world_size, device), device, config) is None
+        return _problem(plan_for(config, families, world_size, device), device) is None
     except InputError:  # a model that does not split this way
         return False

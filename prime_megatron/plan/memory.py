@@ -20,8 +20,11 @@ from prime_megatron.families.megatron_layout import check_layout
 from prime_megatron.parallel.topology import ParallelSizes
 from prime_megatron.plan.activations import EXPERT_IMBALANCE, Activations
 from prime_megatron.plan.engine import EngineMemory, engine_memory
+from prime_megatron.plan.host import HostMemory, host_memory, state_bytes
+from prime_megatron.plan.pieces import pieces_on_device
 from prime_megatron.plan.roles import ITEMSIZE, RoleMemory, role_memory
 from prime_megatron.step.plan import Model, plan_step
+from prime_megatron.step.works import Work, following, works
 
 UPDATES = {"prm": "PRM update", "policy": "policy update", "critic": "critic update", "model": "update"}
 """Role -> its phase, in the order of the trainer's step."""
@@ -67,6 +70,7 @@ class MemoryPlan:
     engine: EngineMemory | None
     """None: a run that trains one model on rows."""
     phases: tuple[Phase, ...]
+    host: HostMemory
 
     @property
     def peak(self) -> Phase:
@@ -92,32 +96,39 @@ def plan_memory(
     roles = tuple(_role(config, model, families[model.folder], sizes) for model in plan_step(config).models)
     policy = families[policy_folder_of(config)]
     engine = engine_memory(config, policy)
-    stays = config.parallel.offload is Offload.none
+    mode = config.parallel.offload
+    stays, turns = mode is Offload.none, mode is Offload.phases
 
     def rollout(stage: int) -> dict[str, float]:
-        parts = _resident(roles, stage) if stays else {}
-        at_start = sum(role.stages[stage].at_start for role in roles) if stays else 0.0
-        return parts | {"engine": engine.generating(device_bytes, at_start)}
+        return (_resident(roles, stage) if stays else {}) | {"engine": engine.generating(device_bytes)}
 
     def score(stage: int) -> dict[str, float]:
         most = max(role.activations.scoring(stage) for role in roles)
         return {**_resident(roles, stage), "activations": most, "engine asleep": engine.asleep}
 
     def reshard(stage: int) -> dict[str, float]:
-        held = roles if stays else tuple(role for role in roles if role.model.role == "policy")
+        held = _resident(roles, stage) if stays else {"weights": _named(roles, "policy").stages[stage].weights}
         buffers = 2 * max(float(config.rollout.bucket_bytes), _largest_tensor(policy, config.models.dtype))
-        return {**_resident(held, stage), "buckets": buffers, "engine's weights": engine.loading}
+        return {**held, "buckets": buffers, "engine's weights": engine.loading}
 
     def save(stage: int) -> dict[str, float]:
         # Without offload a checkpoint is written while the engine is awake.
         awake = rollout(stage)["engine"] if stays else engine.asleep
         gathered = 2 * _largest_tensor(policy, config.models.dtype)
-        return {**_resident(roles, stage), "gathered tensor": gathered, "engine": awake}
+        held = _resident(roles, stage)
+        if turns:
+            most = max((role.stages[stage] for role in roles if role.model.trained), key=state_bytes)
+            held = {"weights": most.weights, "optimizer": most.optimizer}
+        return {**held, "gathered tensor": gathered, "engine": awake}
 
-    phases = [_worst("rollout", sizes, rollout), _worst("score", sizes, score)]
-    phases += _updates(roles, sizes, {"engine asleep": engine.asleep})
+    asleep = {"engine asleep": engine.asleep}
+    phases = [_worst("rollout", sizes, rollout)]
+    if turns:
+        phases = [_start(roles, sizes), *phases, *_in_turns(works(config), roles, sizes, asleep)]
+    else:
+        phases += [_worst("score", sizes, score), *_updates(roles, sizes, asleep)]
     phases += [_worst("reshard", sizes, reshard), _worst("save", sizes, save)]
-    return MemoryPlan(roles, engine, tuple(phases))
+    return MemoryPlan(roles, engine, tuple(phases), host_memory(config, _by_stage(roles)))
 
 
 def plan_stage_memory(config: StageConfig, families: Mapping[str, FamilyConfig], world_size: int) -> MemoryPlan:
@@ -153,7 +164,8 @@ def plan_stage_memory(config: StageConfig, families: Mapping[str, FamilyConfig],
         return {**_resident(roles, stage), "gathered tensor": 2 * _largest_tensor(families[config.model], config.dtype)}
 
     scored = [_worst("score", sizes, score)] if len(roles) > 1 else []
-    return MemoryPlan(roles, None, (*scored, *_updates(roles, sizes, {}), _worst("save", sizes, save)))
+    phases = (*scored, *_updates(roles, sizes, {}), _worst("save", sizes, save))
+    return MemoryPlan(roles, None, phases, host_memory(config, _by_stage(roles)))
 
 
 def micro_batches(packing: PackingConfig, num_sequences: int, longest: int) -> tuple[int, int]:
@@ -208,6 +220,53 @@ def _updates(roles: tuple[PlannedRole, ...], sizes: ParallelSizes, others: Mappi
 
     trained = {role.model.role: role for role in roles if role.model.trained}
     return [_worst(name, sizes, update(trained[role])) for role, name in UPDATES.items() if role in trained]
+
+
+def _in_turns(
+    order: tuple[Work, ...], roles: tuple[PlannedRole, ...], sizes: ParallelSizes, others: Mapping[str, float]
+) -> list[Phase]:
+    """Scoring and the updates where models take turns on the device (parallel.offload phases)."""
+
+    def at_work(index: int) -> Callable[[int], dict[str, float]]:
+        work, upcoming = order[index], following(order, index)
+        role = _named(roles, work.role)
+
+        def parts(stage: int) -> dict[str, float]:
+            memory = role.stages[stage]
+            found = {"weights": memory.weights}
+            if upcoming is not None:
+                found["next model's weights"] = _named(roles, upcoming).stages[stage].weights
+            if not work.learns:
+                return {**found, "activations": role.activations.scoring(stage), **others}
+            activations = role.activations.training(stage)
+            step = pieces_on_device(memory, role.activations.family, sizes, stage)
+            largest = {"activations": activations} if activations >= step else {"optimizer step, by pieces": step}
+            return {**found, "gradients": memory.gradients, **largest, **others}
+
+        return parts
+
+    reading = [_worst("score", sizes, at_work(i)) for i, work in enumerate(order[:-1]) if not work.learns]
+    updates = [_worst(UPDATES[work.role], sizes, at_work(i)) for i, work in enumerate(order) if work.learns]
+    scored = [max(reading, key=lambda phase: phase.total)] if reading else []
+    return [*scored, *updates]
+
+
+def _start(roles: tuple[PlannedRole, ...], sizes: ParallelSizes) -> Phase:
+    """Where models take turns one after the other is built."""
+
+    def parts(stage: int) -> dict[str, float]:
+        largest = max((role.stages[stage] for role in roles), key=lambda memory: memory.at_start)
+        return {"weights": largest.weights, "gradients": largest.gradients, "optimizer": largest.main_weights}
+
+    return _worst("start", sizes, parts)
+
+
+def _by_stage(roles: tuple[PlannedRole, ...]) -> list[list[tuple[bool, RoleMemory]]]:
+    return [[(role.model.trained, role.stages[stage]) for role in roles] for stage in range(len(roles[0].stages))]
+
+
+def _named(roles: tuple[PlannedRole, ...], name: str) -> PlannedRole:
+    return next(role for role in roles if role.model.role == name)
 
 
 def _resident(roles: tuple[PlannedRole, ...], stage: int) -> dict[str, float]:

@@ -15,16 +15,19 @@ class Alarms:
         self._config = config
         self._rare_told = False
 
-    def lines(self, figures: Mapping[str, float]) -> list[str]:
-        """A line for each alarm: engine against trainer in every step that has it, rare success once."""
+    def lines(self, figures: Mapping[str, float], gap_limit: float | None) -> list[str]:
+        """A line for each alarm: engine against trainer in every step that has it, rare success once.
+
+        gap_limit: largest sound mean difference of their log-probs, as measured here (``step.engine_check``); None: it
+        was not, as for a recording, whose log-probs are another run's.
+        """
         found = []
-        default = 1e-3 if self._config.models.dtype == "float32" else 5e-2
-        threshold = self._config.rollout.logprob_alarm or default
+        limit = self._config.rollout.logprob_alarm or gap_limit
         gap = figures["engine/logprob_gap_mean"]
-        if gap > threshold:
+        if limit is not None and not gap <= limit:
             found.append(
-                f"engine and trainer log-probs differ by {gap:.2e} on average, more than {threshold:.0e} "
-                "(rollout.logprob_alarm)"
+                f"engine and trainer log-probs differ by {gap:.2e} on average, and rounding explains {limit:.1e} "
+                "(rollout.logprob_alarm sets another limit)"
             )
         rare = warn_rare_success(self._config, figures["rollout/outcome"])
         if rare is not None and not self._rare_told:

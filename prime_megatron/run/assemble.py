@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
 
 from prime_megatron import device
 from prime_megatron.checkpoint.run import Checkpoints
-from prime_megatron.config import Granularity, Offload, StageConfig, TrainConfig
+from prime_megatron.config import Granularity, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.config.roles import has_told_teacher
 from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
+from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
 from prime_megatron.mcore.role import Role
 from prime_megatron.mcore.spec import describe_layers
@@ -27,6 +29,7 @@ from prime_megatron.rollout.held import HeldEngine
 from prime_megatron.rollout.recording import Recorder
 from prime_megatron.run.colocation import Colocation, sleep_level
 from prime_megatron.run.engines import build_engine, build_sync
+from prime_megatron.run.host_memory import check_host_memory
 from prime_megatron.run.inputs import Inputs, read_inputs
 from prime_megatron.run.models import DTYPES, Roles, build_roles
 from prime_megatron.run.nonfinite import NONFINITE_FOLDER, NonFinite
@@ -35,6 +38,7 @@ from prime_megatron.run.parts import Parts
 from prime_megatron.run.prm_health import PrmHealth, form_table
 from prime_megatron.run.prm_note import reference_warning
 from prime_megatron.run.reporter import Reporter
+from prime_megatron.run.residency import Residency
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.transport import describe_engine
 from prime_megatron.run.verification import Verification
@@ -44,8 +48,8 @@ from prime_megatron.step.engine_check import EngineCheck
 from prime_megatron.step.plan import plan_step
 from prime_megatron.step.prm import PrmHeldOut
 from prime_megatron.step.prm_head import held_out_objective
+from prime_megatron.step.works import works
 from prime_megatron.verify import Verifiers, VerifyOptions, build_verifiers, describe_custom
-from prime_megatron.weights.sync import WeightSync
 
 
 def open_parts(config: TrainConfig, *, resume: str | None, overwrite: bool) -> AbstractContextManager[Parts]:
@@ -63,6 +67,7 @@ class Assembly:
     verifiers: Verifiers
     inputs: Inputs
     roles: Roles
+    residency: Residency
     stop: Stop
     watchdog: Watchdog
 
@@ -83,10 +88,13 @@ class Assembly:
         )
         try:
             agree_on(lambda: check_output_dir(output, resume=resume, overwrite=overwrite))
-            with build_verifiers(self.verify_options(), config.verify.custom) as self.verifiers:
+            with build_verifiers(self.verify_options(), config.verify.custom) as self.verifiers, ExitStack() as stack:
                 agree_on(self.verifiers.try_custom)
                 self.inputs = read_inputs(config, self.verifiers, self.topology)
-                self.roles = build_roles(config, self.topology, plan_step(config))
+                check_host_memory(config)
+                pool = stack.enter_context(closing(HostPool(self.say)))
+                self.roles = build_roles(config, self.topology, plan_step(config), pool)
+                self.residency = Residency(config.parallel.offload, self.roles.distinct, works(config))
                 with on_first_rank(lambda: own_output_dir(output, resume=resume, overwrite=overwrite)):
                     parts = self.parts()
                     try:
@@ -95,6 +103,11 @@ class Assembly:
                         parts.close()
         finally:
             stop_megatron()
+
+    def say(self, line: str) -> None:
+        """A line of the first rank's, before there is a log."""
+        if self.topology.rank == 0:
+            print(line, file=sys.stderr, flush=True)
 
     def verify_options(self) -> VerifyOptions:
         """What this rank's verifiers may use: its share of the node's workers."""
@@ -108,7 +121,7 @@ class Assembly:
         self.watchdog = build_watchdog(config, self.topology, self.stop)
         engine = HeldEngine(self.start_engine())
         sync = build_sync(config, self.topology, roles.policy, engine)
-        colocation = self.colocation(engine, sync)
+        colocation = Colocation(engine, sync, roles.policy, self.residency)
         # One rank of each engine replica reports its answers.
         leads = self.topology.rank % config.rollout.tensor == 0
         generator = Generator(engine, leads, self.verifiers, inputs.tokenizer, colocation.publish_again)
@@ -148,7 +161,14 @@ class Assembly:
             stop=self.stop,
             watchdog=self.watchdog,
             nonfinite=nonfinite,
-            checkpoints=Checkpoints(config, self.saved(), stateful, reporter.log),
+            checkpoints=Checkpoints(
+                config,
+                self.saved(),
+                stateful,
+                reporter.log,
+                whole=self.residency.whole,
+                leave=self.residency.by_phase,
+            ),
         )
 
     def saved(self) -> list[Role]:
@@ -164,30 +184,19 @@ class Assembly:
         return PrmHealth(config, inputs.labelled, Batcher(self.topology, config.packing), form_V, reduce)
 
     def start_engine(self) -> Engine:
-        """The engine. With parallel.offload generation it starts on a device that the models have left, and sleeps
-        before they come back: its share is one of the whole device, and the two are never there together."""
-        moved = [] if self.config.parallel.offload is Offload.none else self.roles.distinct
-        for role in moved:
-            role.offload(gradients=False)
+        """The engine. Where models move it starts on a device that they have left, and sleeps before they come back:
+        the two are never there together."""
+        self.residency.leave()
         engine = build_engine(
             self.config,
             self.topology,
             self.inputs.tokenizer.eos_token_ids,
             longest=0 if self.inputs.suite is None else self.inputs.suite.longest,
         )
-        if moved:
+        if self.residency.moves:
             engine.sleep(sleep_level())
-        for role in moved:
-            role.onload()
+        self.residency.come_back()
         return engine
-
-    def colocation(self, engine: HeldEngine, sync: WeightSync) -> Colocation:
-        """Who has the memory when; models move only where parallel.offload says so."""
-        roles = self.roles
-        if self.config.parallel.offload is Offload.none:
-            return Colocation(engine, sync, models=roles.distinct)
-        others = [role for role in roles.distinct if role is not roles.policy]
-        return Colocation(engine, sync, roles.policy, others, models=roles.distinct)
 
     def description(self) -> list[str]:
         """What a run says of itself at its start: engine, layers, reward path, rewards of the user's own."""

@@ -95,7 +95,7 @@ def build_engine(config: TrainConfig, topology: Topology, end_token_ids: Sequenc
         member,
         settings,
         engine_limits(config),
-        lambda: EngineProcess(rollout.engine, settings, env, log_path),
+        lambda: EngineProcess(rollout.engine, settings.now(), env, log_path),
         _transport(config) if member.tensor_rank == 0 else None,
     )
 

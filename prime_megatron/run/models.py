@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from prime_megatron.config import TrainConfig
+from prime_megatron.config import Offload, TrainConfig
 from prime_megatron.mcore.critic import Critic
 from prime_megatron.mcore.head_prm import HeadPrm
+from prime_megatron.mcore.host_memory import HostPool
+from prime_megatron.mcore.offload import KINDS
 from prime_megatron.mcore.role import Role
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.step.plan import Model, StepPlan
@@ -43,9 +45,17 @@ class Roles:
         return list({id(role): role for role in roles if role is not None}.values())
 
 
-def build_roles(config: TrainConfig, topology: Topology, plan: StepPlan) -> Roles:
-    """Load the models that the plan names."""
-    roles = {model.role: _build(config, topology, model) for model in plan.models}
+def build_roles(config: TrainConfig, topology: Topology, plan: StepPlan, pool: HostPool) -> Roles:
+    """Load the models that the plan names, one after the other; where models take turns on the device, each leaves it
+    for the next."""
+    roles: dict[str, Role] = {}
+    for model in plan.models:
+        role = roles[model.role] = _build(config, topology, model, pool)
+        if config.parallel.offload is not Offload.none:
+            role.memory.reserve()
+        if config.parallel.offload is Offload.phases:
+            role.memory.send(KINDS)
+            role.memory.settle()
     critic = roles.get("critic")
     assert critic is None or isinstance(critic, Critic)
     return Roles(
@@ -59,7 +69,7 @@ def build_roles(config: TrainConfig, topology: Topology, plan: StepPlan) -> Role
     )
 
 
-def _build(config: TrainConfig, topology: Topology, model: Model) -> Role:
+def _build(config: TrainConfig, topology: Topology, model: Model, pool: HostPool) -> Role:
     dtype = DTYPES[config.models.dtype]
     settings = {"policy": config.models.policy, "prm": config.models.prm, "critic": config.models.critic}
     optimizer, updates = None, 1
@@ -68,10 +78,26 @@ def _build(config: TrainConfig, topology: Topology, model: Model) -> Role:
         passes = config.prm.passes if model.role == "prm" else 1
         updates = config.run.steps * settings[model.role].num_mini_batches * passes
     if model.role == "prm" and model.value_head:
-        return HeadPrm(model.folder, topology, config.parallel, dtype=dtype, optimizer=optimizer, total_updates=updates)
+        return HeadPrm(
+            model.folder,
+            topology,
+            config.parallel,
+            dtype=dtype,
+            optimizer=optimizer,
+            total_updates=updates,
+            pool=pool,
+        )
     if model.role == "critic":
         assert optimizer is not None
-        return Critic(model.folder, topology, config.parallel, dtype=dtype, optimizer=optimizer, total_updates=updates)
+        return Critic(
+            model.folder,
+            topology,
+            config.parallel,
+            dtype=dtype,
+            optimizer=optimizer,
+            total_updates=updates,
+            pool=pool,
+        )
     return Role(
         model.role,
         model.folder,
@@ -81,4 +107,5 @@ def _build(config: TrainConfig, topology: Topology, model: Model) -> Role:
         optimizer=optimizer,
         total_updates=updates,
         logprob_impl=config.models.logprob_impl,
+        pool=pool,
     )

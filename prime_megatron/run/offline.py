@@ -55,7 +55,7 @@ class OfflineModel:
     """Sequences that are decoded together."""
     trust_remote_code: bool = False
     memory_fraction: float = 0.85
-    """Of the device's memory, for weights and KV cache (sglang, vllm on a GPU)."""
+    """Of the whole device's memory, for weights and KV cache (sglang, vllm on a GPU)."""
     cache_bytes: int = 2**30
     """KV cache (sglang, vllm on a CPU)."""
 
@@ -131,7 +131,7 @@ def _engine(model: OfflineModel, end_token_ids: Sequence[int], max_tokens: int, 
         Member(replica=0, num_replicas=1, tensor_rank=0, leader=0, group=None),
         settings,
         Limits(_MAX_RESTARTS, _TIMEOUT_S, _ALIVE_TIMEOUT_S, _TIMEOUT_S),
-        lambda: EngineProcess(model.engine, settings, env, log),
+        lambda: EngineProcess(model.engine, settings.now(), env, log),
         FolderTransport(model.folder, _TIMEOUT_S),
     )
     engine.update_weights((), VERSION)

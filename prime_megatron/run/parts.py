@@ -67,6 +67,7 @@ class Parts:
                 if self.topology.rank == 0 and folder.exists():
                     shutil.rmtree(folder)  # of an attempt that ended while it exported
                 dist.barrier()
+                self.colocation.reads(role)
                 role.export(folder)
                 card = functools.partial(train_card, reporter.config, role.name, reporter.progress.evaluated)
                 agree_on(lambda folder=folder, card=card: write_card(folder, card()))

@@ -258,7 +258,7 @@ class Reporter:
             self.inputs.tokenizer,
             self.config.rollout.sampling.max_response_tokens,
         )
-        for line in ([] if cut is None else [cut]) + self._alarms.lines(figures):
+        for line in ([] if cut is None else [cut]) + self._alarms.lines(figures, record.gap_limit):
             self.log.warn(f"step {index}: {line}")
 
     def _speed(self, record: StepRecord, wall_s: float) -> dict[str, float]:

@@ -33,17 +33,23 @@ class EngineCheck:
     The limit: rollout.logprob_alarm where it is set; FLOAT32_GAP in float32; in bfloat16 MARGIN times the trainer's own
     mean |difference| under other roundings, and what rounding its logits costs the engine. A nucleus (top_p) may add
     -ln(top_p): the engine's log-probs are those of the cut distribution.
+
+    What it measures is the limit of every later step's alarm, too.
     """
 
     def __init__(self, config: TrainConfig, policy: Role, reduce: Reduction, say: Callable[[str], None]) -> None:
         self.config, self.policy, self.reduce, self.say = config, policy, reduce, say
-        self._done = config.rollout.engine == "replay"  # recorded log-probs are another run's
+        self.limit: float | None = None
+        """Largest sound mean |engine - trainer|; None before it is measured, and for a recording, whose log-probs are
+        another run's."""
+
+    @property
+    def due(self) -> bool:
+        """Whether it is still to be measured: it reads the policy."""
+        return self.limit is None and self.config.rollout.engine != "replay"
 
     def __call__(self, batch: StepBatch, version: int) -> None:
         """Raises RunError, on every rank: the gap is far beyond rounding."""
-        if self._done:
-            return
-        self._done = True
         sizes = self.policy.topology.sizes
         # An interleaved schedule takes micro-batches by groups of as many as there are stages.
         micro = list(batch.policy[0].micro[: sizes.pipeline if sizes.virtual_pipeline > 1 else 1])
@@ -53,6 +59,7 @@ class EngineCheck:
         if gap is None:
             return  # no token of this version was sampled here
         limit, why = self._limit(micro, batch, scored_T, fresh_T)
+        self.limit = limit
         found = f"engine and trainer log-probs differ by {gap:.2e} on average before the first update"
         if not gap <= limit:
             raise RunError(

@@ -51,6 +51,8 @@ class StepRecord:
     critic: Learning | None = None
     prm_held_out: Mapping[str, float] = field(default_factory=dict)
     """The PRM on labelled responses that no one learns from, when it was due."""
+    gap_limit: float | None = None
+    """Largest sound mean |engine - trainer| log-prob difference, as measured; None: it was not."""
 
     @property
     def results(self) -> dict[str, TrainResult | Learning]:

@@ -138,7 +138,7 @@ def _save_role(folder: str, out: str, layout: dict[str, Any]) -> None:
         Path(out).mkdir()
     torch.distributed.barrier()
     write = RoleShards(role).plan(Path(out))
-    write.stage()
+    write.stage(leaves=False)
     written = gather_all(write.write())
     if topology.rank == 0:
         write.finish(written)

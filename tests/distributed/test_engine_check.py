@@ -11,7 +11,7 @@ import torch
 
 from tests.support import models, toy
 from tests.support.ranks import run_ranks
-from tests.support.runs import misread_rank, read_lines, train_rank
+from tests.support.runs import alarmed_rank, misread_rank, read_lines, train_rank
 
 
 def _settings(tmp_path: Path, **sections: Any) -> dict[str, Any]:
@@ -30,12 +30,18 @@ def test_a_model_that_the_trainer_reads_otherwise_takes_no_step(tmp_path: Path, 
     assert [row["step"] for row in read_lines(settings, "metrics.jsonl")] == [0]
 
 
-@pytest.mark.parametrize(("dtype", "layout"), [("bfloat16", {}), ("bfloat16", {"tensor": 2, "sequence": True})])
-def test_rounding_passes(tmp_path: Path, dtype: str, layout: dict[str, Any]) -> None:
-    settings = _settings(tmp_path, models={"dtype": dtype}, parallel=layout)
-    world = 2 if layout else 1
-    assert set(run_ranks(train_rank, world, json.dumps(settings), timeout_s=200)) == {0}
+def test_rounding_passes_over_tensor_parallel_ranks(tmp_path: Path) -> None:
+    settings = _settings(tmp_path, models={"dtype": "bfloat16"}, parallel={"tensor": 2, "sequence": True})
+    assert set(run_ranks(train_rank, 2, json.dumps(settings), timeout_s=200)) == {0}
     assert [row["step"] for row in read_lines(settings, "metrics.jsonl")] == [0, 1]
+
+
+def test_every_step_is_held_against_what_the_first_one_measured(tmp_path: Path) -> None:
+    """Rounding passes and no step of a sound engine is warned of; one wrong weight is."""
+    settings = _settings(tmp_path, models={"dtype": "bfloat16"}, run={"steps": 3}, rollout={"check_every": 0})
+    (told,) = run_ranks(alarmed_rank, 1, json.dumps(settings), timeout_s=200)
+    assert told[:2] == ["", ""] and "log-probs differ by" in told[2] and "and rounding explains" in told[2]
+    assert [row["step"] for row in read_lines(settings, "metrics.jsonl")] == [0, 1, 2, 3]
 
 
 def test_the_alarm_sets_the_limit(tmp_path: Path) -> None:

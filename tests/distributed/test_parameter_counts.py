@@ -90,6 +90,7 @@ def test_a_critic_has_its_head_in_place_of_the_vocabulary(name: str, tmp_path: P
 def trained(folder: str, cases: str) -> list[list[int]]:
     """[parameters, gradients, optimizer state, of it before the first update] in bytes on this rank, for every layout
     and compute dtype."""
+    from prime_megatron.mcore.host_memory import HostPool
     from prime_megatron.mcore.offload import HostCopy
 
     found = []
@@ -97,7 +98,7 @@ def trained(folder: str, cases: str) -> list[list[int]]:
         _, chunks = start(parallel, folder, ddp=True, dtype=dtype)
         config = ParallelConfig.model_validate_json(json.dumps(parallel))
         optimizer = Optimizer(chunks, OptimizerConfig(), config, getattr(torch, dtype), 1)
-        memory = HostCopy(chunks, optimizer.megatron)
+        memory = HostCopy("model", chunks, optimizer.megatron, HostPool())
         at_start = memory.device_bytes()["optimizer"]
         for chunk in chunks:
             chunk.zero_grad_buffer()

@@ -21,11 +21,11 @@ TOLERANCE = 1e-5
 SKIP = (*TIMINGS, "engine/")
 
 
-def train_rank(settings: str) -> int:
+def train_rank(settings: str, resume: str | None = None) -> int:
     """A run on this rank, from a config in JSON; returns the exit code."""
     from prime_megatron.trainer import train
 
-    return int(train(TrainConfig.model_validate_json(settings), resume=None, overwrite=False))
+    return int(train(TrainConfig.model_validate_json(settings), resume=resume, overwrite=False))
 
 
 def read_lines(settings: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -106,3 +106,30 @@ def misread_rank(settings: str) -> str:
     finally:
         role.read_config = read
     return ""
+
+
+def alarmed_rank(settings: str) -> list[str]:
+    """A run of three steps on this rank whose engine has one weight wrong in the last; returns what was warned of."""
+    from prime_megatron.rollout.embedded.engine import EmbeddedEngine
+    from prime_megatron.run.alarms import Alarms
+    from prime_megatron.trainer import train
+
+    update, lines, told = EmbeddedEngine.update_weights, Alarms.lines, []
+
+    def spoil(engine: EmbeddedEngine, buckets: Any, version: int) -> None:
+        update(engine, buckets, version)
+        if version == 2:
+            with torch.no_grad():
+                next(target for name, target in engine.named_targets().items() if "down_proj" in name).neg_()
+
+    def noting(alarms: Alarms, figures: Any, gap_limit: float | None) -> list[str]:
+        found = lines(alarms, figures, gap_limit)
+        told.append("".join(line for line in found if "log-probs differ" in line))
+        return found
+
+    EmbeddedEngine.update_weights, Alarms.lines = spoil, noting
+    try:
+        train(TrainConfig.model_validate_json(settings), resume=None, overwrite=False)
+    finally:
+        EmbeddedEngine.update_weights, Alarms.lines = update, lines
+    return told

@@ -380,4 +380,16 @@ def test_a_step_of_rare_success_is_warned_of():
     assert warn_rare_success(config, 0.3) is None
     assert warn_rare_success(train_config(), 0.04) is None
     alarms, figures = Alarms(config), {"engine/logprob_gap_mean": 1.0, "rollout/outcome": 0.04}
-    assert [len(alarms.lines(figures)) for _ in range(3)] == [2, 1, 1]  # rare success is told once
+    assert [len(alarms.lines(figures, 0.5)) for _ in range(3)] == [2, 1, 1]  # rare success is told once
+
+
+def test_the_gap_alarm_goes_by_what_was_measured():
+    """0.094 is a sound engine's of 28 layers in bfloat16; a recording has no limit but the user's own."""
+    figures = {"engine/logprob_gap_mean": 0.094, "rollout/outcome": 0.5}
+    alarms = Alarms(train_config())
+    assert alarms.lines(figures, 0.28) == alarms.lines(figures, None) == []
+    (line,) = alarms.lines(figures | {"engine/logprob_gap_mean": 0.3}, 0.28)
+    assert line.startswith("engine and trainer log-probs differ by 3.00e-01 on average, and rounding explains 2.8e-01")
+    own = Alarms(train_config("rollout.logprob_alarm=0.05"))
+    assert len(own.lines(figures, 0.28)) == len(own.lines(figures, None)) == 1
+    assert len(alarms.lines(figures | {"engine/logprob_gap_mean": float("nan")}, 0.28)) == 1

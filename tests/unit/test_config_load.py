@@ -123,11 +123,11 @@ def test_dumped_config_loads_as_the_same(write, name):
         ("  shuffle: no", 'FILE:6: data.shuffle: expected true or false (write false), got text "no"'),
         (
             "parallel: {offload: true}",
-            "FILE:6: parallel.offload: expected one of none, generation (write generation), got true",
+            "FILE:6: parallel.offload: expected one of none, generation, phases (write generation), got true",
         ),
         (
             "parallel: {offload: false}",
-            "FILE:6: parallel.offload: expected one of none, generation (write none), got false",
+            "FILE:6: parallel.offload: expected one of none, generation, phases (write none), got false",
         ),
         ("  shuffle: 1", "FILE:6: data.shuffle: expected true or false, got 1"),
         (

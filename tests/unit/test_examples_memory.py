@@ -16,8 +16,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 # What `prime-megatron slurm` writes beside a job script is the config of another file here.
 YAML = (path for path in EXAMPLES.rglob("*.yaml") if not path.name.endswith(".resolved.yaml"))
 CONFIGS = sorted(path for path in YAML if "models:" in path.read_text())
-GPUS = re.compile(r"\b(\d+) nodes? of (\d+) GPUs with (\d+) GB")
-GPU_EXAMPLES = {"qwen2.5_math_7b/prime.yaml", "qwen2.5_72b/prime.yaml", "qwen3_30b_a3b/prime.yaml", "slurm/run.yaml"}
+GPUS = re.compile(r"\b(\d+) nodes? of (\d+) GPUs? with (\d+) GB")
+GPU_EXAMPLES = {
+    "qwen2.5_math_7b/prime.yaml",
+    "qwen2.5_7b_one_gpu/prime.yaml",
+    "qwen2.5_72b/prime.yaml",
+    "qwen3_30b_a3b/prime.yaml",
+    "slurm/run.yaml",
+}
 
 
 def header_of(path: Path) -> str:
@@ -38,7 +44,7 @@ def test_a_config_fits_the_gpus_of_its_header(path: Path, tmp_path: Path, capsys
     header, launch = header_of(path), load_train_config(str(path), []).launch
     name = path.relative_to(EXAMPLES).as_posix()
     if name not in GPU_EXAMPLES:
-        assert "GPUs" not in header and launch.device_memory is None
+        assert GPUS.search(header) is None and launch.device_memory is None
         return
     found = GPUS.search(header)
     assert found is not None, header
@@ -53,6 +59,23 @@ def test_a_config_fits_the_gpus_of_its_header(path: Path, tmp_path: Path, capsys
         assert main(["validate", str(path), *overrides, *option]) == 0
         fits = re.search(r"^# fits: the ([\w ]+) needs most and leaves (\d+)% of", capsys.readouterr().out, re.M)
         assert fits is not None and int(fits[2]) >= 5, fits
+
+
+def test_three_models_of_7b_on_one_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """30 bytes of host memory for each of 7.6e9 parameters; every phase leaves room, activations included."""
+    path = EXAMPLES / "qwen2.5_7b_one_gpu/prime.yaml"
+    assert main(["validate", str(path), *with_models(path, tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "# host memory of one rank: 212.78 GiB for models away from the device; while a checkpoint" in out
+    phases = {
+        name: (int(left), parts)
+        for name, left, parts in re.findall(r"^#   ([\w ]+?) +[\d.]+ GiB, +(\d+)% left: (.*)", out, re.M)
+    }
+    assert set(phases) == {"start", "rollout", "score", "PRM update", "policy update", "reshard", "save"}
+    assert all(left >= 15 for left, _ in phases.values())
+    assert all("activations" in phases[name][1] for name in ("score", "PRM update", "policy update"))
+    for less in (["parallel.offload=generation"], ["launch.host_memory=300GiB"]):
+        assert main(["validate", str(path), *with_models(path, tmp_path), *less]) == 2
 
 
 def test_one_node_of_the_slurm_example_fits_as_well(tmp_path: Path) -> None:
@@ -82,11 +105,11 @@ def test_the_7b_example_without_offload_is_refused_in_one_line(
     path.write_text(BEFORE.replace("MODEL", make_folder(tmp_path, "Eurus-2-7B-SFT")))
     assert main(["validate", str(path), "--device-memory", "80GiB"]) == 2
     assert capsys.readouterr().err == (
-        "error: --device-memory: the PRM update needs 113.6 GiB of a GPU of 80.0 GiB, of which 72.2 can be filled; "
-        "set parallel.offload=generation and parallel.tensor=4\n"
+        "error: --device-memory: the save needs 131.0 GiB of a GPU of 80.0 GiB, of which 72.2 can be filled; "
+        "set parallel.offload=phases\n"
     )
-    changes = ["parallel.offload=generation", "parallel.tensor=4"]
-    assert main(["validate", str(path), *changes, "--device-memory", "80GiB"]) == 0
+    for changes in (["parallel.offload=phases"], ["parallel.offload=generation", "parallel.tensor=4"]):
+        assert main(["validate", str(path), *changes, "--device-memory", "80GiB"]) == 0
 
 
 def test_train_refuses_before_it_starts_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,7 +34,7 @@ ALLOWED = {
     "weights": {"families", "parallel"} | BASE,
     "rollout": {"weights", "families", "verify", "algo.filtering", "parallel"} | BASE,
     "step": {"algo", "kernels", "mcore", "data", "metrics", "parallel", "rollout.collect"} | BASE,
-    "plan": {"families", "parallel", "step.plan", "kernels.head_chunks", "config", "errors"},
+    "plan": {"families", "parallel", "step.plan", "step.works", "kernels.head_chunks", "config", "errors"},
     "checkpoint": {"mcore", "parallel", "metrics", "data.files"} | BASE,
     "convert": {"families", "mcore", "parallel"} | BASE,
     "generate": {"rollout", "verify", "data"} | BASE,
@@ -63,7 +63,7 @@ CONFINED = {
 # Pure Python on plain data: testable and readable without torch.
 WITHOUT_TORCH = (
     "config/", "errors", "strict_json", "run/lock", "run/output_dir", "run/written", "run/signals", "slurm/", "plan/",
-    "step/plan", "families/count", "families/read", "kernels/head_chunks",
+    "step/plan", "step/works", "step/moves", "families/count", "families/read", "kernels/head_chunks",
 )  # fmt: skip
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from prime_megatron.config import Offload
 from prime_megatron.metrics.memory import memory_table, role_bytes
 from prime_megatron.run.colocation import Colocation
+from prime_megatron.run.residency import Residency
 
 
 @dataclass
@@ -27,13 +29,18 @@ class Model:
     def host_bytes(self) -> dict[str, int]:
         return {kind: size if self.away else 0 for kind, size in self.sizes.items()}
 
-    def offload(self, *, gradients: bool = True) -> int:
-        self.away = True
-        return 0
+    def send(self, kinds: Collection[str]) -> int:
+        was, self.away = self.away, self.away or "parameters" in kinds
+        return 0 if was or not kinds else sum(self.sizes.values())
 
-    def onload(self) -> int:
+    def bring(self, kinds: Collection[str]) -> int:
         self.away = False
         return 0
+
+    def settle(self) -> None: ...
+
+    def take_stepped(self) -> tuple[int, int]:
+        return 0, 0
 
 
 class Nothing:
@@ -63,7 +70,8 @@ def test_every_model_by_kind_and_place() -> None:
 def test_table_of_a_colocated_step() -> None:
     policy = Model("policy", {"parameters": 3_000_000, "optimizer": 6_000_000})
     other = Model("policy_reference", {"parameters": 1_500_000, "optimizer": 0})
-    colocation = Colocation(Nothing(), Nothing(), policy, [other], models=[policy, other])
+    residency = Residency(Offload.generation, [policy, other], ())
+    colocation = Colocation(Nothing(), Nothing(), policy, residency)
     colocation.publish(1)
     figures = colocation.take_readings()
     assert figures["memory/trained/policy_reference/parameters_device_bytes"] == 0
@@ -79,3 +87,15 @@ def test_table_of_a_colocated_step() -> None:
     ]
     assert len({len(row) for row in (heading, *rows)}) == 1
     assert memory_table({"memory/updated_host_bytes": 1.0}, 0) == ""
+
+
+def test_table_of_models_that_take_turns() -> None:
+    figures = {f"memory/{edge}/policy/parameters_{place}_bytes": size
+               for edge, device in (("prm_learns", 0.0), ("policy_learns", 3e6), ("updated", 3e6), ("cache_awake", 0.0))
+               for place, size in (("device", device), ("host", 3e6))}  # fmt: skip
+    _, heading, row, _ = memory_table(figures, 0).splitlines()
+    assert [name.strip() for name in heading.split(", host")[:3]] == [
+        "role    kind        prm update, device  prm update", "policy update, device  policy update",
+        "generation, device  generation",
+    ]  # fmt: skip
+    assert row.split()[2:] == ["0.000", "3.000", "3.000", "3.000", "0.000", "3.000"]

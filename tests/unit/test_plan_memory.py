@@ -11,7 +11,7 @@ import pytest
 
 from prime_megatron.config import PackingConfig, ParallelConfig, TrainConfig
 from prime_megatron.errors import InputError
-from prime_megatron.families.count import ChunkParameters, RankParameters, num_parameters
+from prime_megatron.families.count import ChunkParameters, RankParameters, num_parameters, rank_parameters
 from prime_megatron.families.read import read_config
 from prime_megatron.kernels.head_chunks import tokens_within
 from prime_megatron.parallel.topology import ParallelSizes
@@ -19,6 +19,7 @@ from prime_megatron.plan.activations import Activations
 from prime_megatron.plan.buffers import buffers_of
 from prime_megatron.plan.fit import CONTEXT_BYTES, Device, check_fit, check_memory
 from prime_megatron.plan.memory import MemoryPlan, micro_batches, plan_memory
+from prime_megatron.plan.pieces import pieces_on_device
 from prime_megatron.plan.roles import role_memory, stage_memory
 from tests.support.public_models import PARAMETERS, make_folder
 
@@ -116,23 +117,73 @@ def test_every_phase_of_a_7b_trio(tmp_path: Path) -> None:
     )
     for phase in ("PRM update", "policy update"):
         assert found[phase] == pytest.approx(resident | {"activations": update, "engine asleep": asleep}, rel=1e-6)
-    policy = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
     assert found["reshard"] == pytest.approx(
-        policy | {"buckets": 2 * tensor, "engine's weights": engine_weights + beyond}
+        {"weights": weights, "buckets": 2 * tensor, "engine's weights": engine_weights + beyond}
     )
     assert found["save"] == pytest.approx(resident | {"gathered tensor": 2 * tensor, "engine": asleep})
 
     found = phases(planned(stay, folder, 8, card))
-    at_start = 3 * weights + 2 * gradients + 2 * 4 * params / 2
-    assert found["rollout"] == pytest.approx(resident | {"engine": 0.6 * (card - at_start) + beyond})
+    assert found["rollout"] == pytest.approx(resident | {"engine": 0.6 * card + beyond})
     assert found["reshard"]["optimizer"] == pytest.approx(2 * optimizer)
-    assert found["save"]["engine"] == pytest.approx(0.6 * (card - at_start) + beyond)
+    assert found["save"]["engine"] == pytest.approx(0.6 * card + beyond)
+
+    plan = planned(
+        configured(folder, parallel=layout | {"offload": "phases"}, rollout={"sglang": sglang}), folder, 8, card
+    )
+    found, main = phases(plan), 4 * params / 2
+    assert list(found) == ["start", "rollout", "score", "PRM update", "policy update", "reshard", "save"]
+    assert found["start"] == pytest.approx({"weights": weights, "gradients": gradients, "optimizer": main})
+    assert found["score"] == pytest.approx(
+        {"weights": weights, "next model's weights": weights, "activations": max(head, tokens * kept),
+         "engine asleep": asleep}
+    )  # fmt: skip
+    alone = {"weights": weights, "gradients": gradients, "activations": update, "engine asleep": asleep}
+    assert found["PRM update"] == pytest.approx(alone | {"next model's weights": weights}, rel=1e-6)
+    assert found["policy update"] == pytest.approx(alone, rel=1e-6)
+    assert found["save"] == pytest.approx(
+        {"weights": weights, "optimizer": optimizer, "gathered tensor": 2 * tensor, "engine": asleep}
+    )
+    host = {mode: planned(config, folder, 8, card).host for mode, config in (("none", stay), ("generation", away))}
+    saving = weights + 12 * params
+    assert host["none"].copies == 0 and host["none"].saving == pytest.approx(2 * saving)
+    assert host["generation"].copies == plan.host.copies == pytest.approx(3 * weights + 2 * optimizer)
+    assert plan.host.saving == pytest.approx(saving), "one after the other"
 
 
-def test_vllm_takes_its_share_of_the_whole_device(tmp_path: Path) -> None:
+def test_pieces_of_an_optimizer_step(tmp_path: Path) -> None:
+    """Two pieces of 1 GiB, or of the state of embedding or output layer, and the square roots of one."""
+    family = read_config(make_folder(tmp_path, "Qwen2.5-Math-7B"))
+    for tensor, rows in ((1, 152064), (2, 76032), (8, None)):
+        parallel = ParallelConfig(tensor=tensor)
+        sizes = ParallelSizes.from_config(parallel, tensor)
+        memory = role_memory(rank_parameters(family, sizes, 0), parallel, sizes, "bfloat16", trained=True)
+        piece = 2**30 if rows is None else 12 * rows * 3584
+        assert pieces_on_device(memory, family, sizes, 0) == pytest.approx(2 * piece + piece / 3)
+    assert pieces_on_device(role_memory(rank_parameters(family, sizes, 0), parallel, sizes, "bfloat16", trained=False),
+                            family, sizes, 0) == 0.0  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_engine_takes_its_share_of_the_whole_device(engine: str, tmp_path: Path) -> None:
     folder = make_folder(tmp_path, "Qwen2.5-Math-7B")
-    config = configured(folder, rollout={"engine": "vllm", "vllm": {"memory_fraction": 0.3}})
+    config = configured(folder, rollout={"engine": engine, engine: {"memory_fraction": 0.3}})
     assert phases(planned(config, folder, 1, 100 * GIB))["rollout"]["engine"] == pytest.approx(30 * GIB + 2050 * 2**20)
+
+
+def test_host_memory_that_a_node_has_not(tmp_path: Path) -> None:
+    """28 bytes of state and 2 of a frozen model for each of 7.6e9 parameters; a checkpoint in the background takes 14
+    for each of both learners, model by model for one."""
+    folder, size = make_folder(tmp_path, "Qwen2.5-Math-7B"), PARAMETERS["Qwen2.5-Math-7B"]
+    for asynchronous, params in ((True, 58), (False, 44)):
+        sections = {"parallel": {"offload": "phases"}, "checkpoint": {"asynchronous": asynchronous}}
+        config = configured(folder, **sections, launch={"host_memory": "250GiB"})
+        plan = planned(config, folder, 1, None)
+        assert plan.host.copies + plan.host.saving == pytest.approx(params * size)
+        with pytest.raises(
+            InputError, match=rf"^launch\.host_memory: 1 ranks of a node take {params * size / GIB:.1f} GiB"
+        ):
+            check_memory(config)
+    check_memory(config.model_copy(update={"launch": config.launch.model_copy(update={"host_memory": "350GiB"})}))
 
 
 def test_the_embedded_engine_takes_weights_and_rows(tmp_path: Path) -> None:
@@ -258,7 +309,7 @@ def test_two_keys_where_one_is_not_enough(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, "Qwen2.5-Math-7B")
     sections = {"packing": {"max_tokens": 16384}, "rollout": {"sglang": {"memory_fraction": 0.7}}}
     found = advice(folder, 8, launch=EIGHT, parallel={"tensor": 2, "sequence": True}, **sections)
-    assert found == "parallel.offload=generation and parallel.tensor=4"
+    assert found == "parallel.offload=phases"
 
 
 def test_experts_are_spread_wider(tmp_path: Path) -> None:
@@ -291,5 +342,5 @@ def test_the_launcher_refuses_what_does_not_fit(tmp_path: Path) -> None:
     folder = make_folder(tmp_path, "Qwen2.5-Math-7B")
     check_memory(configured(folder))  # nothing is said of the device
     check_memory(configured(str(tmp_path / "absent"), launch={"device_memory": "1GiB"}))
-    with pytest.raises(InputError, match=r"launch\.device_memory: the PRM update needs "):
+    with pytest.raises(InputError, match=r"launch\.device_memory: the save needs "):
         check_memory(configured(folder, launch={"device_memory": "80GiB"}))

@@ -204,11 +204,11 @@ def test_the_plan_counts_the_checks() -> None:
 def test_one_line_when_it_begins_and_one_when_it_ends() -> None:
     alarms = Alarms(config_of(prm={"health": HEALTH, "on_collapse": "outcome_only"}))
     figures = {"engine/logprob_gap_mean": 0.0, "rollout/outcome": 0.5}
-    assert alarms.lines(figures) == []  # a step without a check
+    assert alarms.lines(figures, None) == []  # a step without a check
     checked = {"pair_accuracy": 0.25, "frozen_pair_accuracy": 0.5, "alarm": 1.0, "change": 0.0}
     for change, alarm, end in ((0.0, 1.0, None), (1.0, 1.0, "outcome_only)"), (-1.0, 0.0, "the alarm ends")):
         told = checked | {"alarm": alarm, "change": change}
-        lines = alarms.lines(figures | {f"prm_health/{name}": value for name, value in told.items()})
+        lines = alarms.lines(figures | {f"prm_health/{name}": value for name, value in told.items()}, None)
         if end is None:
             assert lines == []
         else:

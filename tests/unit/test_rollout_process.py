@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import time
@@ -356,3 +357,15 @@ def test_requests_cross_the_line_unchanged_and_seeds_differ() -> None:
     keys = [SampleKey(*(int(place == other) for other in range(5))) for place in range(5)]
     assert len({stream_seed(key) for key in keys}) == 5
     assert all(0 <= stream_seed(key) < 2**31 for key in keys)
+
+
+def test_a_share_of_the_whole_device_as_one_of_what_is_free() -> None:
+    """0.4 of a device of which 0.8 is free are half of that."""
+    settings = DriverSettings(
+        model_path="m", device="cuda", dtype="bfloat16", tensor=1, max_tokens=20, max_concurrent=8, end_token_ids=(1,),
+        seed=0, trust_remote_code=False, memory_fraction=0.4, cpu_cache_bytes=1, can_sleep=True,
+    )  # fmt: skip
+    assert dataclasses.replace(settings, free_share=0.8).share_of_free() == pytest.approx(0.5)
+    assert settings.now().free_share == 1.0, "a CPU's"
+    with pytest.raises(InputError, match=r"^memory_fraction: 0.4 of the device's memory, and 0.30 of it is free"):
+        dataclasses.replace(settings, free_share=0.3).share_of_free()

@@ -1,8 +1,9 @@
 """Offload and reload of a role's weights, gradients and optimizer state, against the machine's own copy.
 
-Our side is `Role.offload` then `Role.onload` of a role that has made an update; the base copies one buffer of the same
-size to a (pinned, on a GPU) host buffer and back, into memory that was freed and allocated again in between, as the
-role's is. GB/s are 10^9 bytes a second of wall clock, over both directions.
+Our side sends all of a role that has made an update away and brings it back, every byte changed in between and
+gradients dropped as they always are; the base copies one buffer of the size of what is copied to a (pinned, on a GPU)
+host buffer and back, into memory that was freed and allocated again in between, as the role's is. GB/s are 10^9 bytes
+a second of wall clock, over both directions.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from prime_megatron import device
 from prime_megatron.config import OptimizerConfig, ParallelConfig
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
+from prime_megatron.mcore.offload import KINDS, OPTIMIZER, PARAMETERS
 from prime_megatron.mcore.role import Role
 from tools.benches import common
 
@@ -50,18 +52,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     "exp_avg_sq": torch.zeros_like(param.data),
                 }
     kinds = dict(role.memory.device_bytes())
-    num_bytes = sum(kinds.values())
+    role.memory.reserve()
+    num_bytes = kinds[PARAMETERS] + kinds[OPTIMIZER]
     seconds = _measure(role, num_bytes, where, args.rounds)
     before = device_bytes(where)
     for _ in range(args.cycles):
-        role.offload()
-        role.onload()
+        _cycle(role)
     gc.collect()
     growth = device_bytes(where) - before
     stop_megatron()
     speed = {name: 2 * num_bytes / 1e9 / statistics.median(values) for name, values in seconds.items()}
     figures = {
         "bytes": num_bytes,
+        "host_bytes": sum(role.memory.host_bytes().values()),
         **{f"{kind}_bytes": count for kind, count in kinds.items()},
         "gb_per_s": round(speed["ours"], 2),
         "ratio": round(1 / common.ratio(seconds, "ours", "copy"), 3),
@@ -76,14 +79,22 @@ def device_bytes(where: torch.device) -> int:
     return device.memory_allocated_bytes() if where.type == "cuda" else common._status_bytes("VmRSS")
 
 
+def _cycle(role: Role) -> None:
+    role.memory.changed(PARAMETERS, OPTIMIZER)
+    role.memory.send(KINDS)
+    role.memory.settle()
+    role.memory.bring(KINDS)
+    role.memory.need(*KINDS)
+    device.synchronize()
+
+
 def _measure(role: Role, num_bytes: int, where: torch.device, rounds: int) -> dict[str, list[float]]:
     host = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=where.type == "cuda")
     block = torch.ones(num_bytes, dtype=torch.uint8, device=where)
     storage = block.untyped_storage()
 
     def ours() -> None:
-        role.offload()
-        role.onload()
+        _cycle(role)
 
     def copy() -> None:
         host.copy_(block, non_blocking=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol
 
+from prime_megatron.device import memory_free_share
+from prime_megatron.errors import InputError
 from prime_megatron.rollout.engine import Request, Sampling
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.weights.buffer import TensorRow
@@ -41,11 +43,14 @@ class DriverSettings:
     seed: int
     trust_remote_code: bool
     memory_fraction: float
-    """Share of device memory for weights and KV cache (GPU)."""
+    """Share of the whole device's memory for weights and KV cache (GPU); an engine that understands another share is
+    told that one."""
     cpu_cache_bytes: int
     """KV cache of one replica (CPU)."""
     can_sleep: bool
     """Whether the engine must be able to give its device memory back."""
+    free_share: float = 1.0
+    """Share of the device's memory that nobody uses when the engine starts (GPU)."""
     expert: int = 1
     """SGLang: expert-parallel size, within the tensor-parallel ranks."""
     server: bool = False
@@ -55,6 +60,24 @@ class DriverSettings:
     start_timeout_s: float = 600.0
     extra: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of the engine's own constructor."""
+
+    def now(self) -> DriverSettings:
+        """The same for an engine that starts now, beside what is on the device now."""
+        return dataclasses.replace(self, free_share=memory_free_share())
+
+    def share_of_free(self) -> float:
+        """The same bytes as ``memory_fraction``, as a share of what is free when the engine starts.
+
+        Raises:
+            InputError: less is free.
+        """
+        share = self.memory_fraction / self.free_share
+        if share >= 1.0:
+            raise InputError(
+                f"memory_fraction: {self.memory_fraction:g} of the device's memory, and {self.free_share:.2f} of it is "
+                "free when the engine starts; set it lower, or parallel.offload to generation or phases"
+            )
+        return share
 
     def as_json(self) -> dict[str, Any]:
         """For the line to the child."""

@@ -238,7 +238,7 @@ def server_arguments(settings: DriverSettings) -> dict[str, Any]:
             "max_total_tokens": _cpu_cache_tokens(settings),
         }
     else:
-        common |= {"mem_fraction_static": settings.memory_fraction, "enable_memory_saver": settings.can_sleep}
+        common |= {"mem_fraction_static": settings.share_of_free(), "enable_memory_saver": settings.can_sleep}
     made = common | dict(settings.extra)
     overrides = read_config(settings.model_path).corrections | json.loads(made.get("json_model_override_args", "{}"))
     return made | {"json_model_override_args": json.dumps(overrides)}
