@@ -123,7 +123,9 @@ def check(chosen: Sequence[Part], target: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--json", type=Path, default=OUTPUT / "gpu_check.json", metavar="FILE", help="the same in JSON")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only these parts, by the first column of the table")
     arguments = parser.parse_args()

@@ -67,7 +67,7 @@ def config_of(name: str) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Rehearse layouts of very large models.")
+    parser = argparse.ArgumentParser(description="Rehearse layouts of very large models.", allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; default: all")
     parser.add_argument("--update", action="store_true", help="run an update on a few ranks, too")
     args = parser.parse_args()

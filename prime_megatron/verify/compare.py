@@ -23,7 +23,7 @@ def quick_equal(ground_truth: str, answer: str) -> bool | None:
     """True or False where it is certain, None where computer algebra has to decide. Both are raw LaTeX."""
     if answer == ground_truth:
         return True
-    if answer.isdecimal() and ground_truth.isdecimal() and len(answer) + len(ground_truth) < 64:
+    if answer.isdecimal() and ground_truth.isdecimal() and (answer + ground_truth).isascii() and len(answer) < 64:
         return int(ground_truth) == int(answer)  # the most frequent wrong answer of all
     gold, given = normalize(ground_truth), normalize(answer)
     if not gold:

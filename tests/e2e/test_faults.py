@@ -72,14 +72,14 @@ def in_save(act: Callable[[], None], rank: int = 1) -> None:
     """Act when a rank is about to write its shards of the fatal step."""
     from prime_megatron.checkpoint.save import Save
 
-    write = Save._write
+    write = Save._write_one
 
-    def watched(self: Any) -> Any:
-        if self.step == STEP and int(os.environ["RANK"]) == rank:
+    def watched(self: Any, name: str) -> Any:
+        if self.step == STEP and int(os.environ["RANK"]) == rank and not self._written:
             act()
-        return write(self)
+        return write(self, name)
 
-    Save._write = watched
+    Save._write_one = watched
 
 
 @pytest.mark.parametrize("stage", ["rollout", "prm", "policy", "mid-save"])
@@ -247,23 +247,23 @@ def poison(method: str, steps: tuple[int, ...]) -> None:
         return
     update = getattr(PrimeTrainer, method)
 
-    def poisoned(self: Any, *args: Any) -> Any:
+    def poisoned(self: Any, *args: Any, **options: Any) -> Any:
         role = self.parts.roles.policy if method == "update_policy" else self.parts.roles.prm
         if self.version + 1 not in steps:
-            return update(self, *args)
+            return update(self, *args, **options)
         step = role.optimizer.step
 
-        def bad_step(fine: bool) -> Any:
+        def bad_step(fine: bool, memory: Any) -> Any:
             assert fine
             if role.name == "policy":
-                return step(False)  # as after a loss that is not finite
+                return step(False, memory)  # as after a loss that is not finite
             for chunk in role.chunks:
                 next(chunk.parameters()).main_grad.fill_(float("nan"))
-            return step(fine)
+            return step(fine, memory)
 
         role.optimizer.step = bad_step
         try:
-            return update(self, *args)
+            return update(self, *args, **options)
         finally:
             del role.optimizer.step
 

@@ -68,6 +68,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[di
     # Every answer is graded in a process.
     graded = {"verify": {"custom": {"math": "examples.custom_reward.rewards:wanted_characters"}}}
     generated = {"rollout": {"engine": "embedded", "replay": None}, **evaluated, **graded}
+    generated["parallel"] = {"offload": "phases"}
     modes = {
         **MODES,
         "policy-reference": MODES["policy-reference"] | labelled,
@@ -80,7 +81,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[di
     found = {
         name: (read_lines(done, "metrics.jsonl"), read_lines(done, "samples.jsonl")) for name, done in runs.items()
     }
-    return found | {"memory": (read_lines(runs["after"], "memory.jsonl"), [])}
+    return found | {"memory": (read_lines(runs["generated"], "memory.jsonl"), [])}
 
 
 @pytest.fixture(scope="module")

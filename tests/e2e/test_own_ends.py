@@ -199,14 +199,14 @@ def test_an_end_that_cannot_save_names_both(straight: Any, tmp_path: Path) -> No
 
 
 def starved_and_no_room() -> None:
-    from prime_megatron.checkpoint.save import Save
+    from prime_megatron.mcore.checkpoint import ShardWrite
 
     nothing_passes(3)
 
     def write(self: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    Save._write = write
+    ShardWrite.write = write
 
 
 def test_the_command_line_ends_with_86_and_one_line(straight: Any, tmp_path: Path) -> None:

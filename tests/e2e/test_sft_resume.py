@@ -96,7 +96,7 @@ def bad_gradients() -> None:
 
     def skipped(self: Any, batch: Any) -> Any:
         update = self.policy.optimizer.step
-        self.policy.optimizer.step = lambda fine: update(False)  # as after a loss that is not finite
+        self.policy.optimizer.step = lambda fine, memory: update(False, memory)  # as after a loss that is not finite
         try:
             return step(self, batch)
         finally:

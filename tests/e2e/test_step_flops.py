@@ -35,10 +35,10 @@ class Unshared(PrimeTrainer):
         super().__init__(config, parts)
         self.plan = dataclasses.replace(self.plan, old_logprobs=OldLogprobs.all, shared_reference=False)
 
-    def update_prm(self, batch: StepBatch, scores: Scores) -> tuple[Scores, TrainResult | None]:
+    def update_prm(self, batch: StepBatch, scores: Scores, *, learns: bool) -> tuple[Scores, TrainResult | None]:
         """The PRM's scores of each mini-batch in a pass before its update, where the update's own forward served."""
         if self.config.prm.update is not UpdateOrder.after:
-            return super().update_prm(batch, scores)
+            return super().update_prm(batch, scores, learns=learns)
         prm = self.parts.roles.prm
         assert prm is not None
         scored_T = torch.zeros(batch.num_local_tokens)

@@ -19,7 +19,10 @@ from prime_megatron.errors import InputError, RunError
     ("argv", "line"),
     [
         (["trian", "x.yaml"], "error: unknown verb 'trian'; did you mean train?"),
-        (["zzz"], "error: unknown verb 'zzz'; choose one of train, sft, generate, evaluate, compare, prm, score"),
+        (
+            ["zzz"],
+            "error: unknown verb 'zzz'; choose one of train, sft, curate, generate, evaluate, compare, prm, score",
+        ),
     ],
 )
 def test_unknown_verb_is_one_line_and_exit_code_2(argv: list[str], line: str, capsys: pytest.CaptureFixture) -> None:

@@ -117,7 +117,7 @@ def test_dumped_config_loads_as_the_same(write, name):
     [
         ("  shufle: no", "FILE:6: unknown key data.shufle; did you mean data.shuffle?"),
         ("prm: {los: ce}", "FILE:6: unknown key prm.los; did you mean prm.loss?"),
-        ("steps: 4", "FILE:6: unknown key steps; did you mean run.steps?"),
+        ("steps: 4", "FILE:6: unknown key steps; did you mean run.steps or prm.health.steps?"),
         ("max_prompt_token: 4", "FILE:6: unknown key max_prompt_token; did you mean data.max_prompt_tokens?"),
         ("rollout:\n  filter:\n    min: 0.1", None),
         ("  shuffle: no", 'FILE:6: data.shuffle: expected true or false (write false), got text "no"'),
@@ -158,12 +158,10 @@ def test_one_line_for_a_wrong_key_or_value(write, text, message):
 
 def test_choices_are_listed_with_the_nearest(write):
     (line,) = refusal(write(BASE + "prm: {loss: cee}\n"))
-    choices = "ce, ce_intercept, dpo, bon_acc, bon_rm"
+    choices = "ce, ce_intercept, dpo, bon_acc, bon_rm, prefix_value, prefix_ce, last_ce"
     assert line == f'FILE:5: prm.loss: expected one of {choices} (did you mean ce?), got text "cee"'
     (line,) = refusal(write(BASE + "preset: papr\n"))
-    assert (
-        "one of default, local_credit, paper, original, recipe, dapo, drgrpo, gspo, cispo (did you mean paper?)" in line
-    )
+    assert "original, recipe, ipvrm, spro, dapo, drgrpo, gspo, cispo (did you mean paper?)" in line
     (line,) = refusal(write(BASE + "parallel: {recompute: ful}\n"))
     assert "one of none, selective, full (did you mean full?)" in line
     (line,) = refusal(write(BASE + "rollout: {dtype: bf16}\n"))
@@ -195,7 +193,7 @@ def test_missing_keys(write):
     [
         ("run.stepz=3", "override 'run.stepz=3': unknown key run.stepz; did you mean run.steps?"),
         ("rum.steps=3", "override 'rum.steps=3': unknown key rum; did you mean run?"),
-        ("steps=3", "override 'steps=3': unknown key steps; did you mean run.steps?"),
+        ("steps=3", "override 'steps=3': unknown key steps; did you mean run.steps or prm.health.steps?"),
         ("run.steps.x=3", "override 'run.steps.x=3': unknown key run.steps.x: run.steps is a value, not a section"),
         ("run.steps", "override 'run.steps': not of the form section.key=value"),
         ("=3", "override '=3': not of the form section.key=value"),

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from prime_megatron.config import RolloutConfig
+from prime_megatron.config import Offload, RolloutConfig
 from prime_megatron.errors import PeerLost, RunError
 from prime_megatron.rollout.collect import Collector
 from prime_megatron.rollout.engine import Engine
 from prime_megatron.rollout.held import HeldEngine
 from prime_megatron.run.colocation import Colocation
+from prime_megatron.run.residency import Residency
 from prime_megatron.types import Bucket, Group, Prompt, Sample
 
 
@@ -98,7 +99,7 @@ def test_weights_that_arrived_wrong_are_told_with_the_next_generation() -> None:
             raise RunError(f"version {version}: the engine's tensors differ")
 
     held = HeldEngine(Dying("nothing"))
-    Colocation(held, Wrong()).publish(7)
+    Colocation(held, Wrong(), None, Residency(Offload.none, [], ())).publish(7)
     with pytest.raises(RunError, match="version 7: the engine's tensors differ"):
         held.generate([])
 

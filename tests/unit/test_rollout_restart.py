@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from prime_megatron.config import Offload
 from prime_megatron.errors import EngineDied
 from prime_megatron.rollout.engine import Completion, Request, Sampling, WeightsLost
 from prime_megatron.rollout.process.channel import Channel
@@ -28,6 +29,7 @@ from prime_megatron.rollout.process.process import EngineProcess
 from prime_megatron.rollout.process.replica import Member
 from prime_megatron.rollout.sampling import SampleKey
 from prime_megatron.run.colocation import Colocation
+from prime_megatron.run.residency import Residency
 from prime_megatron.types import Bucket
 from prime_megatron.weights.buffer import TensorRow, open_buffer, unpack
 from prime_megatron.weights.transports import BroadcastTransport, Transport
@@ -207,7 +209,7 @@ class Trainer:
             lambda: ThreadProcess(settings, self.fate),
             TRANSPORTS[transport](folder),
         )
-        self.colocation = Colocation(self.engine, self)
+        self.colocation = Colocation(self.engine, self, None, Residency(Offload.none, [], ()))
         self.colocation.level = level
 
     def publish(self, version: int) -> None:

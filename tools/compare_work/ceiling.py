@@ -33,7 +33,7 @@ class TruthTrainer(PrimeTrainer):
         super().__init__(config, parts)
         self.tokenizer = tokenizer
 
-    def update_prm(self, batch: StepBatch, scores: Scores) -> tuple[Scores, TrainResult | None]:
+    def update_prm(self, batch: StepBatch, scores: Scores, *, learns: bool) -> tuple[Scores, TrainResult | None]:
         """Scores whose log-ratio is the truth; nothing learns."""
         assert scores.ref_logprobs_T is not None
         truth_T = torch.from_numpy(true_rewards(batch.rollout, self.tokenizer)).to(scores.ref_logprobs_T)
