@@ -57,7 +57,7 @@ def serve(settings: str, a: str, b: str) -> dict[str, Any]:
 
 def _publish(engine: Any, config: Any, model: str, version: int) -> None:
     from prime_megatron.families.read import read_config
-    from prime_megatron.run.engines import _layout
+    from prime_megatron.run.engines import layout_of
 
     weights = load_file(Path(model) / "model.safetensors")
     targets = engine.named_targets()
@@ -65,7 +65,7 @@ def _publish(engine: Any, config: Any, model: str, version: int) -> None:
         engine.update_weights(buckets(weights, 3, version), version)
     else:
         tensor = config.rollout.tensor
-        write(targets, _layout(config, read_config(model))[dist.get_rank() % tensor], weights)
+        write(targets, layout_of(config, read_config(model))[dist.get_rank() % tensor], weights)
         engine.update_weights((), version)
     assert engine.version == version
 
