@@ -31,11 +31,11 @@ CLASSES = {
     "DotProductAttention": [(_ATTENTION, "DotProductAttention")],
 }
 """Class -> itself and what it inherits from, as (file, class)."""
-FUNCTIONS = {"get_cpu_offload_context": "cpu_offload.py"}
-"""Function that megatron-core calls when it builds a model -> file."""
+FUNCTIONS = {"get_cpu_offload_context": "cpu_offload.py", "general_gemm": "cpp_extensions/gemm.py"}
+"""Function that megatron-core calls when it builds or runs a model -> file."""
 MODULES = (
-    "", "attention", "attention.rope", "cpp_extensions", "cpu_offload", "cpu_offload_v1", "cross_entropy", "distributed",
-    "float8_tensor", "fp8", "module.base", "ops", "optimizers", "permutation", "router", "tensor", "utils",
+    "", "attention", "attention.rope", "cpp_extensions", "cpu_offload", "cpu_offload_v1", "cross_entropy",
+    "distributed", "float8_tensor", "fp8", "module.base", "ops", "optimizers", "permutation", "router", "tensor", "utils",
 )  # fmt: skip
 """Modules of transformer_engine.pytorch from which megatron-core takes names when it is imported."""
 
@@ -50,7 +50,9 @@ def _parameters(function: ast.FunctionDef) -> dict[str, Any]:
     plain = [*arguments.posonlyargs, *arguments.args]
     required = len(plain) - len(arguments.defaults)
     named = {one.arg: index < required for index, one in enumerate(plain)}
-    named |= {one.arg: default is None for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
+    named |= {
+        one.arg: default is None for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    }
     named.pop("self", None)
     return {"parameters": named, "open": arguments.kwarg is not None}
 
@@ -59,8 +61,14 @@ def _registered(init: ast.FunctionDef) -> Iterator[str]:
     """Names of the weights that a constructor registers, {} for a number; of lists of names the undivided one."""
     lists: dict[str, list[str]] = {}
     for node in ast.walk(init):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute) and isinstance(node.value, ast.List):
-            names = [one.value for one in node.value.elts if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Attribute)
+            and isinstance(node.value, ast.List)
+        ):
+            names = [
+                one.value for one in node.value.elts if isinstance(one, ast.Constant) and isinstance(one.value, str)
+            ]
             lists.setdefault(node.targets[0].attr, []).extend(names)
     for node in ast.walk(init):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -104,7 +112,9 @@ def names_of(trees: dict[str, ast.Module], path: str) -> list[str]:
             continue  # of the compiled part
         elif isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
             folder = Path(path).parent / str(node.module).replace(".", "/")
-            inner = next(str(place) for place in (folder.with_suffix(".py"), folder / "__init__.py") if str(place) in trees)
+            inner = next(
+                str(place) for place in (folder.with_suffix(".py"), folder / "__init__.py") if str(place) in trees
+            )
             found |= set(names_of(trees, inner))
         elif isinstance(node, ast.ImportFrom | ast.Import):
             found |= {(one.asname or one.name).split(".")[0] for one in node.names}

@@ -80,8 +80,8 @@ class ModelsConfig(Section):
     """Implementation of the log-prob head."""
     layers: Free[Layers] = Layers.auto
     """Whose layers every model has: te, Transformer Engine's (refused where they do not import); local, ours; auto,
-    Transformer Engine's only on a GPU, with versions that docs/compatibility.md lists as run. The start-up log says which
-    and why."""
+    Transformer Engine's only on a GPU, with versions that docs/compatibility.md lists as run. The start-up log says
+    which and why."""
 
 
 class Offload(StrEnum):

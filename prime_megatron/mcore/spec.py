@@ -41,7 +41,9 @@ def _te_or_why_not(layers: Layers) -> str | None:
     if layers is Layers.auto and missing is None:
         pair = (_te_version(), str(installed()))
         if pair not in TE_RUN:
-            return f"Transformer Engine {pair[0]} has not been run with megatron-core {pair[1]}; models.layers te takes it"
+            return (
+                f"Transformer Engine {pair[0]} has not been run with megatron-core {pair[1]}; models.layers te takes it"
+            )
     return missing
 
 

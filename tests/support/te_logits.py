@@ -1,4 +1,4 @@
-"""Models on stand-ins for Transformer Engine's layers, in a process of their own: `python -m tests.support.te_logits FOLDER`.
+"""Models on stand-ins for Transformer Engine's layers, in a process: `python -m tests.support.te_logits FOLDER`.
 
 Each model folder in FOLDER is loaded and exported again, and its logits are written: logits.pt, {folder: [T, V]}.
 """
@@ -36,7 +36,9 @@ def main(folder: Path) -> None:
         )
         assert model.transformer_engine
         load_hf([model], place, topology)
-        tokens, _, packed, positions = models.pack(models.sequences(te_stand_in.LENGTHS), topology, sequence_parallel=False)
+        tokens, _, packed, positions = models.pack(
+            models.sequences(te_stand_in.LENGTHS), topology, sequence_parallel=False
+        )
         with torch.no_grad():
             hidden = model(tokens, positions, None, packed_seq_params=packed)[:, 0]
             found[place.name] = hidden @ model.head_weight()[: model.family.vocab].T

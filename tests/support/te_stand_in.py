@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -106,7 +107,7 @@ class GroupedLinear(_Layer):
 class RMSNorm(_Layer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.size = self.given["hidden_size"]
+        self.size = self.given["hidden_size" if "hidden_size" in self.given else "normalized_shape"]
         self.add("weight", self.size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,11 +120,11 @@ class DotProductAttention(_Layer):
         given = self.call(*args, **kwargs)
         assert given["qkv_format"] == "thd" and given["attn_mask_type"] == "padding_causal"
         bounds = given["cu_seqlens_q"].tolist()
-        assert max(end - begin for begin, end in zip(bounds, bounds[1:], strict=False)) <= given["max_seqlen_q"]
+        assert max(end - begin for begin, end in itertools.pairwise(bounds)) <= given["max_seqlen_q"]
         heads = [given[name].transpose(0, 1) for name in ("query_layer", "key_layer", "value_layer")]
         left = (self.given.get("window_size") or (-1, 0))[0]
         outputs = []
-        for begin, end in zip(bounds, bounds[1:], strict=False):
+        for begin, end in itertools.pairwise(bounds):
             distance = torch.arange(end - begin)[:, None] - torch.arange(end - begin)
             mask = (distance >= 0) & ((distance <= left) | (left < 0))
             parts = [one[None, :, begin:end] for one in heads]
@@ -136,8 +137,14 @@ def get_cpu_offload_context(*args: Any, **kwargs: Any) -> tuple[Any, Any]:
     return contextlib.nullcontext(), lambda hidden: hidden
 
 
+def general_gemm(*args: Any, **kwargs: Any) -> list[Tensor]:
+    given = _bind(TABLE["functions"]["general_gemm"], args, kwargs)
+    assert given["layout"] == "TN" and given["bias"] is None
+    return [F.linear(given["B"].to(given["out_dtype"]), given["A"].to(given["out_dtype"]))]
+
+
 _CLASSES = (Linear, LayerNormLinear, GroupedLinear, RMSNorm, DotProductAttention)
-STAND_INS = {one.__name__: one for one in (*_CLASSES, get_cpu_offload_context)}
+STAND_INS = {one.__name__: one for one in (*_CLASSES, get_cpu_offload_context, general_gemm)}
 
 
 def install() -> None:
