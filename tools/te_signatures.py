@@ -35,7 +35,8 @@ FUNCTIONS = {"get_cpu_offload_context": "cpu_offload.py", "general_gemm": "cpp_e
 """Function that megatron-core calls when it builds or runs a model -> file."""
 MODULES = (
     "", "attention", "attention.rope", "cpp_extensions", "cpu_offload", "cpu_offload_v1", "cross_entropy",
-    "distributed", "float8_tensor", "fp8", "module.base", "ops", "optimizers", "permutation", "router", "tensor", "utils",
+    "distributed", "float8_tensor", "fp8", "module.base", "ops", "optimizers", "permutation", "router", "tensor",
+    "utils",
 )  # fmt: skip
 """Modules of transformer_engine.pytorch from which megatron-core takes names when it is imported."""
 
