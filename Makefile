@@ -12,8 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # The release of megatron-core that this Python's requirements do not take, in an environment of its own.
 OTHER_VENV ?= .venv-other
-# What CI runs with it: a layout of each kind, a conversion, a resume, a fault, the fixes, planted files, Transformer Engine's
-# wrappers; across_releases adds the quick start, cut short.
+# What CI runs with it: a layout of each kind, a conversion, a resume, a fault, the fixes, planted files, the wrappers of
+# Transformer Engine's layers; across_releases adds the quick start, cut short.
 OTHER_SHORT := tests/unit/test_mcore_fix_gates.py tests/unit/test_mcore_index.py \
   tests/distributed/test_mcore_upstream_fixes.py tests/distributed/test_mcore_gradients.py \
   tests/distributed/test_te_layers.py tests/e2e/test_foreign_checkpoints.py \
