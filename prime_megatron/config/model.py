@@ -39,7 +39,7 @@ class OptimizerConfig(Section):
 
     def warmup(self, updates: int) -> int:
         """Optimizer steps of warm-up in a run of so many."""
-        return self.warmup_steps or math.ceil(self.warmup_ratio * updates)
+        return self.warmup_steps or math.ceil(self.warmup_ratio * updates - 1e-9)  # 0.07 * 100 is above 7
 
 
 class TrainedModel(Section):

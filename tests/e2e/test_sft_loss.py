@@ -72,6 +72,7 @@ def nll(model: Any, rows: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
 
 def oracle(folder: str, answers: str) -> tuple[list[float], list[float]]:
     """(loss of every step, held-out loss before the first step and after each) with transformers and torch's AdamW."""
+
     def last(chat: list[tuple[str, str]]) -> tuple[bool, ...]:
         count = sum(role == "assistant" for role, _ in chat)
         return (True,) * count if answers == "all" else (*(False,) * (count - 1), True)
