@@ -109,7 +109,7 @@ def sft_rank(settings: str) -> int:
 
 
 def test_supervised_learning_lowers_its_loss(supervised: list[dict[str, Any]]) -> None:
-    first, second = supervised
+    _, first, second = supervised
     assert math.isfinite(first["sft/loss"]) and second["sft/loss"] < first["sft/loss"]
 
 
