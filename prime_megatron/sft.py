@@ -65,7 +65,7 @@ class SftTrainer:
         config, steps = self.config, self.num_steps
         if not config.run.epochs:
             return []
-        line = f"{steps:,} steps: {config.run.epochs} epochs of {num_learned:,} rows, {config.batch_size} a step"
+        line = f"{steps:,} steps: run.epochs {config.run.epochs} of {num_learned:,} rows, {config.batch_size} a step"
         return [line, *(f"warning: {said}" for said in warn_schedule("optimizer", config.optimizer, steps))]
 
     @property
