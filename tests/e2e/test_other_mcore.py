@@ -20,7 +20,7 @@ from tests.support.release_runs import ROOT, plain_environment, run_with
 from tests.support.resume_runs import at, outcome, stopped_at, toy
 from tests.support.runs import TIMINGS, TOLERANCE, differences
 
-pytestmark = pytest.mark.other_mcore
+pytestmark = [pytest.mark.other_mcore, pytest.mark.timeout(900)]
 
 OTHER = os.environ.get("OTHER_PYTHON", "")
 SIDES = {"this": sys.executable, "other": OTHER}
@@ -101,7 +101,7 @@ def test_the_quick_start_is_the_same(tmp_path: Path) -> None:
             ["-m", "prime_megatron", "train", str(quick / "prime.yaml"), *QUICK["train"]],
         ):
             done = subprocess.run(
-                [python, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+                [python, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=400
             )
             assert done.returncode == 0, done.stderr[-3000:]
             assert "DEPRECATED" not in done.stderr + done.stdout and "deprecated" not in done.stderr
