@@ -12,10 +12,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # The release of megatron-core that this Python's requirements do not take, in an environment of its own.
 OTHER_VENV ?= .venv-other
-# What CI runs with it: a layout of each kind, a conversion, a resume, a fault, the fixes, planted files.
+# What CI runs with it: a layout of each kind, a conversion, a resume, a fault, the fixes, planted files, the wrappers of
+# Transformer Engine's layers; across_releases adds the quick start, cut short.
 OTHER_SHORT := tests/unit/test_mcore_fix_gates.py tests/unit/test_mcore_index.py \
   tests/distributed/test_mcore_upstream_fixes.py tests/distributed/test_mcore_gradients.py \
-  tests/e2e/test_foreign_checkpoints.py tests/e2e/test_layouts.py::test_layout_changes_nothing \
+  tests/distributed/test_te_layers.py tests/e2e/test_foreign_checkpoints.py \
+  $(foreach layout,dp2 tp2-pp2 cp2 pp2-vpp2,tests/e2e/test_layouts.py::test_layout_changes_nothing[$(layout)]) \
   tests/distributed/test_convert.py::test_megatron_loads_it_at_any_layout \
   tests/e2e/test_resume.py::test_resume_changes_no_bit[pp2-3] tests/e2e/test_faults.py::test_killed_rank[policy]
 

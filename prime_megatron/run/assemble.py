@@ -202,7 +202,7 @@ class Assembly:
     def description(self) -> list[str]:
         """What a run says of itself at its start: engine, layers, reward path, rewards of the user's own."""
         config = self.config
-        layers = describe_layers(DTYPES[config.models.dtype])
+        layers = describe_layers(config.models.layers, DTYPES[config.models.dtype])
         custom = describe_custom(config.verify.custom)
         return [describe_engine(config), layers, describe_reward_path(config), *custom, *self.inputs.tokenizer.told]
 
