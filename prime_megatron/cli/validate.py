@@ -123,7 +123,7 @@ def _draws(config: TrainConfig) -> list[str]:
     if config.data.draw != "teaching":
         return []
     teaching = config.data.teaching
-    rest = f"; {teaching.rest_steps} steps without one whose responses were all alike" if teaching.rest_steps else ""
+    rest = f"; one that is solved or hopeless rests {teaching.rest_steps} steps" if teaching.rest_steps else ""
     return [f"prompts: drawn by p (1 - p) of their past accuracy p, at least {teaching.floor}{rest}"]
 
 
