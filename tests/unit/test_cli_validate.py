@@ -174,8 +174,8 @@ def test_how_prompts_are_drawn_is_said(config: str, capsys: pytest.CaptureFixtur
     assert "# prompts:" not in capsys.readouterr().out
     assert main(["validate", config, "data.draw=teaching", "data.teaching.rest_steps=20"]) == 0
     assert (
-        "# prompts: drawn by p (1 - p) of their past accuracy p, at least 0.05; one that is solved or hopeless rests 20 "
-        "steps\n"
+        "# prompts: drawn by p (1 - p) of their past accuracy p, at least 0.05; one that is solved or hopeless rests "
+        "20 steps\n"
     ) in capsys.readouterr().out
 
 
