@@ -14,6 +14,7 @@ from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.config import Granularity, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.config.roles import has_told_teacher
+from prime_megatron.data.actions import keeps_form
 from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
 from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
@@ -125,7 +126,8 @@ class Assembly:
         colocation = Colocation(engine, sync, roles.policy, self.residency)
         # One rank of each engine replica reports its answers.
         leads = self.topology.rank % config.rollout.tensor == 0
-        generator = Generator(engine, leads, self.verifiers, inputs.tokenizer, colocation.publish_again)
+        in_form = keeps_form if config.verify.action_form else None
+        generator = Generator(engine, leads, self.verifiers, inputs.tokenizer, colocation.publish_again, in_form)
         reporter = self.reporter(generator, colocation, engine)
         for line in self.description():
             reporter.log.message(line)

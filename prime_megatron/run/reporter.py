@@ -33,6 +33,7 @@ from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
 from prime_megatron.run.alarms import Alarms
 from prime_megatron.run.inputs import Inputs
+from prime_megatron.run.learned import Learned
 from prime_megatron.run.progress import PRM_WINDOW, Progress
 from prime_megatron.run.speed import Speed
 from prime_megatron.run.truncation import truncation_alarm
@@ -67,6 +68,7 @@ class Reporter:
     verification: Callable[[], Verification]
     """What this rank's verifiers did, and how long its generation waited for them, since it was last asked."""
     progress: Progress = field(default_factory=Progress)
+    learned: Learned = field(default_factory=Learned)
     _memory_told: bool = False
     _alarms: Alarms = field(init=False)
     _restarts_before: int = 0
@@ -81,6 +83,7 @@ class Reporter:
         """Progress and clock totals, JSON values."""
         return {
             "progress": asdict(self.progress),
+            "learned": self.learned.state(),
             "stage_s": self.clock.total_s,
             "wall_s": self.clock.total_wall_s,
         }
@@ -88,6 +91,8 @@ class Reporter:
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         self.progress = Progress(**state["progress"])
+        if "learned" in state:  # checkpoints of earlier versions have none
+            self.learned.restore(state["learned"])
         self._restarts_before = self.progress.num_restarts
         self.clock.restore(state["stage_s"], state["wall_s"])
 
@@ -122,6 +127,7 @@ class Reporter:
         figures: dict[str, float] = {}
         if record is not None:
             figures |= step_figures(record, self._reduce, self.config)
+            self.learned.add(record.collected.groups)
             figures |= self._data_figures()
             self.progress.num_tokens += int(figures["step/tokens"])
             if "prm/accuracy" in figures:
@@ -238,6 +244,8 @@ class Reporter:
             "data/rows": inputs.survey.num_rows - inputs.survey.num_skipped,
             "data/skipped_prompts": inputs.survey.num_skipped,
             "data/left_out_rows": inputs.num_left_out,
+            **inputs.prompts.figures(),
+            **self.learned.figures(),
         }
 
     def _alarm(self, index: int, record: StepRecord, figures: dict[str, float]) -> None:

@@ -170,18 +170,24 @@ def _collected(collected: Collected) -> dict[str, float]:
     tally = collected.tally
     outcomes = [outcome for group in collected.generated for outcome in group.outcomes]
     failures = collected.verifier_failures
-    return {
-        "rollout/outcome": sum(outcomes) / max(len(outcomes), 1),
-        "rollout/pass_rate": tally.pass_rate,
-        "rollout/too_easy": tally.too_easy,
-        "rollout/too_hard": tally.too_hard,
-        "rollout/truncated_groups": tally.truncated,
-        "rollout/rounds": collected.rounds,
-        "rollout/carried_in": collected.carried_in,
-        "rollout/expired": collected.expired,
-        "rollout/missing": collected.missing,
-        "rollout/verifier_errors": sum(failures.values()),
-    } | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
+    forms = [sample.in_form for group in collected.generated for sample in group.samples if sample.in_form is not None]
+    counted = {"rollout/action_form": sum(forms) / len(forms)} if forms else {}
+    return (
+        counted
+        | {
+            "rollout/outcome": sum(outcomes) / max(len(outcomes), 1),
+            "rollout/pass_rate": tally.pass_rate,
+            "rollout/too_easy": tally.too_easy,
+            "rollout/too_hard": tally.too_hard,
+            "rollout/truncated_groups": tally.truncated,
+            "rollout/rounds": collected.rounds,
+            "rollout/carried_in": collected.carried_in,
+            "rollout/expired": collected.expired,
+            "rollout/missing": collected.missing,
+            "rollout/verifier_errors": sum(failures.values()),
+        }
+        | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
+    )
 
 
 def _update(role: str, result: Learning) -> dict[str, float]:
