@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -61,8 +60,12 @@ def run(args: argparse.Namespace) -> int:
     if args.once:
         show(console, standing)
         return ExitCode.FAILED if standing.state is State.dead else ExitCode.DONE
-    with suppress(KeyboardInterrupt):
+    try:
         follow(console, standing, looks(args.folder, life, args.every))
+    except KeyboardInterrupt:
+        if console.is_alt_screen:  # it came before the screen was whole
+            console.set_alt_screen(False)
+            console.show_cursor(True)
     return ExitCode.DONE
 
 
@@ -89,7 +92,9 @@ def follow(console: Console, standing: Standing, later: Iterator[Standing]) -> N
             if isinstance(sys.stdout, LastingStream) and sys.stdout.failure is not None:
                 return  # the reader has seen enough
         return
-    with Live(_page(standing, console), console=console, screen=True, auto_refresh=False) as live:
+    page = _page(standing, console)
+    live = Live(page, console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+    with live:
         for standing in later:
             live.update(_page(standing, console), refresh=True)
     show(console, standing)

@@ -101,7 +101,7 @@ def _stages(times: StepTimes | None, width: int) -> list[Text]:
     cells = max(0, min(30, width - 40))
     for stage, seconds in stages:
         share = seconds / times.wall_s if times.wall_s > 0 else 0.0
-        bar = "#" * round(max(0.0, min(1.0, share)) * cells) if share == share else ""
+        bar = "#" * round(min(1.0, share) * cells)
         lines.append(Text(f"  {_plain(stage):<16} {seconds:>9.2f} s {100 * share:>4.0f} %  {bar}"))
     return lines
 
@@ -129,7 +129,7 @@ def _response(response: Response, width: int, room: int) -> list[Text]:
 
 
 def _figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _plain(text: str) -> str:

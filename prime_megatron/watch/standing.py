@@ -19,7 +19,7 @@ from prime_megatron.metrics.status import EVENTS_FILE, STATUS_FILE
 from prime_megatron.metrics.summary import SUMMARY_FILE
 from prime_megatron.strict_json import parse_json, read_bytes
 from prime_megatron.watch.life import Life, State
-from prime_megatron.watch.tail import last_rows, number
+from prime_megatron.watch.tail import last_rows, number, seconds
 
 METRICS_BYTES = 2**20
 EVENTS_BYTES = 2**17
@@ -98,7 +98,7 @@ def _read(folder: Path, life: Life) -> Standing:
     num_steps = next((found for about in (status, summary) if type(found := about.get("steps")) is int), None)
     pace = Pace(num_steps or 0)
     for row in reversed(rows):
-        pace.add(row["step"], {STEP_S: number(row.get(STEP_S))})
+        pace.add(row["step"], {STEP_S: seconds(row.get(STEP_S))})
     state = _state(life, step, summary, bool(status or events))
     since = _stage_since(status, life) if state is State.running else None
     name, stage = status.get("name"), status.get("stage")
@@ -125,7 +125,7 @@ def _read(folder: Path, life: Life) -> Standing:
 
 def _stage_since(status: Mapping[str, Any], life: Life) -> float | None:
     """When the present stage began, in seconds since 1970; None: it is of an attempt before this one."""
-    since = number(status.get("since"))
+    since = seconds(status.get("since"))
     if since is None or life.owner is None:
         return None
     try:
@@ -169,15 +169,15 @@ def _figures(rows: list[dict[str, Any]], columns: Any) -> tuple[tuple[str, float
 
 
 def _times(row: Mapping[str, Any]) -> StepTimes | None:
-    wall_s = number(row.get(STEP_S))
+    wall_s = seconds(row.get(STEP_S))
     if wall_s is None:
         return None
     stage_s = {}
     for key, value in row.items():
-        seconds = number(value)
-        if key.startswith("time/") and key.endswith("_s") and seconds is not None:
-            stage_s[key.removeprefix("time/").removesuffix("_s")] = seconds
-    own = {stage: seconds for stage, seconds in stage_s.items() if stage not in ("step", "bound_lead")}
+        took_s = seconds(value)
+        if key.startswith("time/") and key.endswith("_s") and took_s is not None:
+            stage_s[key.removeprefix("time/").removesuffix("_s")] = took_s
+    own = {stage: took_s for stage, took_s in stage_s.items() if stage not in ("step", "bound_lead")}
     between_s = max(0.0, wall_s - sum(own.values()))
     by_length = sorted({**own, BETWEEN: between_s}.items(), key=lambda item: -item[1])
     return StepTimes(dict(by_length), wall_s)

@@ -12,6 +12,8 @@ from prime_megatron.strict_json import parse_json
 
 _WORDS = ("NaN", "Infinity", "-Infinity")
 """Numbers that JSON lacks, as `metrics.jsonl` writes them."""
+MAX_SECONDS = 1e11
+"""Beyond every date."""
 
 
 def last_rows(path: Path, max_bytes: int) -> Iterator[dict[str, Any]]:
@@ -35,6 +37,12 @@ def number(value: Any) -> float | None:
     if isinstance(value, str):
         return float(value) if value in _WORDS else None
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def seconds(value: Any) -> float | None:
+    """A metric as a time that a run can have taken, or a date since 1970; None: it is none."""
+    found = number(value)
+    return found if found is not None and 0.0 <= found < MAX_SECONDS else None
 
 
 def _last_lines(path: Path, max_bytes: int) -> list[bytes]:
