@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from prime_megatron.run.lock import LOCK_FILE, PATIENCE_S, Owner, known_to_live,
 from prime_megatron.run.output_dir import DONE_FILE
 
 ASK_EVERY_S = 60.0
-"""Shortest time between two questions about an owner: of another host's, SLURM's controller is asked."""
+"""Shortest time between two questions about an owner on another host: they go to SLURM's controller."""
 
 
 class State(StrEnum):
@@ -73,6 +74,8 @@ class LifeWatch:
         return Life(owner, age_s <= PATIENCE_S, age_s, done)
 
     def _ask(self, owner: Owner) -> bool | None:
+        if owner.host == socket.gethostname():
+            return self._known(owner)
         now = self._now()
         if self._asked is None or self._asked[0] != owner or now - self._asked[1] >= ASK_EVERY_S:
             self._asked = (owner, now, self._known(owner))

@@ -274,5 +274,11 @@ def test_without_a_terminal_a_frame_a_look_until_the_reader_leaves(run: Path) ->
     assert process.wait(60) == 0 and process.stderr.read() == b""
 
 
-def test_states_are_told_apart() -> None:
-    assert len({state.value for state in State}) == 5
+def test_a_death_on_this_host_is_seen_at_the_next_look(run: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    own(run, pid=child.pid, started=Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    watch = LifeWatch(run)
+    assert read_standing(run, watch.look()).state is State.running
+    child.kill()
+    child.wait()
+    assert read_standing(run, watch.look()).state is State.dead
