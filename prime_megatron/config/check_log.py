@@ -6,8 +6,8 @@ from prime_megatron.config.run import LogConfig
 from prime_megatron.errors import InputError
 
 
-def check_log(log: LogConfig, num_steps: int) -> None:
-    """Whether the keys of trackers and trace fit each other and the run's steps.
+def check_log(log: LogConfig, num_steps: int | None) -> None:
+    """Whether the keys of trackers and trace fit each other and the run's steps (None or 0: not known yet).
 
     Raises:
         InputError: naming the key.
@@ -22,6 +22,6 @@ def check_log(log: LogConfig, num_steps: int) -> None:
         if log.trace_detail != "stages":
             raise InputError("log.trace_detail: there is no trace; set log.trace_steps, or leave it out")
         return
-    if log.trace_steps[1] > num_steps:
+    if num_steps and log.trace_steps[1] > num_steps:
         first, last = log.trace_steps
         raise InputError(f"log.trace_steps: [{first}, {last}] ends after run.steps {num_steps}; choose earlier steps")
