@@ -183,7 +183,7 @@ class Tracing:
             return
         profiler, self._profiler = self._profiler, None
         profiler.stop()
-        profiler.export_chrome_trace(str(self._folder / f"operators-{self._topology.rank:05d}.json"))
+        profiler.export_chrome_trace(str(self._folder / f"operators-{self._topology.rank:05d}.json.gz"))
         device.dump_memory(self._folder / f"memory-{self._topology.rank:05d}.pickle")
         device.record_memory(False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ def test_one_clock_for_both_ranks(spans: Spans) -> None:
 
 def test_operators_lie_beside_it(traced: Path) -> None:
     for rank in (0, 1):
-        profile = json.loads((traced / "trace" / f"operators-{rank:05d}.json").read_text())
+        with gzip.open(traced / "trace" / f"operators-{rank:05d}.json.gz") as file:
+            profile = json.load(file)
         operators = {event.get("name") for event in profile["traceEvents"]}
         assert {"aten::mm", "[memory]"} <= operators
 
