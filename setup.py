@@ -37,6 +37,7 @@ EXTRAS = {
     "vllm": ["vllm==0.33.0"],
     "gpu": ["transformer-engine[pytorch]==2.20.2", "triton"],
     "wandb": ["wandb"],
+    "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],  # the last two for a store without a server
     # The example's task and the plots of `make compare`.
     "quickstart": ["reasoning-gym==0.1.25", "matplotlib"],
     "dev": [

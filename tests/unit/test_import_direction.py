@@ -45,7 +45,8 @@ ALLOWED["curate"] = {"evaluate", "generate", "rollout", "verify", "data"} | BASE
 ALLOWED["rehearse"] = {"run"} | ALLOWED["run"]
 ALLOWED["trainer"] = ALLOWED["sft"] = ALLOWED["prm"] = {"run"} | ALLOWED["run"]
 ALLOWED["slurm"] = {"config", "errors", "checkpoint.layout", "run.lock", "run.output_dir"}
-ALLOWED["cli"] = {"slurm", "curate", "trainer", "sft", "prm", "convert", "rehearse"} | ALLOWED["trainer"]
+ALLOWED["watch"] = {"metrics", "run.lock", "run.output_dir", "checkpoint.layout"} | BASE
+ALLOWED["cli"] = {"slurm", "watch", "curate", "trainer", "sft", "prm", "convert", "rehearse"} | ALLOWED["trainer"]
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = set()
 
@@ -59,6 +60,7 @@ CONFINED = {
     "math_verify": "verify",
     "tensorboard": "metrics",
     "wandb": "metrics",
+    "mlflow": "metrics",
 }
 # Pure Python on plain data: testable and readable without torch.
 WITHOUT_TORCH = (

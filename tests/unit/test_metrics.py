@@ -36,6 +36,7 @@ from prime_megatron.metrics import (
     truncate_jsonl,
     write_summary,
 )
+from prime_megatron.metrics.clock import StepTimes
 from prime_megatron.metrics.jsonl import format_line
 from prime_megatron.metrics.slurm import SlurmCommentSink
 from prime_megatron.types import Advantages, Group, Prompt, RolloutBatch, Sample
@@ -69,7 +70,10 @@ def test_clock_charges_inner_time_to_the_inner_stage_only() -> None:
     times = clock.lap()
     assert times.stage_s == {"outer": 2.0 + 8.0 + 32.0, "inner": 4.0}
     assert times.wall_s == 63.0
-    assert times.metrics() == {"time/outer_s": 42.0, "time/inner_s": 4.0, "time/step_s": 63.0}
+    assert times.metrics() == {
+        "time/outer_s": 42.0, "time/inner_s": 4.0, "time/step_s": 63.0,
+        "time/bound_stage": "outer", "time/bound_share": 42 / 63, "time/bound_lead_s": 42.0 - 17.0,
+    }  # fmt: skip
 
 
 def test_clock_laps_start_anew_and_totals_add_up_over_a_restore() -> None:
@@ -83,6 +87,29 @@ def test_clock_laps_start_anew_and_totals_add_up_over_a_restore() -> None:
     clock.restore({"rollout": 10.0, "save": 1.0}, 20.0)
     assert clock.total_s == {"rollout": 13.0, "save": 1.0}
     assert clock.total_wall_s == 23.0
+
+
+def test_clock_names_the_time_between_stages_where_it_is_the_longest() -> None:
+    time = FakeTime()
+    clock = Clock(now=time)
+    assert clock.lap().metrics() == {"time/step_s": 0.0}
+    with clock("a"):
+        time.pass_s(3)
+    time.pass_s(5)
+    assert clock.lap().bound() == {
+        "time/bound_stage": "(between stages)", "time/bound_share": 5 / 8, "time/bound_lead_s": 2.0
+    }  # fmt: skip
+
+
+def test_clock_tells_each_stage_from_end_to_end() -> None:
+    time, spans = FakeTime(), []
+    clock = Clock(on_span=lambda *span: spans.append(span), now=time)
+    with clock("outer"):
+        time.pass_s(2)
+        with clock("inner"):
+            time.pass_s(4)
+        time.pass_s(8)
+    assert spans == [("inner", 102.0, 106.0), ("outer", 100.0, 114.0)]
 
 
 def test_clock_stage_nested_in_itself_counts_once() -> None:
@@ -235,7 +262,11 @@ def test_tensorboard_holds_the_finite_numbers_and_a_resumed_run_replaces_later_s
 
 @pytest.mark.parametrize(
     ("package", "module", "config"),
-    [("wandb", "wandb", {"wandb_project": "p"}), ("tensorboard", "torch.utils.tensorboard", {"tensorboard": True})],
+    [
+        ("wandb", "wandb", {"wandb_project": "p"}),
+        ("tensorboard", "torch.utils.tensorboard", {"tensorboard": True}),
+        ("mlflow-skinny", "mlflow", {"mlflow_experiment": "e"}),
+    ],
 )
 def test_missing_package_is_one_line_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, module: str, config: dict
@@ -294,10 +325,13 @@ def test_console_prints_plain_lines_without_a_terminal(tmp_path: Path) -> None:
         log.log(
             3, {"rollout/outcome": 0.51234, "prm/accuracy": None, "speed/tokens_per_s": 12345.6, "time/step_s": 2.0}
         )
+        times = StepTimes({"rollout": 3.0, "policy": 1.0}, 6.0)
+        log.log(4, times.metrics())
         log.warn("[red] brackets are text " + "x" * 60)
     times, texts = zip(*(line.split(" ", 1) for line in out.getvalue().splitlines()), strict=True)
     assert texts == (
-        "step  3/10  outcome 0.512  tok/s 12,346  s 2.0",
+        "step  3/10  outcome 0.512  tok/s 12,346  s 2.0  14 s left",  # 7 more of 2 s
+        "step  4/10  s 6.0  bound by rollout 50 % (+1.0 s)  24 s left",  # 6 more of 4 s
         "warning: [red] brackets are text " + "x" * 60,
     )
     assert all(datetime.strptime(time, "%Y-%m-%dT%H:%M:%SZ") for time in times)
@@ -315,7 +349,7 @@ def test_comment_of_a_slurm_job_once_a_minute() -> None:
         (200, 0, {}),
     ):
         now.pass_s(seconds)
-        sink.log(step, values)
+        sink.log(step, values | ({"time/step_s": float(seconds)} if seconds else {}))
         sink.close()
     assert told == [
         ("7", "step 10/200, accuracy 0.250"),
