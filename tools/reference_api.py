@@ -27,7 +27,8 @@ def api_page(made: str) -> str:
     """Every public function and class of the modules in API; ``made`` says how the page came to be."""
     lines = [
         "# Python API\n", made,
-        "What a program of your own may import. Shapes are those of `prime_megatron.types`: N sequences, T packed tokens. "
+        "What a program of your own may import. Shapes are those of `prime_megatron.types`: N sequences, T packed "
+        "tokens. "
         "A command line does all of this without a program: [the verbs](verbs.md).\n",
     ]  # fmt: skip
     for title, modules in API.items():
