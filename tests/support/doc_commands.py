@@ -63,6 +63,19 @@ class Block:
         lines = self.text.replace("\\\n", " ").splitlines()
         return [text for line in lines if (text := re.sub(r"(^|\s)#.*$", "", line).strip())]
 
+    def simple_commands(self) -> list[str]:
+        """The same cut at `;`, `&&` and pipes, the variables that the block sets put in."""
+        values: dict[str, str] = {}
+        found = []
+        for command in self.commands():
+            for part in re.split(r" (?:&&|\|) |; ", command):
+                words = shlex.split(part)
+                if all(re.fullmatch(r"[A-Z]+=.*", word) for word in words):
+                    values.update(word.split("=", 1) for word in words)
+                else:
+                    found.append(re.sub(r"\$([A-Z]+)", lambda name: values[name[1]], part))
+        return found
+
 
 def pages() -> list[str]:
     """README, CONTRIBUTING and the pages of docs/ that are written by hand."""
