@@ -4,6 +4,7 @@ Commands stand in ```bash blocks. A mark is a comment on the line above a block:
 
     <!-- needs: a GPU -->                 what the commands need that a test does not have, a key of NEEDS
     <!-- run by: tests/e2e/test_x.py -->  the test that runs them
+    <!-- run with: run.steps=2 -->        keys that make its runs short enough for a test, which runs them so
     <!-- output: varies -->               the text block is an example of what the commands above it print
 
 A bash block without a mark is run by tests/unit/test_docs_commands.py, after the files of its page that have a title
@@ -31,7 +32,7 @@ NEEDS = {
 }
 GENERATED = ("reference/",)
 _FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?$")
-_MARK = re.compile(r"^<!-- (needs|run by|output): (.+) -->$")
+_MARK = re.compile(r"^<!-- (needs|run by|run with|output): (.+) -->$")
 # How a line of a shell begins that is a command of this project's or of what it stands on.
 COMMAND = re.compile(
     r"^(?:\$ )?(?:[A-Z_]+=\S+ )*"

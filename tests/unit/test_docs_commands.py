@@ -26,6 +26,8 @@ from tools.reference_verbs import parser_of
 ALL = [block for page in pages() for block in blocks_of(page)]
 SHELL = [block for block in ALL if block.language == "bash"]
 RUN_HERE = [block for block in SHELL if block.mark("needs") is None and block.mark("run by") is None]
+# They start processes of their own.
+RUNS = ("train", "sft", "prm")
 # What differs between two runs of one command: seconds, rates, times of the day, where the project lies.
 VARIES = [
     (re.escape(str(ROOT)), "FOLDER"),
@@ -43,7 +45,7 @@ def test_marks_say_what_is_known() -> None:
     wrong += [
         f"{block.where}: a mark of commands above a block of {block.language or 'nothing'}"
         for block in ALL
-        if block.language != "bash" and (block.mark("needs") or block.mark("run by"))
+        if block.language != "bash" and {"needs", "run by", "run with"} & dict(block.marks).keys()
     ]
     assert wrong == []
 
@@ -185,8 +187,10 @@ def outputs(block: Block, capfd: pytest.CaptureFixture[str]) -> Iterator[str]:
     """Run a block; what each command prints, standard error last. A refusal that the page shows is no failure."""
     for command in block.commands():
         words = words_of(command)
-        plain = words[0] == "prime-megatron" and not re.search(r"[|<>;&]", command)
-        code = in_process(words[1:]) if plain else subprocess.run(["bash", "-c", command]).returncode
+        short = words[0] == "prime-megatron" and words[1] in RUNS
+        plain = words[0] == "prime-megatron" and not short and not re.search(r"[|<>;&]", command)
+        whole = f"{command} {block.mark('run with')}" if short else command
+        code = in_process(words[1:]) if plain else subprocess.run(["bash", "-c", whole]).returncode
         told = capfd.readouterr()
         assert code == 0 or (code == 2 and "error: " in told.err), f"{block.where}: {command}\n{told.err}{told.out}"
         yield told.out + told.err
