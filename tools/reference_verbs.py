@@ -21,7 +21,7 @@ CODES = {
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
     """The parser of one verb, as the command line has it."""
-    subparsers = argparse.ArgumentParser(prog="prime-megatron").add_subparsers()
+    subparsers = argparse.ArgumentParser(prog="prime-megatron", allow_abbrev=False).add_subparsers()
     importlib.import_module(f"prime_megatron.cli.{verb.replace('-', '_')}").add_parser(subparsers)
     return subparsers.choices[verb]
 
