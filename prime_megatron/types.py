@@ -67,6 +67,8 @@ class Sample:
     """One of ``verify.VERDICTS``."""
     reason: str | None = None
     """Why, in a line for a person; where the text is."""
+    token_ends: tuple[int, ...] | None = None
+    """Where in the text each token ends, in characters (``data.token_ends``); of samples about to be written."""
 
 
 @dataclass(frozen=True)
