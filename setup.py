@@ -58,7 +58,7 @@ setup(
     description="PRIME (implicit process rewards) on Megatron-core",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["prime_megatron", "prime_megatron.*"]),
-    package_data={"prime_megatron.slurm": ["job.sh"], "prime_megatron.evaluate": ["suites/*.yaml"]},
+    package_data={"prime_megatron.report": ["page.html", "page.css", "page.js"], "prime_megatron.slurm": ["job.sh"], "prime_megatron.evaluate": ["suites/*.yaml"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["prime-megatron = prime_megatron.cli.main:main"]},
