@@ -58,11 +58,6 @@ class MetricsLog:
         """Print a warning on the console."""
         self.message(f"warning: {text}")
 
-    def alarm(self, step: int, text: str) -> None:
-        """Print a warning of a step's figures, and keep it in events.jsonl."""
-        for sink in self._sinks:
-            sink.alarm(step, text)
-
     def restore(self, step: int) -> None:
         """Go on after this step: metrics of later steps, written after the checkpoint, are dropped."""
         self._step = step

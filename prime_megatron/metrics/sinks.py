@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from prime_megatron.errors import InputError, RunError
+from prime_megatron.errors import InputError
 from prime_megatron.metrics.jsonl import JsonlFile, format_line, plain
 
 Values = Mapping[str, Any]
@@ -31,8 +30,6 @@ class Sink(Protocol):
     def stage(self, text: str) -> None: ...
 
     def message(self, text: str) -> None: ...
-
-    def alarm(self, step: int, text: str) -> None: ...
 
     def restore(self, step: int) -> None: ...
 
@@ -48,25 +45,18 @@ class FileSink:
     def message(self, text: str) -> None:
         """Nothing to show."""
 
-    def alarm(self, step: int, text: str) -> None:
-        """Nothing to show."""
 
-
-MEMORY_FILE = "memory.jsonl"
-EVENTS_FILE = "events.jsonl"
 MEMORY = "memory/"
 """Metrics of this group are the machine's own and differ between two runs of one seed."""
 
 
 class JsonlSink(FileSink):
-    """metrics.jsonl: one line a step, flushed; see `jsonl` for the format. The group memory/ goes to memory.jsonl, and
-    what happened when (alarms, resumes) to events.jsonl, so that two runs of one seed write the same metrics, timings
-    aside."""
+    """metrics.jsonl: one line a step, flushed; see `jsonl` for the format. The group memory/ goes to memory.jsonl, so
+    that two runs of one seed write the same metrics, timings aside."""
 
     def __init__(self, path: Path) -> None:
         self._file = JsonlFile(path)
-        self._memory = JsonlFile(path.with_name(MEMORY_FILE))
-        self._events = JsonlFile(path.with_name(EVENTS_FILE))
+        self._memory = JsonlFile(path.with_name("memory.jsonl"))
 
     def log(self, step: int, values: Values) -> None:
         memory = {key: value for key, value in values.items() if key.startswith(MEMORY)}
@@ -74,22 +64,13 @@ class JsonlSink(FileSink):
         if memory:
             self._memory.write(format_line(step, memory))
 
-    def alarm(self, step: int, text: str) -> None:
-        self._event(step, "alarm", text)
-
     def restore(self, step: int) -> None:
-        for file in (self._file, self._memory, self._events):
-            file.truncate(step)
-        if step > 0:
-            self._event(step, "resumed", f"an attempt goes on after step {step}")
+        self._file.truncate(step)
+        self._memory.truncate(step)
 
     def close(self) -> None:
-        for file in (self._file, self._memory, self._events):
-            file.close()
-
-    def _event(self, step: int, kind: str, text: str) -> None:
-        with suppress(RunError):  # a full disk is told by the step's metrics, where all ranks hear of it
-            self._events.write(format_line(step, {"kind": kind, "text": text, "time": utc_now()}))
+        self._file.close()
+        self._memory.close()
 
 
 @dataclass(frozen=True)
@@ -187,12 +168,9 @@ class ConsoleSink:
         else:
             self._live.update(Spinner("dots", line))
 
-    def alarm(self, step: int, text: str) -> None:
-        self.message(f"warning: step {step}: {text}")
-
     def message(self, text: str) -> None:
         if not self._console.is_terminal:
-            text = f"{utc_now()} {text}"
+            text = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}"
         self._console.print(Text(text), soft_wrap=True)
 
     def restore(self, step: int) -> None:
@@ -202,11 +180,6 @@ class ConsoleSink:
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-
-def utc_now() -> str:
-    """The time, to the second."""
-    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class TensorBoardSink(FileSink):

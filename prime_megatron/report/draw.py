@@ -60,10 +60,13 @@ def draw(paint: Callable[[Any], None], key: str, *, size: tuple[int, int] = SIZE
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("the pictures need matplotlib; run: pip install 'prime-megatron[report]'") from None
-    settings = {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": FONT_SIZE, "path.simplify_threshold": 0.2}
+    settings: Any = {
+        "svg.fonttype": "none", "svg.hashsalt": key, "font.size": FONT_SIZE, "path.simplify_threshold": 0.2,
+        "text.parse_math": False,  # a name with a dollar is a name
+        "figure.constrained_layout.w_pad": 0.03, "figure.constrained_layout.h_pad": 0.03,
+    }  # fmt: skip
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
         axes = figure.add_subplot()
         _dress(axes)
         paint(axes)

@@ -47,7 +47,7 @@ class Picture:
     def _keys(self, metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         """(label, metric), in the order of the lines."""
         names = sorted({key for row in metrics for key in row})
-        found = {}
+        found: dict[str, str] = {}
         for line in self.lines:
             matches = [match for name in names if (match := re.fullmatch(line.pattern, name)) is not None]
             for match in matches if len(matches) > 1 or not line.several else []:
@@ -73,7 +73,8 @@ SECTIONS = (
                 (Line("rollout/outcome", "generated"), Line("outcome/mean", "trained on"))),
         Picture("Held-out accuracy", "Answers that are right in full, of each held-out set.",
                 (Line("eval/accuracy", "greedy"), Line("eval/sampled_accuracy", "sampled"),
-                 Line("eval/(macro)/accuracy"), Line(r"eval/([^/]+)/accuracy"), Line(r"eval/accuracy/data_source/(.+)", several=True))),
+                 Line("eval/(macro)/accuracy"), Line(r"eval/([^/]+)/accuracy"),
+                 Line(r"eval/accuracy/data_source/(.+)", several=True))),
         Picture("Learned by supervision", "Loss of a response token in a supervised run.", (Line("sft/loss", "loss"),)),
     )),
     Section("The process reward model", (
@@ -81,8 +82,8 @@ SECTIONS = (
                 (Line("prm/accuracy", "right or wrong"), Line("prm/pair_accuracy", "pairs of siblings"),
                  Line("eval/prm_accuracy", "held-out rows"), Line("eval/prm_pair_accuracy", "held-out pairs")),
                 level=0.5),
-        Picture("PRM health", "On responses that it never learns from. Towards 0.5 or its frozen copy it forgets, below "
-                "it pays for the wrong ones.",
+        Picture("PRM health", "On responses that it never learns from. Towards 0.5 or its frozen copy it forgets, "
+                "below it pays for the wrong ones.",
                 (_health("pair_accuracy", "pairs"), _health("auc", "AUC"),
                  _health("frozen_pair_accuracy", "frozen copy, pairs")), level=0.5),
         Picture("Do rewards follow the outcome?", "Correlation of a response's mean process reward with its outcome, "

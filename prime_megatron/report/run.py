@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prime_megatron.errors import InputError
 from prime_megatron.metrics.log import METRICS_FILE
 from prime_megatron.metrics.samples import SAMPLES_FILE
-from prime_megatron.metrics.sinks import EVENTS_FILE, MEMORY_FILE
 from prime_megatron.report.lines import Lines, number
 
+MEMORY_FILE, EVENTS_FILE = "memory.jsonl", "events.jsonl"
+LATEST_S = 4e9
+"""No event is later, in seconds since 1970."""
 MAX_RUNS = 8
 """Runs in one report: as many colours as can be told apart."""
 
@@ -28,9 +32,9 @@ class Event:
     time: str
 
 
-KINDS = ("alarm", "PRM alarm", "resumed", "engine restart", "skipped update", "batch not full")
-SAID = ("PRM alarm", "skipped update")
-"""Kinds that events.jsonl has as an alarm, in words; an older run has them in its figures alone."""
+KINDS = ("warning", "PRM alarm", "resumed", "engine restart", "skipped update", "batch not full")
+_OF_STEP = re.compile(r"step (\d+): (.*)", re.DOTALL)
+"""A warning of a step's own figures."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +103,27 @@ def _read(folder: Path, name: str) -> Run:
     notes = [lines.note for lines in files.values() if lines.note is not None]
     if not metrics:
         notes.append(f"{METRICS_FILE}: no steps, so there are no curves")
-    told = [
-        Event(row["step"], str(row["kind"]), str(row["text"]), str(row["time"]))
-        for row in rows[EVENTS_FILE]
-        if {"kind", "text", "time"} <= row.keys()
-    ]
-    alarmed = {event.step for event in told if event.kind == "alarm"}
-    shown = [event for event in _from_metrics(metrics) if event.kind not in SAID or event.step not in alarmed]
-    events = sorted([*told, *shown], key=lambda event: event.step)
+    told = [event for row in rows[EVENTS_FILE] if (event := _told(row)) is not None]
+    events = sorted([*told, *_from_metrics(metrics)], key=lambda event: event.step)
     return Run(name, folder, metrics, rows[MEMORY_FILE], events, notes)
 
 
+def _told(row: Mapping[str, Any]) -> Event | None:
+    """What a row of events.jsonl says; None of one that is no news: the console's other lines, a first start."""
+    step, kind, text, at = row["step"], row.get("kind"), str(row.get("text")), number(row.get("time"))
+    time = ""
+    if at is not None and 0 <= at < LATEST_S:
+        time = f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
+    if kind == "start" and step > 0:
+        return Event(step, "resumed", text, time)
+    if kind != "warning":
+        return None
+    own = _OF_STEP.fullmatch(text)
+    return Event(step, "warning", text, time) if own is None else Event(int(own[1]), "warning", own[2], time)
+
+
 def _from_metrics(metrics: Sequence[Mapping[str, Any]]) -> list[Event]:
-    """What the figures themselves tell, of older runs, too."""
+    """What the figures themselves tell, which older runs have, too."""
     found: list[Event] = []
     restarts = 0.0
     for row in metrics:

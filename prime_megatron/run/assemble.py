@@ -129,7 +129,7 @@ class Assembly:
         for line in self.description():
             reporter.log.message(line)
         collector = self.collector(generator, reporter)
-        nonfinite = build_nonfinite(config, self.topology, reporter.log.alarm)
+        nonfinite = build_nonfinite(config, self.topology, reporter.log.warn)
         reduce = OverRanks(self.topology.data)
         health = self.prm_health(reduce)
         stateful = {
@@ -284,14 +284,12 @@ def build_watchdog(config: TrainConfig | StageConfig, topology: Topology, stop: 
     )
 
 
-def build_nonfinite(
-    config: TrainConfig | StageConfig, topology: Topology, alarm: Callable[[int, str], None]
-) -> NonFinite:
+def build_nonfinite(config: TrainConfig | StageConfig, topology: Topology, warn: Callable[[str], None]) -> NonFinite:
     """The counter of skipped updates; one rank of every model-parallel block dumps its batch."""
     return NonFinite(
         Path(config.run.output_dir) / NONFINITE_FOLDER,
         config.run.max_nonfinite,
         topology.leads_model,
         topology.rank,
-        alarm,
+        warn,
     )

@@ -25,17 +25,15 @@ class NonFinite:
         max_in_a_row: run.max_nonfinite.
         dumps: whether this rank dumps its part of the batch: one rank of each model-parallel block.
         rank: names the file.
-        alarm: told of every skipped update, with its step.
+        warn: told of every skipped update.
     """
 
-    def __init__(
-        self, folder: Path, max_in_a_row: int, dumps: bool, rank: int, alarm: Callable[[int, str], None]
-    ) -> None:
+    def __init__(self, folder: Path, max_in_a_row: int, dumps: bool, rank: int, warn: Callable[[str], None]) -> None:
         self.folder = folder
         self.max_in_a_row = max_in_a_row
         self.dumps = dumps
         self.rank = rank
-        self.alarm = alarm
+        self.warn = warn
         self.in_a_row: dict[str, int] = {}
         """By role; none for one that has not learned yet."""
 
@@ -55,10 +53,9 @@ class NonFinite:
             RunError: the policy has skipped too many updates in a row.
         """
         self.in_a_row["policy"] = self.in_a_row.get("policy", 0) + 1
-        self.alarm(
-            step,
-            f"policy: log-probs of its responses are not finite: its weights hold no numbers; the step is "
-            f"dropped ({self.in_a_row['policy']} updates in a row)",
+        self.warn(
+            f"step {step}: policy: log-probs of its responses are not finite: its weights hold no numbers; the step is "
+            f"dropped ({self.in_a_row['policy']} updates in a row)"
         )
         self._end_at(step, "policy", self.in_a_row["policy"], Diverged)
 
@@ -79,10 +76,9 @@ class NonFinite:
         if not skipped:
             return
         where = self._dump(step, role, batch)
-        self.alarm(
-            step,
-            f"{role}: a loss or gradient was not finite in {len(skipped)} of {len(result.updates)} "
-            f"updates; they are skipped ({self.in_a_row[role]} in a row), the batch is {where}",
+        self.warn(
+            f"step {step}: {role}: a loss or gradient was not finite in {len(skipped)} of {len(result.updates)} "
+            f"updates; they are skipped ({self.in_a_row[role]} in a row), the batch is {where}"
         )
         self._end_at(step, role, worst)
 

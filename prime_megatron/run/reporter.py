@@ -239,7 +239,7 @@ class Reporter:
             self.config.rollout.sampling.max_response_tokens,
         )
         for line in ([] if cut is None else [cut]) + self._alarms.lines(figures, record.gap_limit):
-            self.log.alarm(index, line)
+            self.log.warn(f"step {index}: {line}")
 
     def _speed(self, record: StepRecord, wall_s: float) -> dict[str, float]:
         lengths = [

@@ -110,7 +110,7 @@ def _run(config: StageConfig, topology: Topology, stage: Stage, resume: str | No
     with log:
         for line in stage.told:
             log.message(line)
-        nonfinite = build_nonfinite(config, topology, log.alarm)
+        nonfinite = build_nonfinite(config, topology, log.warn)
         checkpoints = Checkpoints(config, (stage.learner,), {**stage.stateful, "nonfinite": nonfinite}, log)
         step = checkpoints.resume(resume)
         log.restore(step or -1)

@@ -40,12 +40,13 @@ ALLOWED = {
     "generate": {"rollout", "verify", "data"} | BASE,
     "evaluate": {"generate", "rollout", "verify", "data", "algo", "parallel"} | BASE,
 }
-ALLOWED["run"] = {part for part in ALLOWED if part != "convert"}
+ALLOWED["report"] = {"metrics", "strict_json", "errors"}
+ALLOWED["run"] = {part for part in ALLOWED if part not in ("convert", "report")}
 ALLOWED["curate"] = {"evaluate", "generate", "rollout", "verify", "data"} | BASE
 ALLOWED["rehearse"] = {"run"} | ALLOWED["run"]
 ALLOWED["trainer"] = ALLOWED["sft"] = ALLOWED["prm"] = {"run"} | ALLOWED["run"]
 ALLOWED["slurm"] = {"config", "errors", "checkpoint.layout", "run.lock", "run.output_dir"}
-ALLOWED["cli"] = {"slurm", "curate", "trainer", "sft", "prm", "convert", "rehearse"} | ALLOWED["trainer"]
+ALLOWED["cli"] = {"slurm", "curate", "trainer", "sft", "prm", "convert", "rehearse", "report"} | ALLOWED["trainer"]
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = set()
 
@@ -59,6 +60,7 @@ CONFINED = {
     "math_verify": "verify",
     "tensorboard": "metrics",
     "wandb": "metrics",
+    "matplotlib": "report",
 }
 # Pure Python on plain data: testable and readable without torch.
 WITHOUT_TORCH = (
