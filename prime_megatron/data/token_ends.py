@@ -37,9 +37,10 @@ class TokenEnds:
             piece = self._piece(begun, first=start == 0)
             if text.startswith(piece, start):
                 end = start = start + len(piece)
-                begun = []
-            else:
-                end = start + _same_beginning(piece, text[start : start + len(piece)])
+                begun = [] if start else begun  # what is first may read otherwise with more behind it
+                ends.append(end)
+                continue
+            end = start + _same_beginning(piece, text[start : start + len(piece)])
             if len(begun) in WHOLE_AT:  # bytes that are no text, or a decoder that looks further back
                 whole = self._decode(token_ids[: index + 1])
                 end = max(end, _same_beginning(whole, text))

@@ -67,6 +67,12 @@ def number(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
+def finite(value: object) -> float | None:
+    """The same where it is finite; else None."""
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None
+
+
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = parse_json(line)

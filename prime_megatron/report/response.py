@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from prime_megatron.report.lines import number
+from prime_megatron.report.lines import finite, number
 
 DIGITS = 1000
 """Rewards are kept in so many parts of the response's largest one."""
@@ -45,7 +45,7 @@ class Response:
     @property
     def disagrees(self) -> bool:
         """Whether the PRM holds it for what it is not; without its probability the sum of rewards speaks for it."""
-        if self.probability is not None and math.isfinite(self.probability):
+        if self.probability is not None:
             return (self.probability > 0.5) != self.right
         return bool(self.rewards) and (self.total > 0.0) != self.right
 
@@ -63,7 +63,7 @@ class Response:
         rewards = [(round(r / unit) if unit else 0) if math.isfinite(r) else None for r in self.rewards]
         return {
             "k": self.sample, "o": self.outcome, "v": self.verdict, "w": self.reason, "f": self.finish,
-            "p": None if self.probability is None or math.isnan(self.probability) else round(self.probability, 5),
+            "p": None if self.probability is None else round(self.probability, 5),
             "t": self.text,
             "e": [end - start for start, end in pairwise((0, *utf16_places(self.text, self.ends)))],
             "i": [] if self.ends else list(self.token_ids),
@@ -83,16 +83,16 @@ def response_of(row: Mapping[str, Any]) -> Response:
     rewards = [math.nan if (r := number(value)) is None else r for value in _list(row.get("process_rewards"))]
     if len(rewards) != len(token_ids):
         rewards = []
-    steps = [step for step in _whole(row.get("step_ends")) if step < len(token_ids)]
+    steps = [step for step in _whole(row.get("step_ends")) if 0 <= step < len(token_ids)]
     if len(steps) < 2:
         steps = _lines(text, ends)
     return Response(
         sample=row["sample"] if isinstance(row.get("sample"), int) else 0,
-        outcome=number(row.get("outcome")) or 0.0,
+        outcome=finite(row.get("outcome")) or 0.0,
         verdict=str(row.get("verdict") or ""),
         reason=str(row.get("reason") or ""),
         finish=str(row.get("finish") or ""),
-        probability=number(row.get("prm_probability")),
+        probability=finite(row.get("prm_probability")),
         text=text, ends=ends, token_ids=token_ids, rewards=rewards, steps=steps,
     )  # fmt: skip
 

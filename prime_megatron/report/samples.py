@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prime_megatron.report.lines import Lines, number, row_at
+from prime_megatron.report.lines import Lines, finite, row_at
 from prime_megatron.report.response import Response, response_of
 
 TRAINED = "trained"
@@ -76,7 +75,6 @@ class Shown:
     """Each group for the page's script: JSON, deflated, base64."""
     num_responses: int
     all_responses: int
-    num_bytes: int = field(default=0)
 
 
 def survey(path: Path) -> Survey:
@@ -91,8 +89,8 @@ def survey(path: Path) -> Survey:
             continue
         count += 1
         offsets.setdefault((row["step"], kind, draw), []).append(offset)
-        probability, outcome = number(row.get("prm_probability")), number(row.get("outcome"))
-        if probability is not None and outcome is not None and math.isfinite(probability):
+        probability, outcome = finite(row.get("prm_probability")), finite(row.get("outcome"))
+        if probability is not None and outcome is not None:
             judged.append(Judged(row["step"], probability, outcome))
     places = [Place(step, kind, draw, tuple(own)) for (step, kind, draw), own in sorted(offsets.items())]
     return Survey(path, places, count, judged, [] if lines.note is None else [lines.note])
@@ -147,4 +145,4 @@ def _pack(group: Group) -> str:
         "prompt": group.prompt, "truth": group.truth, "s": [response.packed() for response in group.responses]
     }  # fmt: skip
     text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return base64.b64encode(zlib.compress(text.encode("utf-8", "replace"), 9)).decode("ascii")
+    return base64.b64encode(zlib.compress(text.encode("utf-8"))).decode("ascii")
