@@ -5,9 +5,8 @@
     python -m tools.compare --report             # tables and plot of what is recorded
 
 Every finished run is a line of docs/headline/runs.jsonl and is not run again. The tables go into docs/measurements.md,
-the plot into docs/compare.png, a
-report of each arm's last run into runs/compare/report.html. compare_work/arms.py has the arms and their settings,
-compare_work/study.py the order.
+the plot into docs/compare.png, a report of each arm's last run into runs/compare/report.html. compare_work/arms.py has
+the arms and their settings, compare_work/study.py the order.
 """
 
 from __future__ import annotations

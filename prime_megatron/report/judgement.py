@@ -30,16 +30,16 @@ class Standing:
     """Mean probability that it gave right responses."""
     wrong: float
 
-    @property
-    def said(self) -> str:
-        """In words."""
-        if math.isnan(self.auc):
-            return "responses of one outcome only"
-        if self.auc < 0.4:
-            return "pays for wrong responses: its labels or its sign are turned over, or it has collapsed"
-        if self.auc < 0.6:
-            return "says nothing of the outcome"
-        return "tells right from wrong"
+
+def in_words(found: Standing) -> str:
+    """What the AUC says."""
+    if math.isnan(found.auc):
+        return "responses of one outcome only"
+    if found.auc < 0.4:
+        return "pays for wrong responses: its labels or its sign are turned over, or it has collapsed"
+    if found.auc < 0.6:
+        return "says nothing of the outcome"
+    return "tells right from wrong"
 
 
 def late(judged: Sequence[Judged]) -> list[Judged]:

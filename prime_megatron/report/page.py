@@ -17,6 +17,7 @@ from prime_megatron.report.figure import Figure, curve_figure
 from prime_megatron.report.judgement import (
     Standing,
     calibration_figure,
+    in_words,
     profile_figure,
     separation_figure,
     standing,
@@ -158,7 +159,14 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters |= {"figure": _digits, "signed": _signed, "token": _visible, "share": _share, "svg": Markup}
+    environment.filters |= {
+        "figure": _digits,
+        "signed": _signed,
+        "token": _visible,
+        "share": _share,
+        "svg": Markup,
+        "in_words": in_words,
+    }
     return environment
 
 

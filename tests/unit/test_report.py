@@ -16,7 +16,7 @@ import pytest
 
 from prime_megatron.cli.main import main
 from prime_megatron.report.curves import MAX_POINTS, curve_of
-from prime_megatron.report.judgement import calibration, standing, wilson
+from prime_megatron.report.judgement import calibration, in_words, standing, wilson
 from prime_megatron.report.page import MAX_BYTES
 from prime_megatron.report.response import response_of, utf16_places
 from prime_megatron.report.run import read_runs
@@ -93,11 +93,11 @@ def test_standing_and_calibration_against_numpy() -> None:
     assert found is not None and found.num_responses == 400, "the first half of the steps is left out"
     right, wrong = p[outcome == 1], p[outcome == 0]
     auc = (right[:, None] > wrong).mean() + 0.5 * (right[:, None] == wrong).mean()
-    assert found.auc == pytest.approx(auc, abs=1e-12) and found.said == "tells right from wrong"
+    assert found.auc == pytest.approx(auc, abs=1e-12) and in_words(found) == "tells right from wrong"
     assert (found.right, found.wrong) == pytest.approx((right.mean(), wrong.mean()))
     turned = standing([Judged(9, one.probability, 1.0 - one.outcome) for one in judged[50:]])
     assert turned is not None and turned.auc == pytest.approx(1 - auc, abs=0.01)
-    assert turned.said.startswith("pays for wrong responses")
+    assert in_words(turned).startswith("pays for wrong responses")
     bins = calibration(judged[50:])
     order = np.argsort(p, kind="stable")
     for own, part in zip(bins, np.split(order, 10), strict=True):
