@@ -80,7 +80,8 @@ def test_every_token_has_its_color_and_reward(run: Path, browser: Chrome) -> Non
         largest = max(map(abs, row["process_rewards"]))
         for token, reward in zip(tokens, row["process_rewards"], strict=True):
             assert float(token.get_attribute("data-reward") or 0) == pytest.approx(reward, abs=largest / 1500)
-        place = max(range(len(tokens)), key=lambda index: abs(row["process_rewards"][index]))
+        visible = [index for index, piece in enumerate(pieces) if piece and not piece.isspace()]
+        place = max(visible, key=lambda index: abs(row["process_rewards"][index]))
         colors = {token.value_of_css_property("background-color") for token in tokens}
         assert len(colors) > 2
         ActionChains(browser).scroll_to_element(tokens[place]).move_to_element(tokens[place]).perform()
