@@ -40,7 +40,7 @@ TRAIN_OVERRIDES = $(if $(SEED),run.seed=$(SEED)) $(if $(ENGINE),rollout.engine=$
 ENGINE_VENV = $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE),$(VENV))
 
 PYTEST := $(BIN)/python -m pytest --timeout 300
-ENGINES := not sglang and not vllm and not slurm and not other_mcore
+ENGINES := not sglang and not vllm and not slurm and not browser and not other_mcore
 # There is no pytest-timeout in an engine's environment; the engines end themselves when pytest does.
 ENGINE_LIMIT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 # Only their files are collected: an engine's environment does not hold what the other tests import.
@@ -51,7 +51,8 @@ COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed \
-  test-other-mcore test-other-mcore-short engine-locks python-agrees rehearse-large docs lint format typecheck check clean
+  test-browser browser-installed test-other-mcore test-other-mcore-short engine-locks python-agrees rehearse-large docs lint \
+  format typecheck check clean
 
 help: ## this list
 	@echo "targets:"
@@ -62,6 +63,7 @@ quickstart: $(RUN_STAMP) $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE)/.e
 	$(BIN)/python examples/quickstart/make_task.py
 	$(BIN)/prime-megatron sft examples/quickstart/sft.yaml --overwrite
 	PYTHONPATH=. $(ENGINE_VENV)/bin/python -m prime_megatron train examples/quickstart/prime.yaml --overwrite $(TRAIN_OVERRIDES)
+	@echo "see it as a page: $(BIN)/prime-megatron report runs/quickstart"
 
 compare: $(RUN_STAMP) ## process rewards against outcome-only RLOO, run by run, hours: docs/measurements.md
 	$(BIN)/python -m tools.compare $(COMPARE_ARGS)
@@ -94,6 +96,16 @@ slurm-installed:
 	  echo "error: NO SLURM HERE, so nothing of the job scripts is tested: as root on Debian or Ubuntu this installs slurm-wlm and munge; elsewhere install slurmctld, slurmd and munged" >&2; exit 2; fi; \
 	echo "installing slurm-wlm and munge"; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2 >/dev/null
+
+test-browser: $(DEV_STAMP) browser-installed ## the report in headless Chromium: root, or Chromium and its driver, under a minute
+	$(PYTEST) -m browser tests/browser $(PYTEST_ARGS)
+
+browser-installed:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "error: NO BROWSER HERE, so the report is not tested in one: as root on Debian this installs chromium and chromium-driver; elsewhere install chromium and chromedriver" >&2; exit 2; fi; \
+	echo "installing chromium and chromium-driver"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null
 
 rehearse-large: $(RUN_STAMP) ## layouts of 405B and 235B-A22B shapes, built and counted on this machine: minutes
 	PYTHONPATH=. $(BIN)/python tools/rehearse_large.py
