@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from prime_megatron.run.stage import StageStep, run_stage
 from prime_megatron.run.survey import survey
 from prime_megatron.step.batch import Batcher, StepBatch
 from prime_megatron.step.prm import PrmHeldOut, log_ratios, role_logprobs, train_prm
-from prime_megatron.types import Group
+from prime_megatron.types import sequence_lengths
 
 TOLD = ("prm/accuracy", "prm/pair_accuracy", "prm/ce", "prm/probability_mean", "prm/log_ratio_mean", "prm/loss")
 """Figures of the rows that a step learned from, before its update."""
@@ -48,6 +48,7 @@ class PrmStage:
 
     def __init__(self, config: PrmConfig, topology: Topology) -> None:
         self.config = config
+        self.num_steps = config.run.steps
         compare_models(config)
         family = read_config(config.model)
         tokenizer = load_tokenizer(
@@ -117,11 +118,13 @@ class PrmStage:
             "prm/skipped_updates": float(not update.applied),
             "data/epoch": float(self.stream.epoch),
         }
-        return StageStep(figures, _num_tokens(groups), result, rollout)
+        # The reference's pass, the PRM's own where siblings are compared, and its update.
+        forwards = 1.0 + (scored_T is not None) + 3.0 * objective.passes
+        return StageStep(figures, sequence_lengths(groups), forwards, result, rollout)
 
     def due(self, step: int) -> bool:
         """Whether to measure on data.held_out after this many steps."""
-        return self.held_out.due(step, self.config.run.steps, self.config.eval_every)
+        return self.held_out.due(step, self.num_steps, self.config.eval_every)
 
     def measure(self) -> dict[str, float]:
         """The PRM on data.held_out."""
@@ -135,7 +138,3 @@ class PrmStage:
         config = self.config
         note = note_of(self.reference.folder, beta=config.prm.beta, loss=config.prm.loss)
         return Card(config.run.name, "prm", config.model, step, dump_yaml(config), figures, note)
-
-
-def _num_tokens(groups: Sequence[Group]) -> int:
-    return sum(len(group.prompt.token_ids) + len(sample.token_ids) for group in groups for sample in group.samples)

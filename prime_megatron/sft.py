@@ -7,22 +7,24 @@ from collections.abc import Mapping
 from prime_megatron.checkpoint.run import Stateful
 from prime_megatron.config import SftConfig
 from prime_megatron.config.load import dump_yaml
-from prime_megatron.data.chat import ChatOptions
+from prime_megatron.config.schedule import warn_schedule
 from prime_megatron.data.encode import Skip
-from prime_megatron.data.rows import Remarks, read_sft_rows
-from prime_megatron.data.stream import SftStream
-from prime_megatron.data.tokenizer import load_tokenizer
-from prime_megatron.families.read import read_config
 from prime_megatron.mcore.role import Role, TrainResult
 from prime_megatron.metrics import SFT_COLUMNS
+from prime_megatron.parallel.collectives import OverRanks
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.run.check_models import compare_models
 from prime_megatron.run.model_card import Card
 from prime_megatron.run.models import DTYPES
 from prime_megatron.run.stage import StageStep, run_stage
-from prime_megatron.run.survey import survey
+from prime_megatron.run.supervised import read_supervised
 from prime_megatron.step.batch import Batcher, StepBatch
+from prime_megatron.step.held_out_loss import HeldOutLoss
 from prime_megatron.step.losses import nll_loss
+from prime_megatron.types import sequence_lengths
+
+FORWARDS = 3.0
+"""Passes over a step's rows: a forward, and a backward that counts as two."""
 
 
 def train_sft(config: SftConfig, *, resume: str | None, overwrite: bool) -> int:
@@ -38,21 +40,16 @@ class SftTrainer:
     def __init__(self, config: SftConfig, topology: Topology) -> None:
         self.config = config
         compare_models(config)
-        family = read_config(config.model)
-        tokenizer = load_tokenizer(
-            config.model,
-            family.vocab,
-            trust_remote_code=config.trust_remote_code,
-            options=ChatOptions(*config.data.template_options()),
-        )
-        remarks = Remarks()
-        rows = read_sft_rows(config.data.train, remarks)
-        self.stream = SftStream(rows, tokenizer, max_tokens=config.data.max_tokens, seed=config.run.seed)
-        self.survey = survey(self.stream, topology)
-        skipped = [] if self.survey.line is None else [self.survey.line]
-        self.told = [*tokenizer.told, *(f"warning: {line}" for line in (*skipped, *remarks.lines()))]
+        rows = read_supervised(config, topology)
+        self.stream = rows.stream
+        self.survey = rows.survey
+        self.num_steps = config.run.steps or -(-config.run.epochs * rows.num_learned // config.batch_size)
+        self.told = [*rows.told, *self._length_told(rows.num_learned)]
         """What the run says of its data at the start."""
         self.batcher = Batcher(topology, config.packing)
+        self.held_out = HeldOutLoss(
+            rows.held_out, self.batcher, reduce=OverRanks(topology.data), at_once=config.batch_size
+        )
         self.policy = Role(
             "policy",
             config.model,
@@ -60,8 +57,16 @@ class SftTrainer:
             config.parallel,
             dtype=DTYPES[config.dtype],
             optimizer=config.optimizer,
-            total_updates=config.run.steps,
+            total_updates=self.num_steps,
         )
+
+    def _length_told(self, num_learned: int) -> list[str]:
+        """How long a run is whose length its rows decide."""
+        config, steps = self.config, self.num_steps
+        if not config.run.epochs:
+            return []
+        line = f"{steps:,} steps: run.epochs {config.run.epochs} of {num_learned:,} rows, {config.batch_size} a step"
+        return [line, *(f"warning: {said}" for said in warn_schedule("optimizer", config.optimizer, steps))]
 
     @property
     def learner(self) -> Role:
@@ -80,7 +85,6 @@ class SftTrainer:
         result = self.step(batch)
         (update,) = result.updates
         found = self.survey
-        num_tokens = sum(len(group.prompt.token_ids) + len(group.samples[0].token_ids) for group in groups)
         figures = {
             "sft/loss": result.stats["sft_loss_sum"] / result.stats["sft_num_tokens"],
             "sft/grad_norm": update.grad_norm,
@@ -91,19 +95,19 @@ class SftTrainer:
             "sft/skipped_rows": float(found.skipped[Skip.too_long] + found.skipped[Skip.no_tokens]),
             "sft/masked_rows": float(found.skipped[Skip.masked] + found.skipped[Skip.open_thought]),
         }
-        return StageStep(figures, num_tokens, result, batch.rollout)
+        return StageStep(figures, sequence_lengths(groups), FORWARDS, result, batch.rollout)
 
     def step(self, batch: StepBatch) -> TrainResult:
         """One optimizer step on these rows. Collective over the world."""
         return self.policy.train(batch.policy, nll_loss(), batch.num_local_tokens)
 
     def due(self, step: int) -> bool:
-        """Supervised runs measure nothing on held-out rows."""
-        return False
+        """Whether to measure on the held-out rows after this many steps."""
+        return self.held_out.due(step, self.num_steps, self.config.eval_every)
 
     def measure(self) -> dict[str, float]:
-        """Nothing."""
-        return {}
+        """Loss and perplexity on the held-out rows."""
+        return self.held_out.measure(self.policy)
 
     def card(self, step: int, figures: Mapping[str, float]) -> Card:
         """What the exported model's card says."""

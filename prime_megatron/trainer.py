@@ -74,7 +74,7 @@ class PrimeTrainer:
             return ExitCode.REQUEUE
         parts.save_models()
         parts.reporter.finish()
-        agree_on(lambda: mark_done(self.config))
+        agree_on(lambda: mark_done(self.config, steps))
         return ExitCode.DONE
 
     def finish_step(self, index: int) -> None:

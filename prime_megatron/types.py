@@ -85,6 +85,11 @@ class Group:
         return sum(self.outcomes) / len(self.samples)
 
 
+def sequence_lengths(groups: Sequence[Group]) -> list[int]:
+    """Tokens of every sequence, prompt and response."""
+    return [len(group.prompt.token_ids) + len(sample.token_ids) for group in groups for sample in group.samples]
+
+
 @dataclass(frozen=True)
 class MicroBatches:
     """One optimizer step's sequences on this rank, cut into micro-batches (indices into the batch).

@@ -81,17 +81,20 @@ def _at(config: Any, key: Key) -> Any:
 
 
 def _steps(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """run.steps may change where no schedule ends with it."""
+    """run.steps may change where no learning rate depends on it; a schedule that differs is refused already."""
     before, after = saved["run"]["steps"], now["run"]["steps"]
-    if "models" in saved:
-        roles = [role for role in ("policy", "prm", "critic") if saved["models"].get(role)]
-        optimizers = {role: saved["models"][role]["optimizer"] for role in roles}
+    if "models" in now:
+        optimizers = {role: now["models"][role]["optimizer"] for role in ("policy", "prm", "critic")}
     else:  # a run on rows has one
-        optimizers = {"model": saved["optimizer"]}
-    decaying = [role for role, optimizer in optimizers.items() if optimizer["schedule"] != "constant"]
-    if before == after or not decaying:
+        optimizers = {"model": now["optimizer"]}
+    bound = {
+        role: "decays to the last step" if optimizer["schedule"] != "constant" else "warms up for a part of the steps"
+        for role, optimizer in optimizers.items()
+        if optimizer["schedule"] != "constant" or optimizer["warmup_ratio"]
+    }
+    if before == after:
         return []
-    return [f"  run.steps: {before} -> {after} (the learning rate of {', '.join(decaying)} decays to the last step)"]
+    return [f"  run.steps: {before} -> {after} (the learning rate of {role} {why})" for role, why in bound.items()]
 
 
 def _show(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron.config import PrmConfig, StageConfig, TrainConfig
+from prime_megatron.config import PrmConfig, SftConfig, StageConfig, TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.versions import require_tested
 from prime_megatron.plan.fit import check_memory
@@ -21,7 +21,7 @@ def says_done(config: TrainConfig | StageConfig, resume: str | None) -> bool:
         return False
     if not is_done(path, steps=config.run.steps, export=config.checkpoint.export_final):
         return False
-    print(f"{path}: all {config.run.steps} steps are done")
+    print(f"{path}: all {f'{config.run.steps} steps' if config.run.steps else 'epochs'} are done")
     return True
 
 
@@ -63,9 +63,10 @@ def check_stage_inputs(config: StageConfig, *, resume: str | None, overwrite: bo
     """As `check_train_inputs`, for a run that trains one model on rows."""
     require_tested()
     inputs = {"model": config.model} | {f"data.train[{i}]": path for i, path in enumerate(config.data.train)}
-    if isinstance(config, PrmConfig):
+    if isinstance(config, PrmConfig | SftConfig):
         inputs |= {f"data.held_out[{i}]": path for i, path in enumerate(config.data.held_out)}
-        inputs |= {} if config.reference is None else {"reference": config.reference}
+    if isinstance(config, PrmConfig) and config.reference is not None:
+        inputs["reference"] = config.reference
     _check_output(config.run.output_dir, config.launch.nodes, resume, overwrite, inputs)
     check_folders(config, all_here=True)
     check_memory(config)

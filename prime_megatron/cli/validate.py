@@ -9,7 +9,7 @@ from itertools import chain
 
 from prime_megatron.cli.options import add_config, new_verb
 from prime_megatron.cli.preflight import check_folders, check_objective
-from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig, UpdateOrder
+from prime_megatron.config import ParallelConfig, SftConfig, StageConfig, TrainConfig, UpdateOrder
 from prime_megatron.config.check import check_parallel, check_train_config, needs_prm
 from prime_megatron.config.check_stage import check_stage_config
 from prime_megatron.config.load import dump_yaml, load_stage_config, load_train_config
@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
         check_folders(stage, all_here=False)
         check_models(stage, world_size)
         print(dump_yaml(stage), end="")
-        comments = chain([_layout(stage.parallel, world_size)], _memory(stage, world_size, args.device_memory))
+        first = [_layout(stage.parallel, world_size), *_rows(stage)]
+        comments = chain(first, _memory(stage, world_size, args.device_memory))
     else:
         train = load_train_config(args.config, args.overrides)
         world_size = _world_size(args.processes, train)
@@ -97,6 +98,19 @@ def _layout(parallel: ParallelConfig, world_size: int) -> str:
         f"x context {parallel.context}"
     )
     return text + (f"; experts over {parallel.expert}" if parallel.expert > 1 else "")
+
+
+def _rows(config: StageConfig) -> list[str]:
+    """What a supervised run learns and measures."""
+    if not isinstance(config, SftConfig):
+        return []
+    run, data = config.run, config.data
+    length = f"{run.steps} steps" if run.steps else f"{run.epochs} epochs, each in the steps that its rows make"
+    measured = f"{data.held_out_share:.1%} of the rows" if data.held_out_share else ", ".join(data.held_out)
+    when = f", every {config.eval_every} steps" if config.eval_every else ""
+    held = f"; loss and perplexity on {measured} before the first step{when} and after the last one" if measured else ""
+    learned = "every answer" if data.answers == "all" else "the last answer"
+    return [f"{length} of {config.batch_size} rows, {learned} of a chat learned{held}"]
 
 
 def _batch(config: TrainConfig) -> str:

@@ -42,11 +42,11 @@ from prime_megatron.config.run import (
     CheckpointConfig,
     LaunchConfig,
     LogConfig,
-    SftConfig,
     StageConfig,
     TrainConfig,
     TrainLogConfig,
 )
+from prime_megatron.config.sft_run import SftConfig
 from prime_megatron.config.teacher import TeacherAlgorithm, TeacherMode
 
 __all__ = [

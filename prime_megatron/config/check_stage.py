@@ -8,6 +8,7 @@ from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
 from prime_megatron.config.run import StageConfig
 from prime_megatron.config.schedule import check_optimizer, warn_schedule
+from prime_megatron.config.sft_run import SftConfig
 from prime_megatron.errors import InputError
 
 
@@ -28,11 +29,26 @@ def check_stage_config(
             raise InputError(f"prm.loss: {config.prm.loss} compares siblings; set data.group_size above 1")
         if config.eval_every and not config.data.held_out:
             raise InputError("eval_every: there is nothing to measure on; set data.held_out, or eval_every to 0")
+    if isinstance(config, SftConfig):
+        _check_sft(config)
     check_optimizer("optimizer", config.optimizer)
-    warnings = warn_schedule("optimizer", config.optimizer, config.run.steps)
+    warnings = warn_schedule("optimizer", config.optimizer, config.run.steps) if config.run.steps else []
     if config.batch_size < data_size:
         warnings.append(f"batch_size {config.batch_size} is below the {data_size} data-parallel ranks: some stay idle")
     return tuple(warnings)
+
+
+def _check_sft(config: SftConfig) -> None:
+    run, data = config.run, config.data
+    if bool(run.steps) == bool(run.epochs):
+        why = f"is given beside run.steps {run.steps}" if run.steps else "neither it nor run.steps is given"
+        raise InputError(f"run.epochs: {why}; set one of them, which says how long the run is")
+    if data.held_out and data.held_out_share:
+        raise InputError("data.held_out_share: is given beside data.held_out; set one of them")
+    if config.eval_every and not data.held_out and not data.held_out_share:
+        raise InputError(
+            "eval_every: there is nothing to measure on; set data.held_out or data.held_out_share, or eval_every to 0"
+        )
 
 
 def check_score_config(config: ScoreConfig, world_size: int | None = None, backend: Backend | None = None) -> None:

@@ -18,7 +18,8 @@ from prime_megatron.config.curate import CurateConfig
 from prime_megatron.config.explain import default_values, dotted, explain, is_section, unknown_override
 from prime_megatron.config.presets import PRESETS
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
-from prime_megatron.config.run import SftConfig, StageConfig, TrainConfig
+from prime_megatron.config.run import StageConfig, TrainConfig
+from prime_megatron.config.sft_run import SftConfig
 from prime_megatron.config.strict_yaml import KeyPath, dump, parse_file, parse_value
 from prime_megatron.errors import InputError
 

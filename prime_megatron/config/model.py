@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -25,6 +26,8 @@ class OptimizerConfig(Section):
     """Shape after the warm-up; cosine ends at min_lr at the last optimizer step of the run."""
     warmup_steps: NonNegativeInt = 0
     """Optimizer steps of linear warm-up."""
+    warmup_ratio: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """The same as a part of the run's optimizer steps, rounded up; one of both."""
     betas: tuple[Decay, Decay] = Field(default=(0.9, 0.999))
     """Adam's moment decays."""
     eps: PositiveFloat = 1e-8
@@ -33,6 +36,10 @@ class OptimizerConfig(Section):
     """Decoupled weight decay (not on biases and norms)."""
     clip_grad: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0: no clipping."""
+
+    def warmup(self, updates: int) -> int:
+        """Optimizer steps of warm-up in a run of so many."""
+        return self.warmup_steps or math.ceil(self.warmup_ratio * updates - 1e-9)  # 0.07 * 100 is above 7
 
 
 class TrainedModel(Section):

@@ -11,10 +11,10 @@ from prime_megatron.config.base import Free
 from prime_megatron.config.model import LayoutConfig, OptimizerConfig, PackingConfig, ParallelConfig
 from prime_megatron.config.paths import UserPath
 from prime_megatron.config.rollout import ChatSection
-from prime_megatron.config.run import SftData, StageConfig
+from prime_megatron.config.run import RowsData, StageConfig
 
 
-class PrmData(SftData):
+class PrmData(RowsData):
     """Labelled responses, JSON lines: `prompt`, `response` and `outcome` (0 to 1), as `generate` writes them; rows of
     one prompt are siblings."""
 

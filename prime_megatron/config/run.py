@@ -142,8 +142,8 @@ class TrainConfig(Section):
     """Processes to start."""
 
 
-class SftData(ChatSection):
-    """Supervised rows: JSONL or parquet with `messages` (the last one the assistant's), or `prompt` and `response`."""
+class RowsData(ChatSection):
+    """Rows to learn, and what is left out of them."""
 
     train: tuple[UserPath, ...] = Field(min_length=1)
     """Files with the training rows, folders of such files, or patterns ("data/*.jsonl.gz")."""
@@ -162,7 +162,7 @@ class StageConfig(Section):
     """Compute dtype."""
     trust_remote_code: Free[bool] = False
     """Let transformers run code from the model folder (tokenizer and config only)."""
-    data: SftData
+    data: RowsData
     """Rows."""
     batch_size: PositiveInt
     """Rows per optimizer step over all ranks."""
@@ -178,14 +178,3 @@ class StageConfig(Section):
     """Saving and stopping; export_final writes the model to <output_dir>/model."""
     launch: Free[LaunchConfig] = LaunchConfig()
     """Processes to start."""
-
-
-class SftConfig(StageConfig):
-    """Supervised warm-up: `prime-megatron sft CONFIG.yaml`. A resumed run may change what is marked `Free`."""
-
-    data: SftData
-    """Supervised rows."""
-    batch_size: PositiveInt = 96
-    """Rows per optimizer step over all ranks."""
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, schedule="cosine")
-    """Its optimizer."""

@@ -136,14 +136,15 @@ def prompt_rows(
     return _each(paths, parse, PROMPT_COLUMNS, remarks or Remarks())
 
 
-def read_sft_rows(paths: Sequence[str], remarks: Remarks | None = None) -> list[SftRow]:
+def read_sft_rows(paths: Sequence[str], remarks: Remarks | None = None, *, all_answers: bool = False) -> list[SftRow]:
     """All of `sft_rows`."""
-    return list(sft_rows(paths, remarks))
+    return list(sft_rows(paths, remarks, all_answers=all_answers))
 
 
-def sft_rows(paths: Sequence[str], remarks: Remarks | None = None) -> Iterator[SftRow]:
-    """Supervised rows, file after file; what is learned is the last answer. Where the messages have a `weight`, every
-    answer of weight 1 (that of a message without one) is learned: each is a row, with the chat before it.
+def sft_rows(paths: Sequence[str], remarks: Remarks | None = None, *, all_answers: bool = False) -> Iterator[SftRow]:
+    """Supervised rows, file after file; what is learned is the last answer, or with ``all_answers`` every answer: each
+    is a row, with the chat before it. Where the messages have a `weight`, it is the answers of weight 1 (that of a
+    message without one) in any case.
 
     Raises:
         InputError: as `read_prompt_rows`.
@@ -162,7 +163,7 @@ def sft_rows(paths: Sequence[str], remarks: Remarks | None = None) -> Iterator[S
             raise InputError(f"{origin}: the last message must be the assistant's, after at least one other")
         tools = read_tools(row["tools"], origin) if row.get("tools") else ()
         whole = SftRow(messages, origin, tools)
-        if all(message.learned is None for message in messages):
+        if not all_answers and all(message.learned is None for message in messages):
             yield whole
             return
         answers = [

@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 
 
 class RowStream(Generic[RowType, Item]):
-    """Endless stream of items made from rows; rows that `encode` gives a Skip for are left out."""
+    """Items made from rows, endlessly or for some epochs; rows that `encode` gives a Skip for are left out."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class RowStream(Generic[RowType, Item]):
         seed: int,
         shuffle: bool,
         limit: str,
+        epochs: int = 0,
     ) -> None:
         """
         Args:
@@ -48,12 +49,14 @@ class RowStream(Generic[RowType, Item]):
             seed: of the order.
             shuffle: a new order every epoch; false: file order.
             limit: the key of the longest row, with its value, as "data.max_tokens 60".
+            epochs: the stream ends after so many; 0: never.
         """
         assert rows
         self._rows, self._encode, self._content = rows, encode, content
         self._seed = seed
         self._shuffle = shuffle
         self._limit = limit
+        self._epochs = epochs
         self._epoch = 0
         self._position = 0
         self._draw = 0
@@ -88,7 +91,7 @@ class RowStream(Generic[RowType, Item]):
         check_usable(self._rows, lambda row: self._encode(row, "", 0), self._limit)
 
     def take(self, num_items: int) -> list[Item]:
-        """The next items; goes on into the next epoch where one ends.
+        """The next items; goes on into the next epoch where one ends. Fewer where the stream ends.
 
         Raises:
             InputError: every row of the data is skipped.
@@ -97,6 +100,8 @@ class RowStream(Generic[RowType, Item]):
         skipped_in_a_row = 0
         while len(items) < num_items:
             if self._position == len(self._rows):
+                if self._epoch + 1 == self._epochs:
+                    break
                 self._epoch += 1
                 self._position = 0
                 self._order = self._permutation(self._epoch)
@@ -213,7 +218,14 @@ class SftStream(RowStream[SftRow, Group]):
     """Supervised rows as groups of one sample, so that they pack and batch like rollouts."""
 
     def __init__(
-        self, rows: Sequence[SftRow], tokenizer: Tokenizer, *, max_tokens: int, seed: int, shuffle: bool = True
+        self,
+        rows: Sequence[SftRow],
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int,
+        seed: int,
+        shuffle: bool = True,
+        epochs: int = 0,
     ) -> None:
         super().__init__(
             rows,
@@ -222,6 +234,7 @@ class SftStream(RowStream[SftRow, Group]):
             seed=seed,
             shuffle=shuffle,
             limit=f"data.max_tokens {max_tokens}",
+            epochs=epochs,
         )
 
 

@@ -69,15 +69,16 @@ class Optimizer:
             settings, list(chunks), get_standard_config_overrides(settings), use_gloo_process_groups=False
         )
         # The last of N updates runs at the schedule's place N behind a warm-up, and at N - 1 without one.
-        last = total_updates if config.warmup_steps else total_updates - 1
-        decay_updates = max(last, config.warmup_steps + 1)
+        warmup = config.warmup(total_updates)
+        last = total_updates if warmup else total_updates - 1
+        decay_updates = max(last, warmup + 1)
         self.scheduler = OptimizerParamScheduler(
             self.megatron,
             init_lr=0.0,
             max_lr=config.lr,
             min_lr=min(config.min_lr, config.lr),
             # Megatron's first update would run at lr 0: warm up from the first fraction instead.
-            lr_warmup_steps=config.warmup_steps,
+            lr_warmup_steps=warmup,
             lr_decay_steps=decay_updates,
             lr_decay_style=config.schedule,
             start_wd=config.weight_decay,
@@ -85,7 +86,7 @@ class Optimizer:
             wd_incr_steps=decay_updates,
             wd_incr_style="constant",
         )
-        if config.warmup_steps:
+        if warmup:
             self.scheduler.step(1)
 
     def zero_grad(self) -> None:

@@ -96,8 +96,11 @@ TRAIN_COLUMNS = (
 
 SFT_COLUMNS = (
     Column("sft/loss", "loss", ".4f"),
+    Column("eval/loss", "held-out loss", ".4f"),
+    Column("eval/perplexity", "perplexity", ".3f"),
     Column("sft/grad_norm", "grad", ".2f"),
     Column("speed/tokens_per_s", "tok/s", ",.0f"),
+    Column("speed/utilisation", "MFU", ".1%"),
     Column("time/step_s", "s", ".1f"),
 )
 """The progress line of `prime-megatron sft`."""

@@ -94,6 +94,8 @@ METRICS = (
     Metric("prm_health/failed_checks", "checks", "Checks in a row, up to now, that failed (prm.health.margin)."),
     Metric("prm_health/change", "1", "1: the alarm begins with this check; -1: it ends; 0: neither."),
     Metric("prm_health/alarm", "1", "1 while the alarm is on, for every step; it acts from the next step on."),
+    Metric("eval/loss", "nats", "sft/loss on the held-out rows (supervised runs)."),
+    Metric("eval/perplexity", "1", "exp of eval/loss."),
     Metric("sft/loss", "nats", "Mean -log p of a response token (supervised runs)."),
     Metric("sft/epoch", "passes", "Passes over the supervised rows."),
     Metric("sft/rows", "rows", "Supervised rows that are learned."),

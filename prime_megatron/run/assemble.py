@@ -39,6 +39,7 @@ from prime_megatron.run.prm_health import PrmHealth, form_table
 from prime_megatron.run.prm_note import reference_warning
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.residency import Residency
+from prime_megatron.run.speed import Speed
 from prime_megatron.run.stop import Stop
 from prime_megatron.run.transport import describe_engine
 from prime_megatron.run.verification import Verification
@@ -227,7 +228,7 @@ class Assembly:
             config=config,
             topology=topology,
             plan=plan_step(config),
-            family=inputs.family,
+            speed=Speed(inputs.family, DTYPES[config.models.dtype], topology.sizes.world),
             evaluator=Evaluator(self.held_out(), generator),
             clock=Clock(device.synchronize, lambda stage: (log.stage(stage), watchdog.beat(stage))[0]),
             log=log,

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prime_megatron.config import Granularity, PrmConfig, StageConfig, TrainConfig
+from prime_megatron.config import Granularity, PrmConfig, SftConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.data.files import data_files
 from prime_megatron.data.rows import PromptRow, prompt_rows, sft_rows
@@ -38,6 +39,8 @@ def check_data(config: TrainConfig | StageConfig, *, all_here: bool) -> list[str
     names = {"data.train": config.data.train}
     if isinstance(config, TrainConfig):
         names["data.eval"] = config.data.eval
+    elif isinstance(config, SftConfig):
+        names["data.held_out"] = config.data.held_out
     files: dict[str, list[str]] = {}
     warnings: list[str] = []
     for key, entries in names.items():
@@ -77,7 +80,7 @@ def _check_labelled(config: PrmConfig, *, all_here: bool) -> list[str]:
 
 def _check_first_rows(config: TrainConfig | StageConfig, files: dict[str, list[str]]) -> None:
     if isinstance(config, StageConfig):
-        for file in files["data.train"]:
+        for file in chain.from_iterable(files.values()):
             next(sft_rows([file]))
         return
     with build_verifiers(VerifyOptions(code=config.verify.code), config.verify.custom) as verifiers:
@@ -101,8 +104,8 @@ def _check_usable(
     options = ChatOptions(*config.data.template_options())
     tokenizer = load_tokenizer(folder, trust_remote_code=trust, options=options)
     if isinstance(config, StageConfig):
-        if files["data.train"]:
-            rows = sft_rows(files["data.train"])
+        for own in filter(None, files.values()):
+            rows = sft_rows(own)
             check_usable(rows, lambda row: encode_sft(row, tokenizer, "", 0, limit), f"data.max_tokens {limit}")
         return
     if config.prm.granularity is Granularity.step:

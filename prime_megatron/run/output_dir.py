@@ -21,14 +21,17 @@ DONE_FILE = ".prime-megatron-done"
 MAX_DONE_BYTES = 4096
 
 
-def mark_done(config: TrainConfig | StageConfig) -> None:
+def mark_done(config: TrainConfig | StageConfig, steps: int) -> None:
     """Note that the run has done all its steps; an attempt that resumes it then has nothing to do."""
-    done = {"steps": config.run.steps, "exported": config.checkpoint.export_final}
+    done = {"steps": steps, "exported": config.checkpoint.export_final}
     (Path(config.run.output_dir) / DONE_FILE).write_text(json.dumps(done) + "\n", encoding="utf-8")
 
 
 def is_done(path: Path, *, steps: int, export: bool) -> bool:
-    """Whether a run in this folder has done so many steps, and exported its models where that is asked for."""
+    """Whether a run in this folder has done so many steps, and exported its models where that is asked for.
+
+    steps: run.steps; 0, where epochs say how long the run is: as many as they took.
+    """
     try:
         done = parse_json(read_bytes(path / DONE_FILE, MAX_DONE_BYTES))
         return bool(done["steps"] >= steps and (done["exported"] or not export))

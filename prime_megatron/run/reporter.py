@@ -9,15 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
-from prime_megatron import device
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
 from prime_megatron.errors import RunError
 from prime_megatron.evaluate.held_out import Evaluation, Evaluator
-from prime_megatron.families import FamilyConfig
-from prime_megatron.families.count import num_matmul_parameters
 from prime_megatron.metrics import (
     Clock,
     MetricsLog,
@@ -25,8 +20,6 @@ from prime_megatron.metrics import (
     Summary,
     credits_of,
     held_out_rows,
-    measure_peak_flops,
-    model_flops,
     print_summary,
     rejected_rows,
     sample_rows,
@@ -41,17 +34,15 @@ from prime_megatron.rollout.recording import Recorder
 from prime_megatron.run.alarms import Alarms
 from prime_megatron.run.inputs import Inputs
 from prime_megatron.run.progress import PRM_WINDOW, Progress
+from prime_megatron.run.speed import Speed
 from prime_megatron.run.truncation import truncation_alarm
 from prime_megatron.run.verification import Verification, verify_speed
 from prime_megatron.step.metrics import StepRecord, step_figures
 from prime_megatron.step.plan import StepPlan, plan_step
-from prime_megatron.types import Group
+from prime_megatron.types import Group, sequence_lengths
 
 ASIDE = ("eval", "save")
 """Stages that are not part of a step: its speed is counted without them."""
-
-PEAK_SIZE = {"cpu": 512, "cuda": 8192}
-"""Matrix size of the peak that utilisation is held against."""
 
 
 @dataclass
@@ -61,7 +52,8 @@ class Reporter:
     config: TrainConfig
     topology: Topology
     plan: StepPlan
-    family: FamilyConfig
+    speed: Speed
+    """All models taken as large as the policy."""
     evaluator: Evaluator
     clock: Clock
     log: MetricsLog
@@ -75,7 +67,6 @@ class Reporter:
     verification: Callable[[], Verification]
     """What this rank's verifiers did, and how long its generation waited for them, since it was last asked."""
     progress: Progress = field(default_factory=Progress)
-    _peak_flops: float = 0.0
     _memory_told: bool = False
     _alarms: Alarms = field(init=False)
     _restarts_before: int = 0
@@ -118,11 +109,8 @@ class Reporter:
             self.step(0, None)
 
     def start(self) -> None:
-        """Measure what matrix products reach here, the yardstick of the utilisation."""
-        here = device.current_device()
-        dtype = torch.bfloat16 if self.config.models.dtype == "bfloat16" else torch.float32
-        size = PEAK_SIZE[here.type]
-        self._peak_flops = measure_peak_flops(device.synchronize, here, dtype, size=size, repeats=3)
+        """Measure what the utilisation is held against."""
+        self.speed.start()
         self.clock.lap()
 
     def step(self, index: int, record: StepRecord | None) -> None:
@@ -262,31 +250,9 @@ class Reporter:
             self.log.warn(f"step {index}: {line}")
 
     def _speed(self, record: StepRecord, wall_s: float) -> dict[str, float]:
-        lengths = [
-            len(group.prompt.token_ids) + len(sample.token_ids)
-            for group in record.collected.groups
-            for sample in group.samples
-        ]
         asked = record.scores.teacher_logprobs_T is not None
-        flops = self._model_flops(lengths, self.plan if asked else plan_step(self.config, taught=False))
-        return {
-            "speed/tokens_per_s": sum(lengths) / wall_s,
-            "speed/model_flops_per_s": flops / wall_s,
-            "speed/utilisation": flops / wall_s / (self._peak_flops * self.topology.sizes.world),
-        }
-
-    def _model_flops(self, lengths: list[int], plan: StepPlan) -> float:
-        """Of the step's passes, all models taken as large as the policy."""
-        family = self.family
-        one_forward = model_flops(
-            num_matmul_params=num_matmul_parameters(family),
-            num_layers=family.layers,
-            attention_width=family.heads * family.head_dim,
-            lengths=lengths,
-            num_forward=1,
-            num_backward=0,
-        )
-        return one_forward * plan.forwards
+        plan = self.plan if asked else plan_step(self.config, taught=False)
+        return self.speed.figures(sequence_lengths(record.collected.groups), plan.forwards, wall_s)
 
 
 def _aside(stage_s: Mapping[str, float]) -> float:

@@ -22,8 +22,10 @@ from prime_megatron.parallel.topology import Topology
 from prime_megatron.run.assemble import build_nonfinite, build_watchdog
 from prime_megatron.run.ending import Ending
 from prime_megatron.run.model_card import Card, write_card
+from prime_megatron.run.models import DTYPES
 from prime_megatron.run.nonfinite import NonFinite
 from prime_megatron.run.output_dir import check_output_dir, mark_done, own_output_dir
+from prime_megatron.run.speed import Speed
 from prime_megatron.run.stop import Stop
 from prime_megatron.types import RolloutBatch
 
@@ -36,8 +38,10 @@ class StageStep:
     """What one step did."""
 
     figures: Mapping[str, float]
-    num_tokens: int
-    """Of the step's rows over all ranks."""
+    lengths: Sequence[int]
+    """Tokens of every sequence of the step over all ranks."""
+    forwards: float
+    """Passes over them, a backward counted as two."""
     result: TrainResult
     rollout: RolloutBatch
 
@@ -46,6 +50,8 @@ class Stage(Protocol):
     """What a kind of run does of its own. Every method is collective over the world."""
 
     learner: Role
+    num_steps: int
+    """Steps of the whole run."""
     columns: tuple[Column, ...]
     told: Sequence[str]
     """What the run says of its data at the start."""
@@ -102,7 +108,7 @@ def _run(config: StageConfig, topology: Topology, stage: Stage, resume: str | No
         config.log,
         rank=topology.rank,
         name=config.run.name,
-        num_steps=config.run.steps,
+        num_steps=stage.num_steps,
         columns=stage.columns,
         run_config=config.model_dump(mode="json"),
         slurm_comment=config.launch.slurm_comment,
@@ -115,27 +121,29 @@ def _run(config: StageConfig, topology: Topology, stage: Stage, resume: str | No
         step = checkpoints.resume(resume)
         log.restore(step or -1)
         watchdog = build_watchdog(config, topology, stop)
+        speed = Speed(stage.learner.family, DTYPES[config.dtype], topology.sizes.world)
+        speed.start()
         clock = Clock(device.synchronize, lambda stage: (log.stage(stage), watchdog.beat(stage))[0])
-        loop = _Loop(stage, clock, log, nonfinite, step)
+        loop = _Loop(stage, clock, log, nonfinite, speed, step)
         with stop.installed(), watchdog.watching():
             with ending.noted():
                 loop.begin()
-                while loop.finished < config.run.steps and not stop.agreed():
+                while loop.finished < stage.num_steps and not stop.agreed():
                     loop.finish_step(loop.finished + 1)
                     with clock("save"):
                         checkpoints.after_step(loop.finished)
             watchdog.saving()
-            if loop.finished < config.run.steps or ending.why or config.checkpoint.save_final:
+            if loop.finished < stage.num_steps or ending.why or config.checkpoint.save_final:
                 ending.save(checkpoints, loop.finished)
             checkpoints.close()
         ending.tell(loop.finished)
-        if loop.finished < config.run.steps:
+        if loop.finished < stage.num_steps:
             log.message(f"stopped after step {loop.finished}: {stop.reason}")
             return ExitCode.REQUEUE
         if config.checkpoint.export_final:
             card = stage.card(loop.finished, loop.last_measured())
             log.message(f"model: {_export(config, topology, stage.learner, card)}")
-    agree_on(lambda: mark_done(config))
+    agree_on(lambda: mark_done(config, stage.num_steps))
     return ExitCode.DONE
 
 
@@ -147,6 +155,7 @@ class _Loop:
     clock: Clock
     log: MetricsLog
     nonfinite: NonFinite
+    speed: Speed
     finished: int
     """Steps that the model has learned from."""
     measured: dict[str, float] = field(default_factory=dict)
@@ -176,9 +185,9 @@ class _Loop:
                 self.measured = self.stage.measure()
             figures |= self.measured
         times = self.clock.lap()
-        speed = {"speed/tokens_per_s": done.num_tokens / times.stage_s["train"]}
+        figures |= self.speed.figures(done.lengths, done.forwards, times.stage_s["train"])
         with together():
-            self.log.log(index, figures | speed | times.metrics())
+            self.log.log(index, figures | times.metrics())
         self.nonfinite.check(index, {self.stage.learner.name: done.result}, {"rollout": done.rollout})
 
     def last_measured(self) -> dict[str, float]:

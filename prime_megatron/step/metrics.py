@@ -33,7 +33,7 @@ from prime_megatron.rollout.collect import Collected
 from prime_megatron.step.batch import StepBatch
 from prime_megatron.step.breakdown import prm_figures, prm_sums, rollout_figures
 from prime_megatron.step.prm import log_ratios
-from prime_megatron.types import Advantages, Scores
+from prime_megatron.types import Advantages, Scores, sequence_lengths
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
         figures["process_reward/largest_share"] = largest_share(rewards_T, batch.response_mask_T, reduce)
     if has_told_teacher(config):
         figures["teacher/mix"] = mix_at(config.prm.teacher, record.version + 1)
-    figures["step/tokens"] = _num_tokens(record.collected)
+    figures["step/tokens"] = sum(sequence_lengths(record.collected.groups))
     if record.prm is not None:
         figures |= _update("prm", record.prm)
     if record.critic is not None:
@@ -182,13 +182,6 @@ def _collected(collected: Collected) -> dict[str, float]:
         "rollout/missing": collected.missing,
         "rollout/verifier_errors": sum(failures.values()),
     } | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
-
-
-def _num_tokens(collected: Collected) -> int:
-    """Prompt and response tokens of the batch, over all ranks."""
-    return sum(
-        len(group.prompt.token_ids) + len(sample.token_ids) for group in collected.groups for sample in group.samples
-    )
 
 
 def _update(role: str, result: Learning) -> dict[str, float]:

@@ -16,10 +16,13 @@ from prime_megatron.errors import ExitCode
 from tests.support.ranks import run_ranks
 from tests.support.resume_runs import at, no_fault
 from tests.support.sft_runs import assert_same, outcome, sft_config
+from tests.support.toy import merge
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "one": (1, {}), "dp2": (2, {}), "pp2": (2, {"pipeline": 2}), "tp2": (2, {"tensor": 2}),
 }  # fmt: skip
+EPOCHS = {"run": {"steps": 0, "epochs": 2}, "batch_size": 6}
+"""Of dp2: twenty rows in four steps, the last of two rows."""
 
 
 def sft_rank(text: str, resume: str | None, fault: Callable[[], None]) -> int:
@@ -38,10 +41,11 @@ def train(config: dict[str, Any], world: int, resume: str | None = None, fault: 
 def straight(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp(request.param)
     world, parallel = LAYOUTS[request.param]
-    config = sft_config(folder, **parallel)
+    config = merge(sft_config(folder, **parallel), EPOCHS if request.param == "dp2" else {})
     assert train(config, world) == {0}
     result = outcome(folder / "straight")
-    assert [row["step"] for row in result[0]] == [1, 2, 3, 4]
+    assert [row["step"] for row in result[0]] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in result[0] if "eval/perplexity" in row] == [0, 2, 4]
     assert result[0][-1]["sft/epoch"] == 1.0 and result[0][-1]["sft/grad_norm"] > 0
     return folder, config, world, result
 

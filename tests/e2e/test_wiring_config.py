@@ -104,7 +104,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         "run": {"output_dir": str(folder / "sft"), "steps": 2},
         "model": model,
         "dtype": "float32",
-        "data": {"train": [make_sft(folder / "sft.jsonl")]},
+        "data": {"train": [make_sft(folder / "sft.jsonl")], "held_out": [make_sft(folder / "held_sft.jsonl", 4)]},
         "batch_size": 4,
         "checkpoint": {"every": 1},
         "log": {"tensorboard": False},

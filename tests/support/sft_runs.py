@@ -19,8 +19,11 @@ def sft_config(folder: Path, **parallel: Any) -> dict[str, Any]:
         "run": {"output_dir": str(folder / "straight"), "steps": STEPS},
         "model": make_model(folder / "model", hidden=32, layers=2),
         "dtype": "float32",
-        "data": {"train": [make_sft(folder / "rows.jsonl", 10)], "max_tokens": 64},  # four rows a step: epochs change
+        # Four of ten rows a step, so that an epoch ends within one; two rows a micro-batch.
+        "data": {"train": [make_sft(folder / "rows.jsonl", 13)], "max_tokens": 64, "held_out_share": 0.25},
         "batch_size": 4,
+        "packing": {"max_tokens": 40},
+        "eval_every": 2,
         "optimizer": {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 1},
         "parallel": parallel,
         "checkpoint": {"every": 1, "keep_last": 10},

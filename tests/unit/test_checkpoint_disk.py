@@ -185,6 +185,9 @@ def test_steps_are_fixed_under_a_decaying_schedule() -> None:
     cosine = {"policy": {"path": "m", "optimizer": {"schedule": "cosine"}}}
     with pytest.raises(InputError, match=r"run\.steps: 10 -> 20 \(the learning rate of policy decays"):
         check_same_run(saved(models=cosine), config(models=cosine, run={"steps": 20, "output_dir": "out"}))
+    part = {"policy": {"path": "m", "optimizer": {"warmup_ratio": 0.1}}}
+    with pytest.raises(InputError, match=r"run\.steps: 10 -> 20 \(the learning rate of policy warms up for a part"):
+        check_same_run(saved(models=part), config(models=part, run={"steps": 20, "output_dir": "out"}))
 
 
 def test_a_checkpoint_older_than_a_key_goes_on_while_the_key_is_at_its_default() -> None:

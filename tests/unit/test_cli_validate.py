@@ -169,6 +169,23 @@ def test_the_option_wins_over_the_key(config: str, capsys: pytest.CaptureFixture
     )
 
 
+def test_what_a_supervised_run_learns_and_measures_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "sft.yaml"
+    path.write_text(SFT.replace("MODEL", str(tmp_path / "absent")))
+    assert main(["validate", str(path)]) == 0
+    assert "# 3 steps of 96 rows, the last answer of a chat learned\n" in capsys.readouterr().out
+    more = ["run.steps=0", "run.epochs=2", "data.answers=all", "data.held_out_share=0.02", "eval_every=50"]
+    assert main(["validate", str(path), *more]) == 0
+    assert (
+        "# 2 epochs, each in the steps that its rows make of 96 rows, every answer of a chat learned; loss and "
+        "perplexity on 2.0% of the rows before the first step, every 50 steps and after the last one\n"
+    ) in capsys.readouterr().out
+    assert main(["validate", str(path), "data.held_out=[held.jsonl]"]) == 0
+    said = capsys.readouterr()
+    assert "loss and perplexity on held.jsonl" in said.out
+    assert "warning: data.held_out: held.jsonl is not on this machine: not checked" in said.err
+
+
 def test_a_supervised_run_is_counted_and_refused(config: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "sft.yaml"
     path.write_text(SFT.replace("MODEL", str(tmp_path / "model")))

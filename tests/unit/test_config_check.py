@@ -359,6 +359,26 @@ def test_sft():
         check_stage_config(SftConfig.model_validate_json(json.dumps(values)), 3)
 
 
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"run": {"output_dir": "o"}}, r"run\.epochs: neither it nor run\.steps is given"),
+        ({"run": {"output_dir": "o", "steps": 3, "epochs": 1}}, r"run\.epochs: is given beside run\.steps 3"),
+        (
+            {"data": {"train": ["a"], "held_out": ["b"], "held_out_share": 0.1}},
+            r"data\.held_out_share: is given beside",
+        ),
+        ({"eval_every": 5}, r"eval_every: there is nothing to measure on"),
+        ({"optimizer": {"warmup_steps": 2, "warmup_ratio": 0.1}}, r"optimizer\.warmup_ratio: is given beside"),
+    ],
+)
+def test_supervised_settings_that_contradict_each_other(sections, words):
+    values = {"run": {"output_dir": "o", "steps": 1}, "model": "m", "data": {"train": ["a"]}, **sections}
+    with pytest.raises(InputError, match=words) as refused:
+        check_stage_config(SftConfig.model_validate_json(json.dumps(values)))
+    assert "\n" not in str(refused.value)
+
+
 def test_triton_needs_a_gpu():
     assert "needs a GPU" in refusal('advantage.impl="triton"', backend="gloo")
     check_train_config(train_config('advantage.impl="triton"'), 1, "nccl")

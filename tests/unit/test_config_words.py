@@ -154,6 +154,9 @@ def test_what_a_schedule_never_comes_to_is_said(tmp_path: Path) -> None:
     for warmup, said in ((4, ""), (5, "only the last update has"), (9, "no update comes to")):
         sft = load_sft_config(str(tmp_path / "sft.yaml"), [f"optimizer.warmup_steps={warmup}"])
         assert said in " ".join(check_stage_config(sft)) and bool(said) == bool(check_stage_config(sft))
+    for ratio, said in ((0.61, ""), (0.9, "warmup_ratio: a warm-up of 5 updates is as long as the run of 5")):
+        sft = load_sft_config(str(tmp_path / "sft.yaml"), [f"optimizer.warmup_ratio={ratio}"])
+        assert said in " ".join(check_stage_config(sft)) and bool(said) == bool(check_stage_config(sft))
     many = ["models.policy.optimizer.warmup_steps=6", "models.policy.num_mini_batches=2", "run.steps=3"]
     warnings = check_train_config(load(tmp_path, BASE, "models.prm.optimizer.warmup_steps=7", *many))
     assert [line.partition(":")[0] for line in warnings if "warm-up" in line] == [

@@ -290,6 +290,8 @@ def test_weights_say_which_answers_are_learned(tmp_path):
         (4, "a0", True),
         (5, "a1", False),
     ]
+    every = [(int(row.origin[-1]), row.messages[-1].content) for row in read_sft_rows([path], all_answers=True)]
+    assert every == [(1, "a0"), (1, "a1"), *((row, text) for row, text, _ in read[1:])], "a weight says it itself"
     bad = jsonl(tmp_path / "b.jsonl", chat(0.5))
     with pytest.raises(InputError, match=r"messages\[1\]: weight must be 0 \(not learned\) or 1, got 0\.5"):
         read_sft_rows([bad])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prime_megatron.data.encode import Skip
+from prime_megatron.data.hold_out import hold_out
 from prime_megatron.data.rows import Message, PromptRow, SftRow
 from prime_megatron.data.stream import PromptStream, SftStream, eval_prompts
 from prime_megatron.errors import InputError
@@ -168,6 +169,57 @@ def test_held_out_prompts():
     assert len(eval_prompts(make_rows("a", "b"), Letters(), max_prompt_tokens=2, max_prompts=None)[0]) == 2
     with pytest.raises(InputError, match=r"data\.eval: every one of the 2 rows is skipped"):
         eval_prompts(make_rows("aaa", "bbb"), Letters(), max_prompt_tokens=2, max_prompts=None)
+
+
+@given(
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=8),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.integers(0, 4),
+)
+def test_epochs_learn_every_row_so_often_and_then_the_stream_ends(texts, epochs, batch, stops_after):
+    rows = [
+        SftRow((Message("user", text), Message("assistant", "z")), f"f, row {i}")
+        for i, text in enumerate(["a", *texts])
+    ]
+    usable = [i for i, text in enumerate(["a", *texts]) if len(text) <= 3]
+
+    def stream():
+        return SftStream(rows, Letters(), max_tokens=5, seed=3, epochs=epochs)
+
+    straight, resumed, taken = stream(), stream(), []
+    for step in range(-(-epochs * len(usable) // batch)):
+        if step == stops_after:
+            state = json.loads(json.dumps(resumed.state()))
+            resumed = stream()
+            resumed.restore(state)
+        groups = straight.take(batch)
+        assert groups and groups == resumed.take(batch)
+        taken += groups
+    assert straight.take(batch) == []
+    assert Counter(group.prompt.uid for group in taken) == {
+        f"{epoch}-{row}": 1 for epoch in range(epochs) for row in usable
+    }
+
+
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=30), st.floats(0.01, 0.99), st.integers(0, 3))
+def test_a_share_of_the_rows_is_held_out_whole(answers, share, seed):
+    """answers: examples of each row of the file."""
+    rows = [
+        SftRow((Message("user", f"{row}-{example}"),), f"f, row {row}")
+        for row, count in enumerate(answers)
+        for example in range(count)
+    ]
+    expected = max(1, round(share * len(answers)))
+    if expected == len(answers):
+        with pytest.raises(InputError, match=r"data\.held_out_share: .* leaves none to learn"):
+            hold_out(rows, share, seed)
+        return
+    learned, held = hold_out(rows, share, seed)
+    assert (learned, held) == hold_out(list(rows), share, seed)
+    assert sorted(learned + held, key=rows.index) == rows and learned == sorted(learned, key=rows.index)
+    assert len({row.origin for row in held}) == expected
+    assert not {row.origin for row in held} & {row.origin for row in learned}
 
 
 def test_supervised_rows_are_groups_of_one():
