@@ -67,6 +67,12 @@ def edited(text: str, rng: random.Random) -> str:
     return "  ".join(words).swapcase()
 
 
+def in_french(shelf: Shelf) -> str:
+    """A problem in another language."""
+    moves = ", ".join(f"{line.digit} {'de plus' if line.sign > 0 else 'de moins'}" for line in shelf.lines)
+    return f"Il y a {shelf.start} livres sur une étagère: {moves}. Combien de livres sont là pour le lecteur ?"
+
+
 class Source:
     """Rows of a file, and what is planted among them. ``name``: the file's, which begins the rows' ids."""
 
@@ -97,6 +103,7 @@ def rl_source(shelves: list[Shelf], held_out: list[Shelf], rng: random.Random) -
         source.plant(rule, (rule,), lambda n, text=text: published((one := new()).text, text.format(one.answer)))
     source.plant("figure", ("figure",), lambda n: published(f"As shown in the figure, {(one := new()).text}", one.solution()))
     source.plant("proof", ("proof",), lambda n: published(f"{(one := new()).text} Prove it.", one.solution()))
+    source.plant("French", ("language",), lambda n: published(in_french(one := new()), one.solution()))
     source.plant("same words", ("duplicate",), lambda n: published(good[n].text.upper(), good[n].solution()))
     source.plant(
         "one word other", ("near_duplicate",),
