@@ -37,7 +37,11 @@ OPEN_UNSOLVABLE = 0.06
 """Share of the rows for supervised data that have no solution."""
 WORDING = "\nBox the answer."
 """What a prompt says after the problem (curate.yaml, suite.yaml)."""
-BOXES = {"no_box": "So it is {}.", "unclosed_box": "So it is \\boxed{{{}", "bad_truth": "So it is \\boxed{{\\text{{?}}}}."}
+BOXES = {
+    "no_box": "So it is {}.",
+    "unclosed_box": "So it is \\boxed{{{}",
+    "bad_truth": "So it is \\boxed{{\\text{{?}}}}.",
+}
 ATTEMPTS = ("other_answer", "no_agreement", "too_hard", "unsolvable")
 COPIES = ("ngram", "whole_text")
 
@@ -101,7 +105,9 @@ def rl_source(shelves: list[Shelf], held_out: list[Shelf], rng: random.Random) -
     source.rows += [published(f"To improve: {one.text}", one.solution()) for one in (new() for _ in range(5))]
     for rule, text in BOXES.items():
         source.plant(rule, (rule,), lambda n, text=text: published((one := new()).text, text.format(one.answer)))
-    source.plant("figure", ("figure",), lambda n: published(f"As shown in the figure, {(one := new()).text}", one.solution()))
+    source.plant(
+        "figure", ("figure",), lambda n: published(f"As shown in the figure, {(one := new()).text}", one.solution())
+    )
     source.plant("proof", ("proof",), lambda n: published(f"{(one := new()).text} Prove it.", one.solution()))
     source.plant("French", ("language",), lambda n: published(in_french(one := new()), one.solution()))
     source.plant("same words", ("duplicate",), lambda n: published(good[n].text.upper(), good[n].solution()))
@@ -179,9 +185,7 @@ def make(output: Path, seed: int, real: Path | None) -> None:
     sources = [rl_source(shelves, held_out, rng), open_source(shelves, held_out, rng), unsolvable_source(rng)]
     for source in sources:
         write_rows(output / f"{source.name}.jsonl", source.rows)
-    write_rows(
-        output / "held_out.jsonl", [{"question": shelf.text, "answer": str(shelf.answer)} for shelf in held_out]
-    )
+    write_rows(output / "held_out.jsonl", [{"question": shelf.text, "answer": str(shelf.answer)} for shelf in held_out])
     if real is not None:
         write_rows(output / "real.jsonl", real_rows(real))
     logging.disable_progress_bar()

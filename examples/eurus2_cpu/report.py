@@ -28,7 +28,10 @@ def stages(data: Path) -> tuple[Table, list[str]]:
     table, wrong = Table("stage", "output", "rows in", "kept", "dropped"), []
     for path in sorted(data.glob("*.report.json"), key=lambda path: path.stat().st_mtime_ns):
         report, name = json.loads(path.read_text(encoding="utf-8")), path.name.removesuffix(".report.json")
-        lines = {file: len((data / file).read_text(encoding="utf-8").splitlines()) for file in (name, f"{name}.dropped.jsonl")}
+        lines = {
+            file: len((data / file).read_text(encoding="utf-8").splitlines())
+            for file in (name, f"{name}.dropped.jsonl")
+        }
         told = [report["kept"], sum(report["dropped"].values())]
         if list(lines.values()) != told or report["rows_in"] != sum(told):
             wrong.append(f"{name}: {report['rows_in']} rows in, {lines}")

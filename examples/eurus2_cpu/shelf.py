@@ -111,7 +111,8 @@ def read_shelf(text: str) -> Shelf | None:
     if found is None:
         return None
     lines = tuple(
-        Line(1 if word == "come" else -1, int(digit)) for digit, word in re.findall(r"([1-9]) (come|go)", found["lines"])
+        Line(1 if word == "come" else -1, int(digit))
+        for digit, word in re.findall(r"([1-9]) (come|go)", found["lines"])
     )
     start = None if found["start"] == UNKNOWN_START else int(found["start"])
     return Shelf(found["place"], found["things"], start, lines)

@@ -28,7 +28,9 @@ _PROOF = (
     r"|(?<![\w-])proof\s+(?:that|is required|of the (?:statement|claim|fact|following|theorem|inequality|identity))\b"
     r"|(?<![\w-])q\.?\s?e\.?\s?d\b"
 )
-_PATTERNS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (_PROVE, _SHOW_THAT, _SHOW_IT, _WRITE_A_PROOF, _PROOF))
+_PATTERNS = tuple(
+    re.compile(pattern, re.IGNORECASE) for pattern in (_PROVE, _SHOW_THAT, _SHOW_IT, _WRITE_A_PROOF, _PROOF)
+)
 # Others' findings: the data show that ..., tests prove that ...; and the show that she saw.
 _OTHERS = re.compile(
     r"\b(?:data|records?|stud(?:y|ies)|surveys?|results?|statistics|experiments?|research(?:ers)?|figures|polls?|tests?"
