@@ -44,8 +44,9 @@ def about_choices(text: str, shelf: Shelf) -> str:
     """The three passes: are the choices needed, the question without them, the solution without them."""
     problem = text.rpartition("Problem:\n")[2].partition("\n\nSolution:")[0]
     if "Decision:" in text:
-        needed = "(A) odd" in problem
-        return f"Decision: {'no' if needed else 'yes'}\nReason: the choices {'are the answer' if needed else 'are numbers'}"
+        if "(A) odd" in problem:
+            return "Decision: no\nReason: the choices are the answer"
+        return "Decision: yes\nReason: the choices are numbers"
     if "<question>" in text:
         return f"<question>{without_choices(problem)}</question>"
     return f"<solution>{shelf.solution()}</solution>"

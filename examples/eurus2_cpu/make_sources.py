@@ -58,7 +58,7 @@ def published(problem: str, solution: str) -> Row:
 
 def with_choices(shelf: Shelf, rng: random.Random, ask: str | None = None) -> Row:
     """A problem with four choices, whose solution names a letter."""
-    numbers = sorted(rng.sample([n for n in range(30) if n != shelf.answer], 3) + [shelf.answer])
+    numbers = sorted([shelf.answer, *rng.sample([n for n in range(30) if n != shelf.answer], 3)])
     choices = " ".join(f"({letter}) {number}" for letter, number in zip("ABCD", numbers, strict=True))
     letter = "ABCD"[numbers.index(shelf.answer)]
     return published(f"{ask or shelf.text} {choices}", f"{shelf.answer} is left. The answer is \\boxed{{{letter}}}.")

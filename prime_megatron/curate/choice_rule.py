@@ -15,7 +15,8 @@ Mark = tuple[int, int, str]
 _LETTERS = "ABCDEFGH"
 _DRESS = re.compile(
     r"\\(?:mathrm|mathbf|textbf|textrm|textit|textsf|text|mathsf|mathit|bf|rm|it|boldsymbol|bold|hbox|mbox|qquad|quad|hspace\{[^{}]*\}"
-    r"|hskip\s*\S+|left|right|big|Big|item|displaystyle|enspace|thinspace|[ ,;:!])(?![a-zA-Z])|[${}~*_]|\\(?=\()|</?(?:b|i|u|em|strong)>"
+    r"|hskip\s*\S+|left|right|big|Big|item|displaystyle|enspace|thinspace|[ ,;:!])(?![a-zA-Z])"
+    r"|[${}~*_]|\\(?=\()|</?(?:b|i|u|em|strong)>"
 )
 _CIRCLED = {ord(circle): f"({letter})" for circle, letter in zip("ⒶⒷⒸⒹⒺⒻⒼⒽ", "ABCDEFGH", strict=True)}
 _PICTURE = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)|\\begin\{(asy|tikzpicture)\}.*?(?:\\end\{\1\}|\Z)", re.DOTALL)

@@ -77,7 +77,8 @@ _NO_FIGURE = re.compile(
     rf"|\b(?:the|an?|this|{_KIND})\s+(?:{_KIND}\s+)*figures?\s+(?:(?:that|which)\s+is\s+|is\s+)?{_MADE}\b"
     rf"|\b{_KIND}\s+figures?\b|\b(?:venn|tree|stem|box)\s+diagrams?\b(?!\s+(?:below|above|shown))"
     r"|\bdraw(?:s|n|ing)?\s+(?:an?|the)\s+(?:figure|diagram|picture|graph|sketch)\b"
-    r"|\bin the picture\s+of\s+health\b|\bbig(?:ger)? picture\b|\bgiven (?:by|the)\b(?!\s+(?:figure|diagram|picture|illustration|drawing)\b)",
+    r"|\bin the picture\s+of\s+health\b|\bbig(?:ger)? picture\b"
+    r"|\bgiven (?:by|the)\b(?!\s+(?:figure|diagram|picture|illustration|drawing)\b)",
     re.IGNORECASE,
 )
 

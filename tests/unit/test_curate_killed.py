@@ -1,4 +1,4 @@
-"""Every stage, killed twice with SIGKILL, goes on with the same command and leaves the same bytes as one that was not."""
+"""Every stage, killed twice with SIGKILL, goes on with the same command, and its files have the same bytes."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ Find the area of the figure.|![](http://x/y.png) Find x.|What is the area of the
 as shown in the figure on the right|The diagram shows a rectangle.|In diagram 2, find x.|In Figure $1$, AB=3.
 Using the following picture, compute x.|Consider the drawing above.|The three figures below are alike.
 the adjacent figure|The accompanying graph shows y=f(x).|<image> What is x?|as shown.
-Given the figure, find x.|[IMAGE] Find x.|The figure consists of four squares.|A, B lie as depicted in the image below.|\includegraphics{a} Find x.
+Given the figure, find x.|[IMAGE] Find x.
+The figure consists of four squares.|A, B lie as depicted in the image below.|\includegraphics{a} Find x.
 """
 NO_FIGURES = r"""
 Help Tom figure out how many apples he has.|He figured it out.|Round to three significant figures.
@@ -56,7 +57,8 @@ Then x is ( )@A、1 B、2 C、3 D、4|The value is [A] 1 [B] 2 [C] 3|x is A．1 
 The value is $\text{(A)}\ 1 \text{(B)}\ 2 \text{(C)}\ 3$
 $(\mathrm {A}) \ 3 \qquad (\mathrm {B}) \ 4 \qquad (\mathrm {C})\ 5$|\textbf{A.} 1 \textbf{B.} 2 \textbf{C.} 3
 What is 2+2? (a) 1 (b) 2 (c) 3 (d) 4|Choose:@A - red@B - blue@C - green|**A.** 3@**B.** 4@**C.** 5
-2+2? (A)3(B)4(C)5(D)6|2+2? (A): 3 (B): 4 (C): 5|2+2? <b>A</b>) 3 <b>B</b>) 4 <b>C</b>) 5|2+2? Ⓐ 3 Ⓑ 4 Ⓒ 5
+2+2? (A)3(B)4(C)5(D)6|2+2? (A): 3 (B): 4 (C): 5
+2+2? <b>A</b>) 3 <b>B</b>) 4 <b>C</b>) 5|2+2? Ⓐ 3 Ⓑ 4 Ⓒ 5
 What is 2+2? Option A: 3, Option B: 4, Option C: 5|2+2? A） 3 B） 4 C） 5|2+2? (A.) 3 (B.) 4 (C.) 5
 The answer is A.1 B.2 C.3 D.4|Compute: A:1 B:2 C:3|Which?@(A) yes@(B) no@(C) maybe
 """

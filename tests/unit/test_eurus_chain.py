@@ -28,13 +28,13 @@ LATER = {"rl: wrong gold", "unsolvable: unsolvable"}
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("raw")
     with pytest.MonkeyPatch.context() as patch:
         for name, count in {"NUM_RL": 80, "NUM_OPEN": 60, "NUM_PLANTED": 8, "NUM_UNSOLVABLE": 8}.items():
             patch.setattr(make_sources, name, count)
         make_sources.make(folder, seed=0, real=None)
-    yield folder
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +123,8 @@ def test_configs_fit_together() -> None:
     assert sft.model == f"{prime.eval.suite_data}/model"
     for name in ("curate.yaml", "suite.yaml"):
         assert json.dumps(make_sources.WORDING)[1:-1] in (CHAIN / name).read_text()
-    large, rl = (
-        load_sft_config(str(EXAMPLES / "eurus2/sft.yaml"), []),
-        load_train_config(str(EXAMPLES / "eurus2/prime.yaml"), []),
-    )
+    large = load_sft_config(str(EXAMPLES / "eurus2/sft.yaml"), [])
+    rl = load_train_config(str(EXAMPLES / "eurus2/prime.yaml"), [])
     assert rl.models.policy.path == f"{large.run.output_dir}/model"
     readme = (EXAMPLES / "eurus2/README.md").read_text().replace("$D", "runs/eurus2")
     assert f"--output {large.data.train[0]} " in readme and f"--output {rl.data.train[0]} " in readme
