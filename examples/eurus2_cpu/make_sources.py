@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from examples.eurus2_cpu.shelf import NO_SOLUTION, PLACES, THINGS, UNKNOWN_START, Shelf, draw_shelf, move
 from examples.quickstart.make_task import Line, save_model, word_tokenizer, write_rows
 
-NUM_RL, NUM_OPEN, NUM_HELD_OUT, NUM_UNSOLVABLE, NUM_REAL = 2000, 5000, 256, 40, 400
+NUM_RL, NUM_OPEN, NUM_HELD_OUT, NUM_REAL = 2000, 5000, 256, 400
 NUM_PLANTED = 30
 """Of each kind."""
 OPEN_UNSOLVABLE = 0.06
@@ -84,9 +84,9 @@ class Source:
         self.name, self.rows, self.planted = name, list[Row](), Planted()
         self._rng = rng
 
-    def plant(self, kind: str, rules: tuple[str, ...], make: Callable[[int], Row], count: int = NUM_PLANTED) -> None:
+    def plant(self, kind: str, rules: tuple[str, ...], make: Callable[[int], Row]) -> None:
         """``make``: the row of this number."""
-        for number in range(count):
+        for number in range(NUM_PLANTED):
             self.planted[f"{self.name}-{len(self.rows):07d}"] = {"kind": kind, "rules": list(rules)}
             self.rows.append(make(number))
 
@@ -157,7 +157,7 @@ def unsolvable_source(rng: random.Random) -> Source:
         shelf = Shelf(drawn.place, drawn.things, None, drawn.lines)
         return {"question": shelf.text, "answer": str(shelf.answer), "solvable": False}
 
-    source.plant("unsolvable", (*ATTEMPTS, "too_easy", "planted_unsolvable"), make, NUM_UNSOLVABLE)
+    source.plant("unsolvable", (*ATTEMPTS, "too_easy", "planted_unsolvable"), make)
     return source
 
 

@@ -31,7 +31,7 @@ LATER = {"rl: wrong gold", "unsolvable: unsolvable"}
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("raw")
     with pytest.MonkeyPatch.context() as patch:
-        for name, count in {"NUM_RL": 80, "NUM_OPEN": 60, "NUM_PLANTED": 8, "NUM_UNSOLVABLE": 8}.items():
+        for name, count in {"NUM_RL": 80, "NUM_OPEN": 60, "NUM_PLANTED": 8}.items():
             patch.setattr(make_sources, name, count)
         make_sources.make(folder, seed=0, real=None)
     return folder
