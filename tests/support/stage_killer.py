@@ -1,7 +1,7 @@
 """Run stages of `curate` that are killed with SIGKILL: `python -m tests.support.stage_killer '[[WORDS, MOMENT], ...]'`.
 
-MOMENT `block`: when the first block is kept; `output`: when all is written and OUT has not its name yet. Each runs in a
-fork of this process, which pays for the imports once.
+Blocks are of SMALL rows. MOMENT `block`: when the first block is kept; `output`: when all is written and OUT has not its
+name yet. Each runs in a fork of this process, which pays for the imports once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import prime_megatron.cli.curate  # noqa: F401 - what the verb needs, once for all forks
+from prime_megatron.cli import curate_texts
 from prime_megatron.cli.main import main
 from prime_megatron.generate.blocks import Blocks
+
+SMALL = 50
 
 
 def die() -> None:
@@ -35,6 +37,7 @@ def run(words: list[str], moment: str) -> None:
             die()
         replace(source, target)
 
+    curate_texts.BLOCK = curate_texts.READ_BLOCK = SMALL
     if moment == "block":
         Blocks.commit_lines = commit_lines  # type: ignore[method-assign]
     else:

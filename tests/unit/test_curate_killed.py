@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.answering import Reply, answering
 from tests.support.curating import Ran, curated, write_rows
+from tests.support.stage_killer import SMALL
 
 ROOT = Path(__file__).parents[2]
 FORM = "[ASSESS] a\nNext action: [OUTPUT]\n\n[OUTPUT] \\boxed{7}"
-MANY = 4200
-"""Rows: more than a block of the stages that ask no model."""
+MANY = 3 * SMALL + 20
 
 
 def reply(text: str, body: dict[str, Any]) -> Reply:
@@ -29,11 +31,11 @@ def commands(folder: Path, url: str) -> dict[str, tuple[list[Path], list[str]]]:
     """Stage -> inputs and options."""
     published = [
         {"problem": f"{n} + 1?", "solution": f"\\boxed{{{n + 1}}}" if n % 9 else "none", "source": "s"}
-        for n in range(1100)
+        for n in range(MANY)
     ]
     problems = [f"What is {n // 2 if n % 7 == 1 else n} plus {n % 13}?" for n in range(MANY)]
-    many = [curated(f"r{n}", f"Prove it: {text}" if n % 50 == 0 else text) for n, text in enumerate(problems)]
-    held = write_rows(folder / "held.jsonl", [{"problem": text} for text in problems[::100]])
+    many = [curated(f"r{n}", f"Prove it: {text}" if n % 20 == 5 else text) for n, text in enumerate(problems)]
+    held = write_rows(folder / "held.jsonl", [{"problem": text} for text in problems[::20]])
     asked = [curated(f"c{n}", "What is 3+4? (A) 6 (B) 7 (C) 8", "B") for n in range(6)]
     raw, rows = write_rows(folder / "raw.jsonl", published), write_rows(folder / "many.jsonl", many)
     model = ["--model", "m", "--endpoint", url, "--workers", "1"]
@@ -48,7 +50,9 @@ def commands(folder: Path, url: str) -> dict[str, tuple[list[Path], list[str]]]:
     }
 
 
-def test_every_stage_goes_on_after_kill_minus_nine(tmp_path: Path) -> None:
+def test_every_stage_goes_on_after_kill_minus_nine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prime_megatron.cli.curate_texts.BLOCK", SMALL)
+    monkeypatch.setattr("prime_megatron.cli.curate_texts.READ_BLOCK", SMALL)
     with answering(reply) as url:
         stages = commands(tmp_path, url)
         killed = []

@@ -46,7 +46,8 @@ It was proven that 5 is prime. How many?|Fermat proved that. Find n.|She provide
 Data show that 30% of people smoke.|A proverb has 10 words.|80 proof alcohol|He wants to prove himself.
 records show that the train is late|He will proofread 12 pages.|an improvement of 5%
 She will show the pictures that she took.|The table shows that 5 apples are left.|an approved list|disapprove
-The show that she saw took 2 hours.|Tests prove that 3 of 5 pass.|The tags show $5.|a fireproof safe|The theorem's proof uses 5 lemmas. How many?|Studies clearly show that 3 of 5 sleep.
+The show that she saw took 2 hours.|Tests prove that 3 of 5 pass.|The tags show $5.
+a fireproof safe|The theorem's proof uses 5 lemmas. How many?|Studies clearly show that 3 of 5 sleep.
 """
 CHOICES = r"""
 2+2? a) 1 b) 2 c) 3 d) 4
