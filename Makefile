@@ -44,7 +44,7 @@ PYTEST_ARGS ?=
 COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed \
+.PHONY: help quickstart eurus-cpu compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed \
   test-other-mcore test-other-mcore-short engine-locks python-agrees rehearse-large lint format typecheck check clean
 
 help: ## this list
@@ -56,6 +56,9 @@ quickstart: $(RUN_STAMP) $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE)/.e
 	$(BIN)/python examples/quickstart/make_task.py
 	$(BIN)/prime-megatron sft examples/quickstart/sft.yaml --overwrite
 	PYTHONPATH=. $(ENGINE_VENV)/bin/python -m prime_megatron train examples/quickstart/prime.yaml --overwrite $(TRAIN_OVERRIDES)
+
+eurus-cpu: $(RUN_STAMP) ## from raw rows to a table of start, SFT, RLOO and PRIME on this machine, in minutes
+	PYTHON=$(BIN)/python examples/eurus2_cpu/chain.sh
 
 compare: $(RUN_STAMP) ## process rewards against outcome-only RLOO, run by run, hours: docs/measurements.md
 	$(BIN)/python -m tools.compare $(COMPARE_ARGS)
