@@ -48,6 +48,13 @@ def empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
+def trim_heap() -> None:
+    """On a CPU under glibc: free pages of the heap go back to the system; models that come and go leave ever more."""
+    malloc_trim = None if on_gpu() else getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
 def keep_freed_memory() -> None:
     """On a CPU under glibc: freed memory stays with the process (up to 512 MiB at the end of the heap) for the
     next tensors. By default every tensor of some size is mapped anew or the heap trimmed, and an update of a small

@@ -147,3 +147,4 @@ class Residency:
         for model in self.models:
             model.memory.settle()
         device.empty_cache()
+        device.trim_heap()

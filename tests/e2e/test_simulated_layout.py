@@ -45,15 +45,9 @@ def make_narrow(folder: Path, public: str) -> str:
 def test_two_steps_of_the_72b_layout(tmp_path: Path) -> None:
     """Tensor 2 x pipeline 4 (20 layers a stage) x data 2, 16 processes, against one: every metric within 1e-5."""
     example = load_train_config(str(EXAMPLE), []).parallel
-    parallel = {
-        "tensor": 2,
-        "pipeline": example.pipeline,
-        "sequence": example.sequence,
-        "distributed_optimizer": example.distributed_optimizer,
-        "recompute": example.recompute,
-        "timeout_s": 600.0,
-    }
+    parallel = {**example.model_dump(mode="json"), "tensor": 2, "timeout_s": 600.0}
     assert (example.pipeline, example.sequence, example.distributed_optimizer) == (4, True, True)
+    assert parallel["offload"] == "generation"
     lr = {"optimizer": {"lr": 3e-5}}
     base = settings(
         make_narrow(tmp_path / "policy", "Qwen2.5-72B-Instruct"),
