@@ -50,9 +50,9 @@ PYTEST_ARGS ?=
 COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed \
-  test-browser browser-installed test-other-mcore test-other-mcore-short engine-locks python-agrees rehearse-large docs lint \
-  format typecheck check clean
+.PHONY: help quickstart eurus-cpu compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix \
+  slurm-installed test-browser browser-installed test-other-mcore test-other-mcore-short engine-locks python-agrees \
+  rehearse-large docs lint format typecheck check clean
 
 help: ## this list
 	@echo "targets:"
@@ -64,6 +64,9 @@ quickstart: $(RUN_STAMP) $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE)/.e
 	$(BIN)/prime-megatron sft examples/quickstart/sft.yaml --overwrite
 	PYTHONPATH=. $(ENGINE_VENV)/bin/python -m prime_megatron train examples/quickstart/prime.yaml --overwrite $(TRAIN_OVERRIDES)
 	@echo "see it as a page: $(BIN)/prime-megatron report runs/quickstart"
+
+eurus-cpu: $(RUN_STAMP) ## from raw rows to a table of start, SFT, RLOO and PRIME on this machine, in minutes
+	PYTHON=$(BIN)/python examples/eurus2_cpu/chain.sh
 
 compare: $(RUN_STAMP) ## process rewards against outcome-only RLOO, run by run, hours: docs/measurements.md
 	$(BIN)/python -m tools.compare $(COMPARE_ARGS)
