@@ -31,17 +31,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[dict[
             data={"draw": "teaching", "teaching": {"rest_steps": 1}},
             models={"policy": {"optimizer": {"lr": 1e-12}}},  # so that rounding never shows in a response
             rollout={"samples_per_prompt": 2, "oversample": 1.2},
-            verify={"custom": {"math": "tests.e2e.test_teaching:starts_low"}, "action_form": True},
+            verify={"custom": {"math": "examples.custom_reward.rewards:wanted_characters"}, "action_form": True},
             advantage={"process_weight": 0.0, "estimator": "reinforce"},
             parallel=parallel,
         )
         found[name] = (run(config, world), read_lines(config, "samples.jsonl"))
     return found
-
-
-def starts_low(response: str, ground_truth: str, extra_info: dict[str, Any]) -> float:
-    """Mixed within prompts and fractional."""
-    return (sum(map(ord, response)) % 3) / 2
 
 
 def test_layouts_see_the_same_prompts(runs: Any) -> None:
