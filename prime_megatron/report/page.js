@@ -276,7 +276,9 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") move(1);
 });
 form.addEventListener("submit", (event) => event.preventDefault());
-form.addEventListener("input", (event) => (event.target.name === "scale" ? render() : filter(place.list[place.index])));
+const changed = (event) => (event.target.name === "scale" ? render() : filter(place.list[place.index]));
+form.elements.search.addEventListener("input", changed);
+form.querySelectorAll("select").forEach((select) => select.addEventListener("change", changed));
 
 if (data.groups.length) {
   const options = (name, values, all) => {
