@@ -69,6 +69,8 @@ class Sample:
     """Why, in a line for a person; where the text is."""
     in_form: bool | None = None
     """Whether the text keeps the form of named actions; None: nobody asked (verify.action_form)."""
+    token_ends: tuple[int, ...] | None = None
+    """Where in the text each token ends, in characters (``data.token_ends``); of samples about to be written."""
 
 
 @dataclass(frozen=True)

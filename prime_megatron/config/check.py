@@ -5,6 +5,7 @@ from __future__ import annotations
 from prime_megatron.config.algorithm import Estimator, UpdateOrder
 from prime_megatron.config.check_algorithm import check_algorithm
 from prime_megatron.config.check_health import check_health
+from prime_megatron.config.check_log import check_log
 from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
@@ -53,6 +54,7 @@ def _world_size(config: TrainConfig, world_size: int | None) -> int:
 
 
 def _check_run(config: TrainConfig) -> None:
+    check_log(config.log, config.run.steps)
     policy_folder_of(config)
     for role in ("policy", "prm", "critic"):
         check_optimizer(f"models.{role}.optimizer", getattr(config.models, role).optimizer)

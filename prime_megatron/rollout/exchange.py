@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,21 +69,24 @@ def count(mine: Sequence[Response]) -> tuple[int, int]:
     return len(mine), sum(len(response.sample.token_ids) for response in mine)
 
 
-def with_texts(groups: Sequence[Group]) -> list[Group]:
+def with_texts(
+    groups: Sequence[Group], token_ends: Callable[[Sequence[int], str], Sequence[int]] | None = None
+) -> list[Group]:
     """The groups with the text and reason of every sample on the first rank; as they are on the others.
 
+    token_ends: where each token ends in the text; asked by the rank that has the text. None: the samples are without.
     Collective over the world; every rank gives the same groups.
     """
     mine = [
-        (g, s, sample.text, sample.reason)
+        (g, s, sample.text, sample.reason, token_ends and tuple(token_ends(sample.token_ids, sample.text)))
         for g, group in enumerate(groups)
         for s, sample in enumerate(group.samples)
         if sample.text is not None
     ]
     samples = [list(group.samples) for group in groups]
     for part in gather_to_first(mine):
-        for g, s, text, reason in part:
-            samples[g][s] = dataclasses.replace(samples[g][s], text=text, reason=reason)
+        for g, s, text, reason, ends in part:
+            samples[g][s] = dataclasses.replace(samples[g][s], text=text, reason=reason, token_ends=ends)
     return [dataclasses.replace(group, samples=tuple(own)) for group, own in zip(groups, samples, strict=True)]
 
 

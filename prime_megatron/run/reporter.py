@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,22 +13,18 @@ from typing import Any
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
 from prime_megatron.errors import RunError
-from prime_megatron.evaluate.held_out import Evaluation, Evaluator
+from prime_megatron.evaluate.held_out import Evaluator
 from prime_megatron.metrics import (
     Clock,
     MetricsLog,
     SamplesLog,
     Summary,
-    credits_of,
-    held_out_rows,
     print_summary,
-    rejected_rows,
-    sample_rows,
     write_summary,
 )
 from prime_megatron.metrics.memory import memory_table
 from prime_megatron.metrics.summary import SUMMARY_FILE
-from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to_first, together
+from prime_megatron.parallel.collectives import OverRanks, gather_all, together
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
@@ -35,6 +32,7 @@ from prime_megatron.run.alarms import Alarms
 from prime_megatron.run.inputs import Inputs
 from prime_megatron.run.learned import Learned
 from prime_megatron.run.progress import PRM_WINDOW, Progress
+from prime_megatron.run.sample_writer import SampleWriter
 from prime_megatron.run.speed import Speed
 from prime_megatron.run.truncation import truncation_alarm
 from prime_megatron.run.verification import Verification, verify_speed
@@ -149,7 +147,7 @@ class Reporter:
                     self.progress.accuracy_before = evaluation.headline
                 self.progress.accuracy_after = evaluation.headline
             figures |= evaluation.figures
-            self._write_held_out(index, evaluation)
+            self._writer.write_held_out(index, evaluation)
             self.progress.owe(figures, self.samples.num_bytes, evaluated=True)
         self.progress.evaluated |= {name: value for name, value in figures.items() if name.startswith("eval/")}
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
@@ -192,6 +190,10 @@ class Reporter:
         write_summary(output, summary)
         print_summary(summary)
 
+    @cached_property
+    def _writer(self) -> SampleWriter:
+        return SampleWriter(self.samples, self.config, self.topology, self.inputs.tokenizer, self._writing)
+
     @property
     def _reduce(self) -> Reduction:
         return OverRanks(self.topology.data)
@@ -201,16 +203,7 @@ class Reporter:
         if self.config.rollout.record is not None:
             with self._writing():
                 self.recorder.write(index, with_texts(groups))
-        if not self.samples.wants(index):
-            return
-        chosen = self.samples.choose(groups)
-        mine = credits_of(record.batch.rollout, record.advantages, chosen) if self.topology.leads_model else []
-        credits = gather_to_first(mine)
-        chosen = with_texts(chosen)
-        if self.topology.rank == 0:
-            with self._writing():
-                self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
-        self.write_rejected(index, record.collected.rejected)
+        self._writer.write_batch(index, record)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -221,21 +214,8 @@ class Reporter:
             self._unwritten = str(error)
 
     def write_rejected(self, index: int, rejected: Sequence[tuple[Group, str]]) -> None:
-        """Some of the responses to prompts that the filter dropped in this step, which may starve. Collective."""
-        if not self.samples.on:
-            return
-        chosen = self.samples.choose_rejected(rejected)
-        groups = with_texts([group for group, _ in chosen])
-        with self._writing():
-            self.samples.write(index, rejected_rows(list(zip(groups, [said for _, said in chosen], strict=True))))
-
-    def _write_held_out(self, index: int, evaluation: Evaluation) -> None:
-        if not self.samples.on:
-            return
-        for kind, answered in (("held_out", evaluation.greedy), ("held_out_sampled", evaluation.sampled)):
-            rows = held_out_rows(kind, with_texts(self.samples.choose_held_out(answered)))
-            with self._writing():
-                self.samples.write(index, rows)
+        """Some of the responses to prompts that the filter dropped in this step, which starves. Collective."""
+        self._writer.write_rejected(index, rejected)
 
     def _data_figures(self) -> dict[str, float]:
         inputs = self.inputs

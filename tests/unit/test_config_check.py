@@ -428,3 +428,32 @@ def test_the_gap_alarm_goes_by_what_was_measured():
     own = Alarms(train_config("rollout.logprob_alarm=0.05"))
     assert len(own.lines(figures, 0.28)) == len(own.lines(figures, None)) == 1
     assert len(alarms.lines(figures | {"engine/logprob_gap_mean": float("nan")}, 0.28)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["log.trace_steps=[1, 2]"], "log.trace_steps: [1, 2] ends after run.steps 1; choose earlier steps"),
+        (['log.trace_detail="operators"'], "log.trace_detail: there is no trace"),
+        (['log.mlflow_uri="http://host:5000"'], "log.mlflow_uri: is read with log.mlflow_experiment only"),
+        (["log.offline=true"], "log.offline: there is no tracker"),
+        (
+            ['log.mlflow_uri="http://host:5000"', 'log.mlflow_experiment="e"', "log.offline=true"],
+            "log.offline: sends nothing to log.mlflow_uri",
+        ),
+    ],
+)
+def test_keys_of_the_log_that_do_not_fit(settings: list[str], said: str) -> None:
+    assert refusal(*settings).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "steps", ["[0, 1]", "[2, 1]", "[1]", "[1, 2, 3]", "5", '"5-6"', "[1.5, 2]", "[1, 51]", "[true, 1]"]
+)
+def test_a_window_of_a_trace_is_two_steps_in_order(steps: str) -> None:
+    with pytest.raises(ValueError, match=r"log\.trace_steps"):
+        train_config(f"log.trace_steps={steps}")
+
+
+def test_a_window_within_the_run_passes() -> None:
+    check_train_config(train_config("log.trace_steps=[1, 50]", "run.steps=50", 'log.trace_detail="operators"'))

@@ -18,6 +18,7 @@ YAML = (path for path in EXAMPLES.rglob("*.yaml") if not path.name.endswith(".re
 CONFIGS = sorted(path for path in YAML if "models:" in path.read_text())
 GPUS = re.compile(r"\b(\d+) nodes? of (\d+) GPUs? with (\d+) GB")
 GPU_EXAMPLES = {
+    "eurus2/prime.yaml",
     "qwen2.5_math_7b/prime.yaml",
     "qwen2.5_7b_one_gpu/prime.yaml",
     "qwen2.5_72b/prime.yaml",
