@@ -225,10 +225,8 @@ class Assembly:
             run_config=config.model_dump(mode="json"),
             slurm_comment=config.launch.slurm_comment,
         )
-        for line in inputs.warnings:
+        for line in filter(None, (*inputs.warnings, reference_warning(config))):
             log.warn(line)
-        if (other := reference_warning(config)) is not None:
-            log.warn(other)
         self.tracing = Tracing(config.log, output, topology, log.message)
         return Reporter(
             config=config,
