@@ -203,6 +203,18 @@ def peak_memory_bytes() -> int:
     return torch.cuda.max_memory_allocated() if on_gpu() else 0
 
 
+def record_memory(on: bool) -> None:
+    """Begin or end a history of the device's allocations, with the stacks that made them; nothing on CPU."""
+    if on_gpu():
+        torch.cuda.memory._record_memory_history(enabled="all" if on else None, max_entries=200_000)
+
+
+def dump_memory(path: Path) -> None:
+    """Write the history (pickle, for pytorch.org/memory_viz); nothing on CPU. Raises OSError."""
+    if on_gpu():
+        torch.cuda.memory._dump_snapshot(str(path))
+
+
 def reset_peak_memory() -> None:
     """Start a new peak-memory window."""
     if on_gpu():

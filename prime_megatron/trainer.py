@@ -62,12 +62,14 @@ class PrimeTrainer:
                 self.publish(self.version)
                 parts.reporter.begin(self.version)
                 while self.version < steps and not parts.stop.agreed():
-                    self.finish_step(self.version + 1)
+                    with parts.tracing.step(self.version + 1):
+                        self.finish_step(self.version + 1)
             parts.watchdog.saving()
             parts.colocation.sleep_engine()
             if self.version < steps or ending.why or self.config.checkpoint.save_final:
                 ending.save(parts.checkpoints, self.version)
             parts.checkpoints.close()
+            parts.tracing.finish()
         ending.tell(self.version)
         if self.version < steps:
             parts.reporter.log.message(f"stopped after step {self.version}: {parts.stop.reason}")

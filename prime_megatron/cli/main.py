@@ -20,6 +20,7 @@ from prime_megatron.run.signals import STOP_SIGNALS, heard
 VERBS = {
     "train": "train a policy with PRIME",
     "sft": "warm a model up by supervised fine-tuning",
+    "watch": "show how a run stands, in the terminal",
     "curate": "make training rows of raw files, a stage at a time",
     "generate": "answer prompts with an engine or an endpoint: a file of samples",
     "evaluate": "evaluate a model on a suite: figures with intervals, and their contract",
@@ -28,6 +29,7 @@ VERBS = {
     "score": "give a PRM's rewards for given responses",
     "best-of-n": "choose among samples by PRM, majority and chance, and compare",
     "process-bench": "find first wrong steps on ProcessBench, by a PRM or by asking a model",
+    "report": "show runs as one HTML page: curves, rewards token by token",
     "slurm": "write a SLURM job script for a config",
     "validate": "check a config and show what it means; starts nothing",
     "verify": "score answers offline, JSON lines in, JSON lines out",
@@ -42,6 +44,7 @@ examples:
   prime-megatron plan-step run.yaml prm.update=before
   prime-megatron train run.yaml parallel.pipeline=2 launch.processes_per_node=2
   prime-megatron train run.yaml --resume auto
+  prime-megatron watch runs/quickstart
   prime-megatron verify answers.jsonl --output scored.jsonl
 
 exit codes: 0 done, 1 failed, 2 bad input, 85 stopped with its state saved (start again with --resume auto),

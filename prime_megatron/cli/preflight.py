@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prime_megatron.config import PrmConfig, SftConfig, StageConfig, TrainConfig
+from prime_megatron.config import LogConfig, PrmConfig, SftConfig, StageConfig, TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.mcore.versions import require_tested
 from prime_megatron.plan.fit import check_memory
@@ -45,6 +45,7 @@ def check_train_inputs(config: TrainConfig, *, resume: str | None, overwrite: bo
     _check_suite(config)
     check_custom(config.verify.custom)
     check_objective(config)
+    check_trackers(config.log)
 
 
 def check_objective(config: TrainConfig) -> None:
@@ -71,6 +72,19 @@ def check_stage_inputs(config: StageConfig, *, resume: str | None, overwrite: bo
     check_folders(config, all_here=True)
     check_memory(config)
     _check_models(config)
+    check_trackers(config.log)
+
+
+def check_trackers(log: LogConfig) -> None:
+    """Import what W&B and MLflow need, where they are asked for; nothing is opened.
+
+    Raises:
+        InputError: a package is not installed.
+    """
+    if log.wandb_project is not None or log.mlflow_experiment is not None:
+        from prime_megatron.metrics.trackers import asked_for  # with torch
+
+        asked_for(Path(), log, name="", run_config={})
 
 
 def train_inputs(config: TrainConfig) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prime_megatron.config.check_algorithm import check_objective_keys
 from prime_megatron.config.check_kind import HEAD_LOSSES
+from prime_megatron.config.check_log import check_log
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.prm_run import PrmConfig, ScoreConfig
 from prime_megatron.config.run import StageConfig
@@ -31,6 +32,7 @@ def check_stage_config(
             raise InputError("eval_every: there is nothing to measure on; set data.held_out, or eval_every to 0")
     if isinstance(config, SftConfig):
         _check_sft(config)
+    check_log(config.log, config.run.steps)
     check_optimizer("optimizer", config.optimizer)
     warnings = warn_schedule("optimizer", config.optimizer, config.run.steps) if config.run.steps else []
     if config.batch_size < data_size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic_core import PydanticCustomError
 
 from prime_megatron.config.algorithm import AdvantageAlgorithm, PolicyAlgorithm, PrmAlgorithm
 from prime_megatron.config.base import Free, Seconds, Section
@@ -54,6 +55,23 @@ class LaunchConfig(Section):
     starts. none: not checked; what models keep there is held against what is free when the run starts."""
 
 
+MAX_WINDOW = 50
+"""Steps of a trace: one of more is for nobody to look at, and is kept in memory until its end."""
+
+
+def _window(steps: tuple[int, int]) -> tuple[int, int]:
+    first, last = steps
+    if not 1 <= first <= last < first + MAX_WINDOW:
+        raise PydanticCustomError(
+            "window", f"expected the first and the last step, such as [5, 6], at most {MAX_WINDOW} of them"
+        )
+    return steps
+
+
+Window = Annotated[tuple[int, int], AfterValidator(_window)]
+"""Type of a range of steps, both ends included."""
+
+
 class LogConfig(Section):
     """Where metrics go; console and metrics.jsonl always."""
 
@@ -61,6 +79,18 @@ class LogConfig(Section):
     """Write TensorBoard events below the output folder."""
     wandb_project: str | None = None
     """Weights & Biases project; none: off."""
+    mlflow_experiment: str | None = None
+    """MLflow experiment; none: off."""
+    mlflow_uri: str | None = None
+    """MLflow's server or store, such as http://host:5000; none: $MLFLOW_TRACKING_URI, or a SQLite file below the output
+    folder where that is not set."""
+    offline: bool = False
+    """Send nothing: W&B keeps what `wandb sync` sends later, MLflow writes a SQLite file, both in the output folder."""
+    trace_steps: Window | None = None
+    """First and last step of a trace for Perfetto, such as [5, 6]: what every rank does when; none: no trace."""
+    trace_detail: Literal["stages", "operators"] = "stages"
+    """stages: stages, micro-batches, communication, verification, engine. operators: torch's profiler besides, and on a
+    GPU a snapshot of its memory, a file a rank: large and slow."""
 
 
 class TrainLogConfig(LogConfig):
@@ -70,11 +100,12 @@ class TrainLogConfig(LogConfig):
     """Steps between writes of rollouts to samples.jsonl, which has the answers of every evaluation, too; 0: no
     samples.jsonl."""
     samples_per_step: PositiveInt | None = None
-    """Responses of the batch written per such step; none: all."""
+    """Responses of the batch written per such step: those of whole prompts, siblings together, until there are so many;
+    none: all."""
     rejected_per_step: NonNegativeInt = 8
     """Responses to prompts that the filter dropped, written per such step: one of each prompt."""
     held_out_per_eval: PositiveInt | None = None
-    """Held-out answers written per evaluation, and as many of the samples for pass@k; none: all."""
+    """Held-out answers written per evaluation, and as many of the samples for pass@k, whole prompts; none: all."""
 
 
 class CheckpointConfig(Section):

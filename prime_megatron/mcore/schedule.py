@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.distributed import finalize_model_grads
-from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel import get_forward_backward_func, schedules
 from torch import Tensor, nn
 
 from prime_megatron.mcore.context import LocalTokens
@@ -16,6 +17,18 @@ from prime_megatron.mcore.packed import Packed
 
 Consume = Callable[[LocalTokens, Tensor], tuple[Tensor, dict[str, Any]]]
 """Called on the last stage with a micro-batch and its hidden states [T', 1, H]: (loss, what to keep)."""
+
+
+def _forward_name(*_: Any, current_microbatch: int | None = None, **__: Any) -> str:
+    return "forward" if current_microbatch is None else f"forward {current_microbatch}"
+
+
+MICRO_BATCH_CALLS: tuple[tuple[Any, str, Callable[..., str]], ...] = (
+    (schedules, "forward_step", _forward_name),
+    (schedules, "backward_step", lambda *_, **__: "backward"),
+    (sys.modules[__name__], "finalize_model_grads", lambda *_, **__: "reduce gradients"),
+)
+"""What is done for one micro-batch, and for all gradients: module, function, and from its arguments the work's name."""
 
 
 def run_pipeline(

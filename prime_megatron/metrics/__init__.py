@@ -5,6 +5,7 @@ is the same, to the last bit, in two runs of one config and seed.
 """
 
 from prime_megatron.metrics.clock import Clock, StepTimes
+from prime_megatron.metrics.columns import PRM_COLUMNS, SFT_COLUMNS, TRAIN_COLUMNS, Column
 from prime_megatron.metrics.flops import measure_peak_flops, model_flops
 from prime_megatron.metrics.jsonl import read_jsonl, truncate_jsonl
 from prime_megatron.metrics.log import MetricsLog, open_metrics_log
@@ -18,7 +19,6 @@ from prime_megatron.metrics.samples import (
     rejected_rows,
     sample_rows,
 )
-from prime_megatron.metrics.sinks import PRM_COLUMNS, SFT_COLUMNS, TRAIN_COLUMNS, Column
 from prime_megatron.metrics.summary import Summary, print_summary, write_summary
 
 __all__ = [

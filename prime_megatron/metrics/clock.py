@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+BETWEEN = "(between stages)"
+"""What `StepTimes.bound` calls the time that no stage covers."""
+
 
 @dataclass(frozen=True)
 class StepTimes:
@@ -17,9 +20,26 @@ class StepTimes:
     wall_s: float
     """Seconds from the last lap (or the clock's start) to this one; what no stage covers is the difference."""
 
-    def metrics(self) -> dict[str, float]:
-        """The times as metrics: time/<stage>_s and time/step_s."""
-        return {f"time/{stage}_s": seconds for stage, seconds in self.stage_s.items()} | {"time/step_s": self.wall_s}
+    def metrics(self) -> dict[str, float | str]:
+        """The times as metrics: time/<stage>_s, time/step_s, and which stage bound the step (`bound`)."""
+        return {f"time/{stage}_s": seconds for stage, seconds in self.stage_s.items()} | {
+            "time/step_s": self.wall_s,
+            **self.bound(),
+        }
+
+    def bound(self) -> dict[str, float | str]:
+        """The stage that took longest (time between stages counts as one), its share of the step, and the seconds by
+        which it took longer than the next longest: what a faster stage can win before another one binds. Empty for a
+        step without stages."""
+        if not self.stage_s or self.wall_s <= 0:
+            return {}
+        parts = {**self.stage_s, BETWEEN: max(0.0, self.wall_s - sum(self.stage_s.values()))}
+        stage, next_longest = sorted(parts, key=lambda part: -parts[part])[:2]
+        return {
+            "time/bound_stage": stage,
+            "time/bound_share": parts[stage] / self.wall_s,
+            "time/bound_lead_s": parts[stage] - parts[next_longest],
+        }
 
 
 class Clock:
@@ -33,6 +53,8 @@ class Clock:
             charged to the stage that started it; does nothing by default.
         on_stage: called with the stage's name when one begins, and with the outer stage's name ("" for none)
             when it ends.
+        on_span: called when a stage ends, with its name and the clock's seconds at its beginning and end, inner stages
+            included.
         now: the clock, in seconds.
     """
 
@@ -40,10 +62,12 @@ class Clock:
         self,
         synchronize: Callable[[], None] = lambda: None,
         on_stage: Callable[[str], None] = lambda name: None,
+        on_span: Callable[[str, float, float], None] = lambda name, begin_s, end_s: None,
         now: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._synchronize = synchronize
         self._on_stage = on_stage
+        self._on_span = on_span
         self._now = now
         self._stack: list[str] = []
         self._step_s: dict[str, float] = {}
@@ -70,12 +94,14 @@ class Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         self._switch()
         self._stack.append(stage)
+        begin_s = self._mark
         self._on_stage(stage)
         try:
             yield
         finally:
             self._switch()
             self._stack.pop()
+            self._on_span(stage, begin_s, self._mark)
             self._on_stage(self.stage)
 
     def lap(self) -> StepTimes:

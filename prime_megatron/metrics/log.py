@@ -11,11 +11,14 @@ from typing import Any, Self
 from rich.console import Console
 
 from prime_megatron.config import LogConfig
-from prime_megatron.metrics.sinks import Column, ConsoleSink, JsonlSink, Sink, TensorBoardSink, WandbSink
+from prime_megatron.metrics.background import BackgroundSink
+from prime_megatron.metrics.columns import Column
+from prime_megatron.metrics.sinks import ConsoleSink, JsonlSink, Sink
 from prime_megatron.metrics.slurm import SlurmCommentSink
+from prime_megatron.metrics.status import WARNING, StatusSink
+from prime_megatron.metrics.trackers import asked_for
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_DIR = "tensorboard"
 
 
 class MetricsLog:
@@ -56,7 +59,7 @@ class MetricsLog:
 
     def warn(self, text: str) -> None:
         """Print a warning on the console."""
-        self.message(f"warning: {text}")
+        self.message(WARNING + text)
 
     def restore(self, step: int) -> None:
         """Go on after this step: metrics of later steps, written after the checkpoint, are dropped."""
@@ -98,7 +101,7 @@ def open_metrics_log(
         name: run.name.
         num_steps: run.steps, for the progress line.
         columns: figures of the progress line (TRAIN_COLUMNS, SFT_COLUMNS).
-        run_config: the whole config as plain data, for W&B.
+        run_config: the whole config as plain data, for trackers.
         slurm_comment: launch.slurm_comment.
         console: where to print; none: standard output.
 
@@ -107,14 +110,15 @@ def open_metrics_log(
     """
     if rank != 0:
         return MetricsLog(())
-    sinks: list[Sink] = [
+    shown: list[Sink] = [
         ConsoleSink(num_steps, columns, Console() if console is None else console),
-        JsonlSink(output_dir / METRICS_FILE),
+        StatusSink(output_dir, name, num_steps, {column.key: column.label for column in columns}),
     ]
-    if config.tensorboard:
-        sinks.append(TensorBoardSink(output_dir / TENSORBOARD_DIR))
-    if config.wandb_project is not None:
-        sinks.append(WandbSink(output_dir, config.wandb_project, name, run_config))
+    told = MetricsLog(tuple(shown))
+    sinks: list[Sink] = [*shown, JsonlSink(output_dir / METRICS_FILE)]
+    for tracker in asked_for(output_dir, config, name=name, run_config=run_config):
+        # Before those that it warns on, so that they are still there when it is closed.
+        sinks.insert(0, BackgroundSink(tracker, told.warn))
     if slurm_comment and "SLURM_JOB_ID" in os.environ:
         sinks.append(SlurmCommentSink(os.environ["SLURM_JOB_ID"], num_steps))
     return MetricsLog(tuple(sinks))

@@ -1,14 +1,11 @@
-"""Where metrics go: console, metrics.jsonl, TensorBoard, Weights & Biases."""
+"""Where metrics go: the Sink that all of them are, the console, metrics.jsonl."""
 
 from __future__ import annotations
 
-import importlib
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -16,8 +13,10 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
-from prime_megatron.errors import InputError
-from prime_megatron.metrics.jsonl import JsonlFile, format_line, plain
+from prime_megatron.metrics.columns import Column, column_texts
+from prime_megatron.metrics.hourly import Hourly
+from prime_megatron.metrics.jsonl import JsonlFile, format_line
+from prime_megatron.metrics.pace import Pace, duration
 
 Values = Mapping[str, Any]
 
@@ -73,50 +72,6 @@ class JsonlSink(FileSink):
         self._memory.close()
 
 
-@dataclass(frozen=True)
-class Column:
-    """One figure of the progress line."""
-
-    key: str
-    """The metric."""
-    label: str
-    format: str
-    """A format spec, such as ".3f"."""
-
-
-TRAIN_COLUMNS = (
-    Column("rollout/outcome", "outcome", ".3f"),
-    Column("eval/accuracy", "eval", ".3f"),
-    Column("prm/accuracy", "PRM acc", ".3f"),
-    Column("policy/loss", "loss", ".4f"),
-    Column("speed/tokens_per_s", "tok/s", ",.0f"),
-    Column("time/step_s", "s", ".1f"),
-)
-"""The progress line of `prime-megatron train`; a figure that the step did not log is left out."""
-
-SFT_COLUMNS = (
-    Column("sft/loss", "loss", ".4f"),
-    Column("eval/loss", "held-out loss", ".4f"),
-    Column("eval/perplexity", "perplexity", ".3f"),
-    Column("sft/grad_norm", "grad", ".2f"),
-    Column("speed/tokens_per_s", "tok/s", ",.0f"),
-    Column("speed/utilisation", "MFU", ".1%"),
-    Column("time/step_s", "s", ".1f"),
-)
-"""The progress line of `prime-megatron sft`."""
-
-PRM_COLUMNS = (
-    Column("prm/accuracy", "PRM acc", ".3f"),
-    Column("prm/pair_accuracy", "pairs", ".3f"),
-    Column("eval/prm_accuracy", "held-out acc", ".3f"),
-    Column("eval/prm_pair_accuracy", "held-out pairs", ".3f"),
-    Column("prm/loss", "loss", ".4f"),
-    Column("speed/tokens_per_s", "tok/s", ",.0f"),
-    Column("time/step_s", "s", ".1f"),
-)
-"""The progress line of `prime-megatron prm`."""
-
-
 BREAKDOWN = (
     ("rollout/outcome", "outcome"),
     ("rollout/pass_rate", "kept"),
@@ -142,27 +97,42 @@ def breakdown_lines(values: Values) -> list[str]:
 
 
 class ConsoleSink:
-    """Progress: on a terminal a line per step above a live status line; elsewhere plain lines with the time (UTC)."""
+    """Progress: on a terminal a line per step above a live status line; elsewhere plain lines with the time (UTC), and
+    one an hour that sums it up."""
 
-    def __init__(self, num_steps: int, columns: tuple[Column, ...], console: Console) -> None:
+    def __init__(
+        self,
+        num_steps: int,
+        columns: tuple[Column, ...],
+        console: Console,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._num_steps = num_steps
         self._columns = columns
         self._console = console
         self._step = 0
+        self._pace = Pace(num_steps)
+        self._hourly = Hourly(num_steps, columns, now)
         self._live: Live | None = None
 
     def log(self, step: int, values: Values) -> None:
         self._step = step
-        parts = [f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}"]
-        for column in self._columns:
-            if column.key in values and values[column.key] is not None:
-                parts.append(f"{column.label} {format(values[column.key], column.format)}")
+        self._pace.add(step, values)
+        self._hourly.add(step, values)
+        parts = [f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}", *column_texts(self._columns, values)]
+        if "time/bound_stage" in values:
+            share, lead_s = values["time/bound_share"], values["time/bound_lead_s"]
+            parts.append(f"bound by {values['time/bound_stage']} {100 * share:.0f} % (+{lead_s:.1f} s)")
+        if self._pace.left_s:
+            parts.append(f"{duration(self._pace.left_s)} left")
         self.message("  ".join(parts))
         for line in breakdown_lines(values):
             self.message(f"  {line}")
+        self._tell_hour()
 
     def stage(self, text: str) -> None:
         if not self._console.is_terminal:
+            self._tell_hour()
             return
         line = Text(f"step {min(self._step + 1, self._num_steps)}/{self._num_steps}  {text}")
         if self._live is None:
@@ -184,69 +154,6 @@ class ConsoleSink:
             self._live.stop()
             self._live = None
 
-
-class TensorBoardSink(FileSink):
-    """TensorBoard events; a resumed run hides the events beyond its checkpoint (purge_step)."""
-
-    def __init__(self, directory: Path) -> None:
-        self._module = _import("tensorboard", "torch.utils.tensorboard", "log.tensorboard")
-        self._directory = directory
-        self._purge_step: int | None = None
-        self._writer: Any = None
-
-    def log(self, step: int, values: Values) -> None:
-        if self._writer is None:
-            self._writer = self._module.SummaryWriter(str(self._directory), purge_step=self._purge_step)
-        for key, number in _numbers(values).items():
-            self._writer.add_scalar(key, number, step)
-        self._writer.flush()
-
-    def restore(self, step: int) -> None:
-        assert self._writer is None, "restore comes before the first log"
-        self._purge_step = step + 1
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-class WandbSink(FileSink):
-    """Weights & Biases. The run's id is kept in wandb_id.txt, so that a resumed run goes on in the same one.
-
-    The step is a metric of its own, the x axis: W&B's inner step may only grow, a resumed run's steps repeat.
-    """
-
-    def __init__(self, directory: Path, project: str, name: str, config: Mapping[str, Any]) -> None:
-        wandb = _import("wandb", "wandb", "log.wandb_project")
-        id_file = directory / "wandb_id.txt"
-        run_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else wandb.util.generate_id()
-        directory.mkdir(parents=True, exist_ok=True)
-        id_file.write_text(run_id + "\n", encoding="utf-8")
-        self._run = wandb.init(
-            project=project, name=name, id=run_id, resume="allow", config=dict(config), dir=str(directory)
-        )
-        self._run.define_metric("*", step_metric="step")
-
-    def log(self, step: int, values: Values) -> None:
-        self._run.log({"step": step, **_numbers(values)})
-
-    def restore(self, step: int) -> None:
-        """Nothing to cut: steps that repeat overwrite nothing and are drawn again at the same x."""
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def _numbers(values: Values) -> dict[str, float]:
-    """The finite numbers; a chart has no place for the rest."""
-    flat = {key: plain(value, key) for key, value in values.items()}
-    return {k: float(v) for k, v in flat.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-
-
-def _import(package: str, module: str, key: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(
-            f"{key}: the package {package} is not installed ({error}); run: pip install {package}"
-        ) from None
+    def _tell_hour(self) -> None:
+        if not self._console.is_terminal and (line := self._hourly.line(self._pace)) is not None:
+            self.message(line)

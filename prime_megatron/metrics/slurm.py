@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prime_megatron.metrics.pace import Pace, duration
 from prime_megatron.metrics.sinks import FileSink
 
 EVERY_S = 60.0
@@ -37,8 +38,7 @@ class SlurmCommentSink(FileSink):
         self._num_steps = num_steps
         self._now = now
         self._tell = _scontrol if tell is None else tell
-        self._first: tuple[int, float] | None = None
-        """(step, time) of the first step of this attempt: the pace is counted from it."""
+        self._pace = Pace(num_steps)
         self._told = -math.inf
         self._accuracy: float | None = None
         self._thread: threading.Thread | None = None
@@ -47,13 +47,12 @@ class SlurmCommentSink(FileSink):
         now = self._now()
         if values.get(ACCURACY) is not None:
             self._accuracy = float(values[ACCURACY])
-        if self._first is None:
-            self._first = (step, now)
+        self._pace.add(step, values)
         busy = self._thread is not None and self._thread.is_alive()
         if busy or (now - self._told < EVERY_S and step < self._num_steps):
             return
         self._told = now
-        self._thread = threading.Thread(target=self._tell, args=(self._job, self._text(step, now)), daemon=True)
+        self._thread = threading.Thread(target=self._tell, args=(self._job, self._text(step)), daemon=True)
         self._thread.start()
 
     def restore(self, step: int) -> None:
@@ -63,20 +62,13 @@ class SlurmCommentSink(FileSink):
         if self._thread is not None:
             self._thread.join()
 
-    def _text(self, step: int, now: float) -> str:
-        assert self._first is not None
+    def _text(self, step: int) -> str:
         parts = [f"step {step}/{self._num_steps}"]
-        done = step - self._first[0]
-        if done > 0 and step < self._num_steps:
-            parts.append(f"{_duration((now - self._first[1]) / done * (self._num_steps - step))} left")
+        if self._pace.left_s:
+            parts.append(f"{duration(self._pace.left_s)} left")
         if self._accuracy is not None:
             parts.append(f"accuracy {self._accuracy:.3f}")
         return ", ".join(parts)
-
-
-def _duration(seconds: float) -> str:
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _scontrol(job: str, text: str) -> None:

@@ -14,6 +14,7 @@ from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.config import Granularity, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.config.roles import has_told_teacher
+from prime_megatron.data.actions import keeps_form
 from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
 from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
@@ -41,6 +42,7 @@ from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.residency import Residency
 from prime_megatron.run.speed import Speed
 from prime_megatron.run.stop import Stop
+from prime_megatron.run.tracing import Tracing
 from prime_megatron.run.transport import describe_engine
 from prime_megatron.run.verification import Verification
 from prime_megatron.run.watchdog import STALL_FOLDER, Watchdog
@@ -71,6 +73,7 @@ class Assembly:
     residency: Residency
     stop: Stop
     watchdog: Watchdog
+    tracing: Tracing
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -125,7 +128,8 @@ class Assembly:
         colocation = Colocation(engine, sync, roles.policy, self.residency)
         # One rank of each engine replica reports its answers.
         leads = self.topology.rank % config.rollout.tensor == 0
-        generator = Generator(engine, leads, self.verifiers, inputs.tokenizer, colocation.publish_again)
+        in_form = keeps_form if config.verify.action_form else None
+        generator = Generator(engine, leads, self.verifiers, inputs.tokenizer, colocation.publish_again, in_form)
         reporter = self.reporter(generator, colocation, engine)
         for line in self.description():
             reporter.log.message(line)
@@ -158,6 +162,7 @@ class Assembly:
             prm_health=health,
             reduce=reduce,
             clock=reporter.clock,
+            tracing=self.tracing,
             reporter=reporter,
             stop=self.stop,
             watchdog=self.watchdog,
@@ -202,7 +207,7 @@ class Assembly:
     def description(self) -> list[str]:
         """What a run says of itself at its start: engine, layers, reward path, rewards of the user's own."""
         config = self.config
-        layers = describe_layers(DTYPES[config.models.dtype])
+        layers = describe_layers(config.models.layers, DTYPES[config.models.dtype])
         custom = describe_custom(config.verify.custom)
         return [describe_engine(config), layers, describe_reward_path(config), *custom, *self.inputs.tokenizer.told]
 
@@ -224,13 +229,14 @@ class Assembly:
             log.warn(line)
         if (other := reference_warning(config)) is not None:
             log.warn(other)
+        self.tracing = Tracing(config.log, output, topology, log.message)
         return Reporter(
             config=config,
             topology=topology,
             plan=plan_step(config),
             speed=Speed(inputs.family, DTYPES[config.models.dtype], topology.sizes.world),
             evaluator=Evaluator(self.held_out(), generator),
-            clock=Clock(device.synchronize, lambda stage: (log.stage(stage), watchdog.beat(stage))[0]),
+            clock=Clock(device.synchronize, lambda at: (log.stage(at), watchdog.beat(at))[0], self.tracing.stage),
             log=log,
             samples=open_samples_log(output, config.log, rank=topology.rank),
             recorder=Recorder(config.rollout.record if topology.rank == 0 else None),

@@ -167,6 +167,12 @@ def _beat(path: Path, over: threading.Event) -> None:
 
 
 def _lives(folder: Path, owner: Owner, patience_s: float) -> bool:
+    known = known_to_live(owner)
+    return _gives_a_sign(folder / LOCK_FILE, patience_s, time.sleep) if known is None else known
+
+
+def known_to_live(owner: Owner) -> bool | None:
+    """Whether an owner lives, where that can be asked: of this host or of SLURM. None: only its signs of life tell."""
     me = Owner.this_process()
     if owner.job and owner.job == me.job and owner.attempt != me.attempt:
         return False  # SLURM has one attempt of a job at a time
@@ -174,11 +180,7 @@ def _lives(folder: Path, owner: Owner, patience_s: float) -> bool:
         return _started(owner.pid) == owner.started
     if owner.host == me.host:
         return False
-    if owner.job and owner.job != me.job:
-        running = job_runs(owner.job)
-        if running is not None:
-            return running
-    return _gives_a_sign(folder / LOCK_FILE, patience_s, time.sleep)
+    return job_runs(owner.job) if owner.job and owner.job != me.job else None
 
 
 def job_runs(job: str) -> bool | None:
@@ -197,15 +199,16 @@ def job_runs(job: str) -> bool | None:
 
 def _gives_a_sign(path: Path, patience_s: float, sleep: Callable[[float], None]) -> bool:
     """Whether the lock is touched, or replaced, within this time; clocks of two hosts are not compared."""
-    first = _mtime(path)
+    first = last_sign_ns(path)
     for _ in range(max(1, round(patience_s))):
         sleep(1.0)
-        if _mtime(path) != first:
+        if last_sign_ns(path) != first:
             return True
     return False
 
 
-def _mtime(path: Path) -> int:
+def last_sign_ns(path: Path) -> int:
+    """When a lock was last touched by its owner, in nanoseconds of the file system's clock; 0: there is none."""
     try:
         with path.open("rb") as file:  # opened: network file systems look again then
             return os.fstat(file.fileno()).st_mtime_ns

@@ -26,6 +26,7 @@ from prime_megatron.run.nonfinite import NonFinite
 from prime_megatron.run.prm_health import PrmHealth
 from prime_megatron.run.reporter import Reporter
 from prime_megatron.run.stop import Stop
+from prime_megatron.run.tracing import Tracing
 from prime_megatron.run.watchdog import Watchdog
 from prime_megatron.step.batch import Batcher
 from prime_megatron.step.engine_check import EngineCheck
@@ -52,6 +53,7 @@ class Parts:
     prm_health: PrmHealth
     reduce: Reduction
     clock: Clock
+    tracing: Tracing
     reporter: Reporter
     stop: Stop
     watchdog: Watchdog
@@ -79,7 +81,8 @@ class Parts:
             yield
 
     def close(self) -> None:
-        """End the engine and the logs."""
+        """End the engine, the trace and the logs."""
+        self.tracing.close()
         self.engine.close()
         self.reporter.log.close()
         self.reporter.samples.close()

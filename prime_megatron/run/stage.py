@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +28,7 @@ from prime_megatron.run.nonfinite import NonFinite
 from prime_megatron.run.output_dir import check_output_dir, mark_done, own_output_dir
 from prime_megatron.run.speed import Speed
 from prime_megatron.run.stop import Stop
+from prime_megatron.run.tracing import Tracing
 from prime_megatron.types import RolloutBatch
 
 MODEL_FOLDER = "model"
@@ -123,19 +125,22 @@ def _run(config: StageConfig, topology: Topology, stage: Stage, resume: str | No
         watchdog = build_watchdog(config, topology, stop)
         speed = Speed(stage.learner.family, DTYPES[config.dtype], topology.sizes.world)
         speed.start()
-        clock = Clock(device.synchronize, lambda stage: (log.stage(stage), watchdog.beat(stage))[0])
+        tracing = Tracing(config.log, output, topology, log.message)
+        clock = Clock(device.synchronize, lambda at: (log.stage(at), watchdog.beat(at))[0], tracing.stage)
         loop = _Loop(stage, clock, log, nonfinite, speed, step)
-        with stop.installed(), watchdog.watching():
+        with closing(tracing), stop.installed(), watchdog.watching():
             with ending.noted():
                 loop.begin()
                 while loop.finished < stage.num_steps and not stop.agreed():
-                    loop.finish_step(loop.finished + 1)
-                    with clock("save"):
-                        checkpoints.after_step(loop.finished)
+                    with tracing.step(loop.finished + 1):
+                        loop.finish_step(loop.finished + 1)
+                        with clock("save"):
+                            checkpoints.after_step(loop.finished)
             watchdog.saving()
             if loop.finished < stage.num_steps or ending.why or config.checkpoint.save_final:
                 ending.save(checkpoints, loop.finished)
             checkpoints.close()
+            tracing.finish()
         ending.tell(loop.finished)
         if loop.finished < stage.num_steps:
             log.message(f"stopped after step {loop.finished}: {stop.reason}")

@@ -9,8 +9,13 @@ from pathlib import Path
 from prime_megatron.checkpoint.layout import CHECKPOINTS, leftovers, step_of
 from prime_megatron.run.lock import LOCK_FILE
 
-_FILES = re.compile(r"(metrics|memory|samples)\.jsonl|summary\.json|engine-\d+\.log|\.prime-megatron-done")
-_FOLDERS = re.compile(r"policy|prm|critic|model|wandb|stalls|prime-engine-\w+|\.(policy|prm|critic|model)\.partial")
+_FILES = re.compile(
+    r"(metrics|memory|samples|events)\.jsonl|(summary|status)\.json(\.tmp)?|(wandb|mlflow_run)_id\.txt|report\.html"
+    r"|engine-\d+\.log|\.prime-megatron-done"
+)
+_FOLDERS = re.compile(
+    r"policy|prm|critic|model|wandb|mlflow|trace|stalls|prime-engine-\w+|\.(policy|prm|critic|model)\.partial"
+)
 """Deleted with all that is in them."""
 _PARTS = {
     "tensorboard": re.compile(r"events\.out\.tfevents\..+"),

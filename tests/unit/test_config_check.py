@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.config.check import check_parallel, check_train_config, needs_prm
@@ -379,6 +380,20 @@ def test_supervised_settings_that_contradict_each_other(sections, words):
     assert "\n" not in str(refused.value)
 
 
+def test_what_prompts_are_drawn_by_has_one_meaning():
+    check_train_config(train_config('data.draw="teaching"', "data.teaching.floor=0.25", "data.teaching.rest_steps=9"))
+    assert "data.teaching: is read by data.draw teaching only" in refusal("data.teaching.rest_steps=9")
+    assert "data.shuffle: false" in refusal('data.draw="teaching"', "data.shuffle=false")
+    replay = ('rollout.engine="replay"', 'rollout.replay="r.jsonl"')
+    assert "data.draw: teaching draws prompts" in refusal('data.draw="teaching"', *replay)
+
+
+@pytest.mark.parametrize("setting", ["floor=0", "floor=0.3", "memory=1", "memory=-0.1", "rest_steps=-1"])
+def test_bounds_of_teaching(setting):
+    with pytest.raises(ValidationError):
+        train_config(f"data.teaching.{setting}")
+
+
 def test_triton_needs_a_gpu():
     assert "needs a GPU" in refusal('advantage.impl="triton"', backend="gloo")
     check_train_config(train_config('advantage.impl="triton"'), 1, "nccl")
@@ -413,3 +428,32 @@ def test_the_gap_alarm_goes_by_what_was_measured():
     own = Alarms(train_config("rollout.logprob_alarm=0.05"))
     assert len(own.lines(figures, 0.28)) == len(own.lines(figures, None)) == 1
     assert len(alarms.lines(figures | {"engine/logprob_gap_mean": float("nan")}, 0.28)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["log.trace_steps=[1, 2]"], "log.trace_steps: [1, 2] ends after run.steps 1; choose earlier steps"),
+        (['log.trace_detail="operators"'], "log.trace_detail: there is no trace"),
+        (['log.mlflow_uri="http://host:5000"'], "log.mlflow_uri: is read with log.mlflow_experiment only"),
+        (["log.offline=true"], "log.offline: there is no tracker"),
+        (
+            ['log.mlflow_uri="http://host:5000"', 'log.mlflow_experiment="e"', "log.offline=true"],
+            "log.offline: sends nothing to log.mlflow_uri",
+        ),
+    ],
+)
+def test_keys_of_the_log_that_do_not_fit(settings: list[str], said: str) -> None:
+    assert refusal(*settings).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "steps", ["[0, 1]", "[2, 1]", "[1]", "[1, 2, 3]", "5", '"5-6"', "[1.5, 2]", "[1, 51]", "[true, 1]"]
+)
+def test_a_window_of_a_trace_is_two_steps_in_order(steps: str) -> None:
+    with pytest.raises(ValueError, match=r"log\.trace_steps"):
+        train_config(f"log.trace_steps={steps}")
+
+
+def test_a_window_within_the_run_passes() -> None:
+    check_train_config(train_config("log.trace_steps=[1, 50]", "run.steps=50", 'log.trace_detail="operators"'))

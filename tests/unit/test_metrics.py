@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
@@ -36,6 +35,7 @@ from prime_megatron.metrics import (
     truncate_jsonl,
     write_summary,
 )
+from prime_megatron.metrics.clock import StepTimes
 from prime_megatron.metrics.jsonl import format_line
 from prime_megatron.metrics.slurm import SlurmCommentSink
 from prime_megatron.types import Advantages, Group, Prompt, RolloutBatch, Sample
@@ -69,7 +69,10 @@ def test_clock_charges_inner_time_to_the_inner_stage_only() -> None:
     times = clock.lap()
     assert times.stage_s == {"outer": 2.0 + 8.0 + 32.0, "inner": 4.0}
     assert times.wall_s == 63.0
-    assert times.metrics() == {"time/outer_s": 42.0, "time/inner_s": 4.0, "time/step_s": 63.0}
+    assert times.metrics() == {
+        "time/outer_s": 42.0, "time/inner_s": 4.0, "time/step_s": 63.0,
+        "time/bound_stage": "outer", "time/bound_share": 42 / 63, "time/bound_lead_s": 42.0 - 17.0,
+    }  # fmt: skip
 
 
 def test_clock_laps_start_anew_and_totals_add_up_over_a_restore() -> None:
@@ -83,6 +86,29 @@ def test_clock_laps_start_anew_and_totals_add_up_over_a_restore() -> None:
     clock.restore({"rollout": 10.0, "save": 1.0}, 20.0)
     assert clock.total_s == {"rollout": 13.0, "save": 1.0}
     assert clock.total_wall_s == 23.0
+
+
+def test_clock_names_the_time_between_stages_where_it_is_the_longest() -> None:
+    time = FakeTime()
+    clock = Clock(now=time)
+    assert clock.lap().metrics() == {"time/step_s": 0.0}
+    with clock("a"):
+        time.pass_s(3)
+    time.pass_s(5)
+    assert clock.lap().bound() == {
+        "time/bound_stage": "(between stages)", "time/bound_share": 5 / 8, "time/bound_lead_s": 2.0
+    }  # fmt: skip
+
+
+def test_clock_tells_each_stage_from_end_to_end() -> None:
+    time, spans = FakeTime(), []
+    clock = Clock(on_span=lambda *span: spans.append(span), now=time)
+    with clock("outer"):
+        time.pass_s(2)
+        with clock("inner"):
+            time.pass_s(4)
+        time.pass_s(8)
+    assert spans == [("inner", 102.0, 106.0), ("outer", 100.0, 114.0)]
 
 
 def test_clock_stage_nested_in_itself_counts_once() -> None:
@@ -235,7 +261,11 @@ def test_tensorboard_holds_the_finite_numbers_and_a_resumed_run_replaces_later_s
 
 @pytest.mark.parametrize(
     ("package", "module", "config"),
-    [("wandb", "wandb", {"wandb_project": "p"}), ("tensorboard", "torch.utils.tensorboard", {"tensorboard": True})],
+    [
+        ("wandb", "wandb", {"wandb_project": "p"}),
+        ("tensorboard", "torch.utils.tensorboard", {"tensorboard": True}),
+        ("mlflow-skinny", "mlflow", {"mlflow_experiment": "e"}),
+    ],
 )
 def test_missing_package_is_one_line_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, module: str, config: dict
@@ -294,10 +324,13 @@ def test_console_prints_plain_lines_without_a_terminal(tmp_path: Path) -> None:
         log.log(
             3, {"rollout/outcome": 0.51234, "prm/accuracy": None, "speed/tokens_per_s": 12345.6, "time/step_s": 2.0}
         )
+        times = StepTimes({"rollout": 3.0, "policy": 1.0}, 6.0)
+        log.log(4, times.metrics())
         log.warn("[red] brackets are text " + "x" * 60)
     times, texts = zip(*(line.split(" ", 1) for line in out.getvalue().splitlines()), strict=True)
     assert texts == (
-        "step  3/10  outcome 0.512  tok/s 12,346  s 2.0",
+        "step  3/10  outcome 0.512  tok/s 12,346  s 2.0  14 s left",  # 7 more of 2 s
+        "step  4/10  s 6.0  bound by rollout 50 % (+1.0 s)  24 s left",  # 6 more of 4 s
         "warning: [red] brackets are text " + "x" * 60,
     )
     assert all(datetime.strptime(time, "%Y-%m-%dT%H:%M:%SZ") for time in times)
@@ -315,7 +348,7 @@ def test_comment_of_a_slurm_job_once_a_minute() -> None:
         (200, 0, {}),
     ):
         now.pass_s(seconds)
-        sink.log(step, values)
+        sink.log(step, values | ({"time/step_s": float(seconds)} if seconds else {}))
         sink.close()
     assert told == [
         ("7", "step 10/200, accuracy 0.250"),
@@ -365,6 +398,8 @@ def batch_of(groups: tuple[Group, ...]) -> tuple[RolloutBatch, Advantages]:
             bounds.append(len(tokens))
     count = len(bounds) - 1
     index_T = torch.arange(len(tokens), dtype=torch.float32)
+    step_end_T = torch.tensor(tokens) == 1
+    step_end_T[torch.tensor(bounds[1:]) - 1] = True
     mask_T = torch.tensor(mask)
     batch = RolloutBatch(
         tokens_T=torch.tensor(tokens),
@@ -375,7 +410,7 @@ def batch_of(groups: tuple[Group, ...]) -> tuple[RolloutBatch, Advantages]:
         truncated_N=torch.zeros(count, dtype=torch.bool),
         version_N=torch.zeros(count, dtype=torch.int64),
         engine_logprobs_T=torch.zeros(len(tokens)),
-        step_end_T=torch.zeros(len(tokens), dtype=torch.bool),
+        step_end_T=step_end_T,
         num_tokens=sum(mask),
         num_sequences=count,
         groups=groups,
@@ -397,7 +432,7 @@ def group_of(draw: int, responses: list[tuple[int, ...]]) -> Group:
 
 def test_sample_rows_take_each_response_its_own_tokens() -> None:
     groups = group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])
-    rows = sample_rows(groups, credits_of(*batch_of(groups), groups))
+    rows = sample_rows(groups, credits_of(*batch_of(groups), groups, torch.tensor([0.25, 0.5, 0.75])))
     # tokens: 5 6 7 8 | 5 6 9 | 5 6 1 2 3
     assert [row.process_rewards for row in rows] == [(2.0, 3.0), (6.0,), (9.0, 10.0, 11.0)]
     assert [row.returns for row in rows] == [(20.0, 30.0), (60.0,), (90.0, 100.0, 110.0)]
@@ -409,22 +444,26 @@ def test_sample_rows_take_each_response_its_own_tokens() -> None:
     ]
     assert (rows[1].outcome, rows[1].version, rows[1].prompt, rows[1].response) == (1.0, 7, "prompt 4", "r1")
     assert {row.data_source for row in rows} == {"set"}
+    assert [row.prm_probability for row in rows] == [0.25, 0.5, 0.75]
+    assert [row.step_ends for row in rows] == [(1,), (0,), (0, 2)]
 
 
 def test_credit_is_given_for_the_chosen_responses_of_this_rank() -> None:
     here, elsewhere = (group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])), group_of(3, [(1,)])
     batch = batch_of(here)
-    cut = dataclasses.replace(here[0], samples=here[0].samples[:1])
-    assert [(credit.draw, credit.sample) for credit in credits_of(*batch, [elsewhere, cut])] == [(4, 0)]
-    assert credits_of(*batch, []) == []
-    assert len(credits_of(*batch, here)) == 3
+    found = credits_of(*batch, [elsewhere, here[0]], None)
+    assert [(credit.draw, credit.sample, credit.prm_probability) for credit in found] == [(4, 0, None), (4, 1, None)]
+    assert credits_of(*batch, [], None) == []
+    assert len(credits_of(*batch, here, None)) == 3
 
 
 def test_samples_log_orders_limits_and_restores(tmp_path: Path) -> None:
     groups = group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])
     limited = open_samples_log(tmp_path, TrainLogConfig(samples_per_step=2), rank=1)
-    rows = sample_rows(limited.choose(groups), credits_of(*batch_of(groups), groups))
-    assert [(group.prompt.draw, len(group.samples)) for group in limited.choose(groups)] == [(2, 1), (4, 1)]
+    rows = sample_rows(limited.choose(groups), credits_of(*batch_of(groups), groups, None))
+    assert [(group.prompt.draw, len(group.samples)) for group in limited.choose(groups)] == [(2, 1), (4, 2)]
+    one = open_samples_log(tmp_path, TrainLogConfig(samples_per_step=1), rank=1)
+    assert [group.prompt.draw for group in one.choose(groups)] == [2]
     everything = open_samples_log(tmp_path, TrainLogConfig(), rank=1)
     assert [(group.prompt.draw, len(group.samples)) for group in everything.choose(groups)] == [(2, 1), (4, 2)]
     log = open_samples_log(tmp_path, TrainLogConfig(samples_every=2, samples_per_step=2), rank=0)
@@ -433,10 +472,12 @@ def test_samples_log_orders_limits_and_restores(tmp_path: Path) -> None:
     log.write(2, rows)
     log.write(4, rows)
     log.restore(3)
-    log.write(4, rows[1:])
+    log.write(4, rows[2:])
     log.close()
     found = read_jsonl(tmp_path / "samples.jsonl")
-    assert [(row["step"], row["uid"], row["sample"]) for row in found] == [(2, "0-2", 0), (2, "0-4", 0), (4, "0-4", 0)]
+    assert [(row["step"], row["uid"], row["sample"]) for row in found] == [
+        (2, "0-2", 0), (2, "0-4", 0), (2, "0-4", 1), (4, "0-4", 1),
+    ]  # fmt: skip
     assert found[0]["process_rewards"] == [9.0, 10.0, 11.0]
 
 

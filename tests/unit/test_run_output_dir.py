@@ -82,6 +82,7 @@ def test_inputs_inside_the_output_folder_are_refused(tmp_path: Path) -> None:
 
 WRITTEN = (
     "checkpoints/step-00000001/COMPLETE", "checkpoints/.tmp-step-00000002/state.json", "metrics.jsonl", "memory.jsonl",
+    "events.jsonl", "status.json", "wandb_id.txt", "mlflow_run_id.txt", "mlflow/mlflow.db", "trace/trace.json",
     "samples.jsonl", "summary.json", "tensorboard/events.out.tfevents.1.host", "policy/config.json", "prm/config.json",
     "model/config.json", "nonfinite/step-00000001-policy-rank-00000.safetensors", "stalls/rank-0.txt",
     "engine-0.log", "logs/job-1-attempt-0/node-0.log", "logs/attempts.jsonl", ".policy.partial/config.json",
