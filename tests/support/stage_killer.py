@@ -1,7 +1,7 @@
 """Run stages of `curate` that are killed with SIGKILL: `python -m tests.support.stage_killer '[[WORDS, MOMENT], ...]'`.
 
-Blocks are of SMALL rows. MOMENT `block`: when the first block is kept; `output`: when all is written and OUT lacks its
-name yet. Each runs in a fork of this process, which pays for the imports once.
+Blocks are of SMALL rows. MOMENT `block`: when the first block is kept; `output`: when all is written and OUT has not
+its name yet. Each runs in a fork of this process, which pays for the imports once.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_every_stage_goes_on_after_kill_minus_nine(tmp_path: Path, monkeypatch: 
         assert done.returncode == 0, done.stderr[-2000:]
         for stage, (inputs, options) in stages.items():
             output = tmp_path / f"{stage}.jsonl"
-            assert not output.exists() and list((tmp_path / f"{stage}.jsonl.blocks").glob("block-*.jsonl"))
+            assert not output.exists() and list((tmp_path / f"{stage}.jsonl.blocks").rglob("block-*.jsonl"))
             again = Ran(stage, inputs, output, *options)
             whole = Ran(stage, inputs, tmp_path / f"{stage}-whole.jsonl", *options)
             assert again.report["kept"] > 0 and (again.dropped or stage in ("choices", "sft"))
