@@ -73,7 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--setup", metavar="LINES|FILE", default="", help="shell lines before the run: modules, conda, a venv"
     )
-    parser.add_argument("--python", default=sys.executable, help="the nodes' Python (default: %(default)s)")
+    parser.add_argument("--python", default=sys.executable, help="the nodes' Python (default: the one that runs this)")
     parser.add_argument("--container-image", metavar="IMAGE", default="", help="for srun with pyxis")
     parser.add_argument("--container-mounts", metavar="A:B,C:D", default="", help="for srun with pyxis")
     parser.add_argument("--no-requeue", action="store_true", help="for clusters that forbid it: chain jobs instead")
