@@ -12,9 +12,10 @@ from typing import Any
 from prime_megatron.errors import InputError
 from prime_megatron.metrics.log import METRICS_FILE
 from prime_megatron.metrics.samples import SAMPLES_FILE
+from prime_megatron.metrics.status import EVENTS_FILE
 from prime_megatron.report.lines import Lines, number
 
-MEMORY_FILE, EVENTS_FILE = "memory.jsonl", "events.jsonl"
+MEMORY_FILE = "memory.jsonl"
 LATEST_S = 4e9
 """No event is later, in seconds since 1970."""
 MAX_RUNS = 8

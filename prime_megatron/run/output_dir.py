@@ -10,7 +10,7 @@ from pathlib import Path
 from prime_megatron.config import StageConfig, TrainConfig
 from prime_megatron.errors import InputError
 from prime_megatron.run.lock import LOCK_FILE, check_owner, owned
-from prime_megatron.run.written import delete_written, foreign, is_written
+from prime_megatron.run.written import delete_written, foreign, is_written, only_starts
 from prime_megatron.strict_json import parse_json, read_bytes
 
 MARKER = ".prime-megatron-run"
@@ -61,7 +61,7 @@ def check_output_dir(path: Path, *, resume: str | None, overwrite: bool) -> None
     if not path.is_dir():
         return
     check_owner(path)
-    if all(entry.name.startswith(LOCK_FILE) for entry in path.iterdir()):
+    if all(entry.name.startswith(LOCK_FILE) for entry in path.iterdir()) or only_starts(path, MARKER):
         return
     if resume is None and not overwrite:
         raise InputError(

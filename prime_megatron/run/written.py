@@ -25,6 +25,16 @@ _PARTS = {
 """Folders of which only so much is a run's; the user may keep files beside it."""
 
 
+_OF_A_START = re.compile(r"status\.json|events\.jsonl|engine-\d+\.log|logs")
+"""What is there before a run's first figures."""
+
+
+def only_starts(path: Path, marker: str) -> bool:
+    """Whether a run that was begun here wrote nothing but what says so: each start was refused, or failed at once."""
+    names = {entry.name for entry in path.iterdir() if not entry.name.startswith(LOCK_FILE)}
+    return marker in names and all(_OF_A_START.fullmatch(name) for name in names - {marker})
+
+
 def is_written(name: str) -> bool:
     """Whether an entry of an output folder has a name that a run gives."""
     return bool(_FILES.fullmatch(name) or _FOLDERS.fullmatch(name)) or name in (*_PARTS, CHECKPOINTS)

@@ -41,6 +41,22 @@ def test_full_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_a_start_that_failed_does_not_stand_in_the_next_ones_way(tmp_path: Path) -> None:
+    """An engine that is not installed: its log and the run's marker are all that is there."""
+    prepare_output_dir(tmp_path, resume=None, overwrite=False)
+    for name in ("engine-0.log", "status.json", "events.jsonl"):
+        (tmp_path / name).write_text("x")
+    prepare_output_dir(tmp_path, resume=None, overwrite=False)
+    assert (tmp_path / "engine-0.log").read_text() == "x"
+    (tmp_path / "metrics.jsonl").write_text("x")
+    with pytest.raises(InputError, match="not empty"):
+        prepare_output_dir(tmp_path, resume=None, overwrite=False)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / MARKER).unlink()
+    with pytest.raises(InputError, match="not empty"):
+        prepare_output_dir(tmp_path, resume=None, overwrite=False)
+
+
 def test_overwrite_empties_what_a_run_made(tmp_path: Path) -> None:
     out, outside = tmp_path / "out", tmp_path / "outside"
     outside.mkdir()
