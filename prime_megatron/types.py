@@ -30,7 +30,7 @@ class Prompt:
     """One row of the data, tokenized."""
 
     uid: str
-    """Unique in a run: epoch and row, such as "0-17"."""
+    """Unique in a run: how often the row came before, and the row, such as "0-17"."""
     draw: int
     """Position in the shuffled stream since the start of the run; seeds the sampling."""
     token_ids: tuple[int, ...]
@@ -67,6 +67,10 @@ class Sample:
     """One of ``verify.VERDICTS``."""
     reason: str | None = None
     """Why, in a line for a person; where the text is."""
+    in_form: bool | None = None
+    """Whether the text keeps the form of named actions; None: nobody asked (verify.action_form)."""
+    token_ends: tuple[int, ...] | None = None
+    """Where in the text each token ends, in characters (``data.token_ends``); of samples about to be written."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
     python -m tools.compare --report             # tables and plot of what is recorded
 
 Every finished run is a line of docs/headline/runs.jsonl and is not run again. The tables go into docs/measurements.md,
-the plot into docs/compare.png. compare_work/arms.py has the arms and their settings, compare_work/study.py the order.
+the plot into docs/compare.png, a report of each arm's last run into runs/compare/report.html. compare_work/arms.py has
+the arms and their settings, compare_work/study.py the order.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from prime_megatron.errors import InputError
 from tools.compare_work.arms import ARMS
 from tools.compare_work.one_run import ROOT, Study, config_hash, run
+from tools.compare_work.page import write_page
 from tools.compare_work.plot import plot
 from tools.compare_work.prepare import prepare, prepare_frozen
 from tools.compare_work.record import Record, Records, RunSpec
@@ -79,6 +81,7 @@ def main() -> int:
     if records.all:
         insert(ROOT / "docs/measurements.md", report(records, study))
         plot(records, study, ROOT / "docs/compare.png")
+    write_page(options.output)
     left = {name: count for name, count in missing(records, study).items() if count}
     print(f"recorded: {len(records.all)} runs; missing: {left or 'none'}")
     for failure in failures:

@@ -1,7 +1,7 @@
 """Write docs/compatibility.md from the locked requirements: `python tools/compatibility.py [--check]`.
 
-The versions are read from requirements/ and tools/engine_env/locks/; what is tested where is TESTED, below, whose
-statements hold for the commands that they name.
+The versions are read from requirements/ and tools/engine_env/locks/, the pairs whose Transformer Engine layers have run
+from mcore/versions.py; what is tested where is TESTED, below, whose statements hold for the commands that they name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from prime_megatron.mcore.versions import TE_RUN
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "compatibility.md"
@@ -48,9 +50,19 @@ all pins at once, and installs nothing; no GPU machine has installed one yet. Th
 3.13 are resolved and not tested in CI.
 
 On one H200, models, kernels, resharding and a run with the embedded engine ran with megatron-core 0.16.1 on Python
-3.12.3 with torch 2.11.0 (docs/measurements.md). Transformer Engine's layers have run nowhere: the locks hold its core
-for CUDA 13; its PyTorch part has no wheel and is built on the machine
-(`pip install --no-build-isolation transformer-engine-torch`).
+3.12.3 with torch 2.11.0 (docs/measurements.md).
+
+## Transformer Engine's layers
+
+{te_run}
+The locks hold Transformer Engine's core for CUDA 13; its PyTorch part has no wheel and is built on the machine
+(`pip install --no-build-isolation transformer-engine-torch==VERSION`). `models.layers=te` takes its layers with any
+release that imports, and `tools/gpu_check.py` holds them against ours and trains with them. Without a GPU,
+megatron-core's wrappers around them, our names of their weights and the logits are tested on stand-ins with the
+signatures of the locked release (`tools/te_signatures.py`).
+"""
+NOT_RUN = """\
+They have run on no GPU yet, with any release of megatron-core: `models.layers=auto` takes ours.
 """
 
 
@@ -86,9 +98,16 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def te_run() -> str:
+    """Which pairs models.layers auto takes."""
+    rows = "".join(f"| {te} | {megatron} |\n" for te, megatron in sorted(TE_RUN))
+    head = "| transformer-engine | megatron-core |\n|---|---|\n"
+    return f"Run on a GPU, and so taken by `models.layers=auto`:\n\n{head}{rows}" if rows else NOT_RUN
+
+
 def document() -> str:
     """The whole file."""
-    return f"{HEAD}\n## Versions\n\n{table()}\n\n{TESTED}"
+    return f"{HEAD}\n## Versions\n\n{table()}\n\n{TESTED.replace('{te_run}', te_run())}"
 
 
 def main() -> int:

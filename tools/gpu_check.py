@@ -1,10 +1,11 @@
 """What one GPU can show of this project, in minutes: `python tools/gpu_check.py [--json FILE] [--only NAME ...]`.
 
 For a new machine, with the interpreter of the environment that will train there. The GPU tests and the kernels', the
-benches of what runs on the device, and three PRIME steps on the quick start's task with the embedded engine and, where
-it is installed, with SGLang. Each part has a time limit of its own and is told as it ends; one that fails or takes too
-long is named and the others go on. The last lines are a table; FILE (default runs/gpu_check/gpu_check.json) has the
-same and the ends of the outputs.
+benches of what runs on the device, three PRIME steps on the quick start's task with the embedded engine and, where they
+are installed, with SGLang and on Transformer Engine's layers, and two replayed steps at 1.5 billion parameters
+(tools/replay_task.py). Each part has a time limit of its own and is told as it ends; one that fails or takes too long
+is named and the others go on. The last lines are a table; FILE (default runs/gpu_check/gpu_check.json) has the same
+and the ends of the outputs.
 
 Exit codes: 0 everything ran, 1 a part failed, 2 there is no GPU.
 """
@@ -15,6 +16,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,8 +27,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = Path("runs/gpu_check")
-OPEN = ["rollout.filter.lower=0.0", "rollout.filter.upper=1.0", "run.steps=3", "eval.every=0"]
+OPEN = ["rollout.filter.lower=0.0", "rollout.filter.upper=1.0", "run.steps=3"]
 """An untrained model is hardly ever right: nothing is filtered."""
+REPLAY = [
+    "run.steps=2", "rollout.engine=replay", "data.max_prompt_tokens=128", "rollout.sampling.max_response_tokens=1536",
+    "packing.max_tokens=8192", "checkpoint.save_final=false", "checkpoint.export_final=false",
+]  # fmt: skip
+"""Two steps of tools/replay_task.py's recording."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ def last_line(output: str) -> str:
 
 def step_line(output: str) -> str:
     """Of a training run: its last step."""
-    steps = [line for line in output.splitlines() if line.startswith("step ") and "/" in line]
+    steps = re.findall(r"^\S+ (step \d+/\d+ .*)$", output, flags=re.MULTILINE)
     return steps[-1][:160] if steps else last_line(output)
 
 
@@ -76,13 +83,22 @@ def parts(output: Path) -> list[Part]:
         made.append(Part(f"bench {bench}", command, 60.0, last_line))
     task = output / "task"
     made.append(Part("task", [python, "examples/quickstart/make_task.py", "--output", str(task)], 60.0, last_line))
-    engines = ["embedded", *(["sglang"] if importlib.util.find_spec("sglang") else [])]
-    for engine in engines:
-        command = [python, "-m", "prime_megatron", "train", "examples/quickstart/prime.yaml", "--overwrite", *OPEN]
-        command += [f"run.output_dir={output / engine}", f"models.policy.path={task / 'model'}"]
-        command += [f"data.train=[{task / 'train.jsonl'}]", f"data.eval=[{task / 'eval.jsonl'}]"]
-        command += ["models.dtype=bfloat16", "parallel.pipeline=1", "launch.processes_per_node=1"]
-        made.append(Part(f"steps {engine}", [*command, f"rollout.engine={engine}"], 120.0, step_line))
+    train = [python, "-m", "prime_megatron", "train", "examples/quickstart/prime.yaml", "--overwrite"]
+    train += [f"data.train=[{task / 'train.jsonl'}]", "data.eval=[]"]
+    train += ["models.dtype=bfloat16", "parallel.pipeline=1", "launch.processes_per_node=1", "eval.every=0"]
+    runs = {"embedded": ["rollout.engine=embedded"]}
+    if importlib.util.find_spec("sglang"):
+        runs["sglang"] = ["rollout.engine=sglang"]
+    if importlib.util.find_spec("transformer_engine_torch"):
+        runs["te"] = ["models.layers=te"]
+    for name, more in runs.items():
+        here = [f"run.output_dir={output / name}", f"models.policy.path={task / 'model'}", *OPEN, *more]
+        made.append(Part(f"steps {name}", [*train, *here], 120.0, step_line))
+    large = output / "large"
+    made.append(Part("1.5B", [python, "tools/replay_task.py", str(large)], 60.0, last_line))
+    replay = [f"run.output_dir={output / 'replay'}", f"models.policy.path={large / 'model'}", *REPLAY]
+    replay.append(f"rollout.replay={large / 'recording.jsonl'}")
+    made.append(Part("replay 1.5B", [*train, *replay], 120.0, step_line))
     return made
 
 

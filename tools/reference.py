@@ -1,4 +1,4 @@
-"""Writes docs/reference/config.md and docs/reference/metrics.md from the code: `python tools/reference.py`.
+"""Writes the pages of docs/reference/ from the code: `python tools/reference.py`.
 
 With --check nothing is written: exit code 1 where a page is not what the code says.
 """
@@ -24,6 +24,8 @@ from prime_megatron.config.base import OnResume, Section  # noqa: E402
 from prime_megatron.config.curate import CurateConfig  # noqa: E402
 from prime_megatron.config.keys import keys_of  # noqa: E402
 from prime_megatron.metrics.table import METRICS, Metric  # noqa: E402
+from tools.reference_api import api_page  # noqa: E402
+from tools.reference_verbs import verbs_page  # noqa: E402
 
 FOLDER = ROOT / "docs" / "reference"
 MADE = "This page is made from the code by `python tools/reference.py`.\n"
@@ -52,7 +54,12 @@ def main() -> int:
 
 def pages() -> dict[Path, str]:
     """Path and text of every page."""
-    return {FOLDER / "config.md": config_page(), FOLDER / "metrics.md": metrics_page()}
+    return {
+        FOLDER / "config.md": config_page(),
+        FOLDER / "metrics.md": metrics_page(),
+        FOLDER / "verbs.md": verbs_page(MADE),
+        FOLDER / "api.md": api_page(MADE),
+    }
 
 
 def all_metrics() -> list[Metric]:

@@ -71,6 +71,16 @@ def prm_right(q_N: Tensor, outcome_N: Tensor) -> Tensor:
     return torch.where(q_N == 0.0, 0.5, ((q_N > 0.0) == (outcome_N > 0.5)).double())
 
 
+def prm_probability(q_N: Tensor, beta: float, intercept_N: Tensor | None) -> Tensor:
+    """The PRM's probability of outcome 1, sigmoid(beta * Q + intercept), float64 [N]; arguments as `prm_statistics`."""
+    return torch.sigmoid(_prm_logit(q_N, beta, intercept_N))
+
+
+def _prm_logit(q_N: Tensor, beta: float, intercept_N: Tensor | None) -> Tensor:
+    logit_N = beta * q_N.detach().double()
+    return logit_N if intercept_N is None else logit_N + intercept_N.double()
+
+
 def prm_statistics(
     q_N: Tensor, outcome_N: Tensor, group_N: Tensor, beta: float, intercept_N: Tensor | None = None
 ) -> Statistics:
@@ -83,7 +93,7 @@ def prm_statistics(
     (ce). intercept_N: [N], that of prm.loss ce_intercept; None: 0.
     """
     q_N, outcome_N = q_N.detach().double(), outcome_N.double()
-    logit_N = beta * q_N if intercept_N is None else beta * q_N + intercept_N.double()
+    logit_N = _prm_logit(q_N, beta, intercept_N)
     probability_N = torch.sigmoid(logit_N)
     right_N = prm_right(q_N, outcome_N)
     siblings = Siblings.of(group_N)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from prime_megatron.cli.curate_models import STAGES as MODEL_STAGES
@@ -88,7 +89,7 @@ def _print(report: dict[str, Any]) -> None:
     for rule in sorted({*report["dropped"], *report["rules"]}, key=lambda rule: -report["dropped"].get(rule, 0)):
         told = report["rules"].get(rule, {"count": 0, "examples": []})
         example = told["examples"][0]["why"] if told["examples"] else ""
-        table.add_row(rule, str(report["dropped"].get(rule, 0)), str(told["count"]), example[:60])
+        table.add_row(rule, str(report["dropped"].get(rule, 0)), str(told["count"]), escape(example[:60]))
     console = Console(file=sys.stdout)
     if table.row_count:
         console.print(table)

@@ -38,8 +38,8 @@ from prime_megatron.generate.blocks import open_blocks
 from prime_megatron.verify import build_verifiers
 from prime_megatron.verify.code.check import prove_jail
 
-BLOCK = 4096
-"""Rows that are decided and kept together."""
+BLOCK, READ_BLOCK = 4096, 1024
+"""Rows that are decided and kept together; published rows, whose truths are verified."""
 Report = dict[str, Any]
 Arguments = argparse.Namespace
 Run = Callable[[Arguments, CurateConfig, list[str], Files, ExitStack], Report]
@@ -68,7 +68,7 @@ def decide_rows(
     read: Reader[Any],
     settings: dict[str, Any],
     decide: Callable[[list[Any]], Sequence[Decision]],
-    block: int = BLOCK,
+    block: int,
 ) -> Report:
     """A stage whose rows are decided block by block."""
     head = head_of(source, settings)
@@ -95,7 +95,7 @@ def _read(args: Arguments, config: CurateConfig, files: list[str], target: Files
         prove_jail(options.code)
     settings = {"form": args.form, "name": name, "wording": to_dict(config.wording), **to_dict(config.read)}
     return decide_rows(
-        "read", target, source, read, settings, lambda rows: decide_sources(rows, config, verifiers), 1024
+        "read", target, source, read, settings, lambda rows: decide_sources(rows, config, verifiers), READ_BLOCK
     )
 
 
@@ -104,7 +104,7 @@ def _filter(args: Arguments, config: CurateConfig, files: list[str], target: Fil
     read = RowReader()
     source = survey(files, read, "filter")
     settings = to_dict(config.filter)
-    return decide_rows("filter", target, source, read, settings, lambda rows: decide_rules(rows, config.filter))
+    return decide_rows("filter", target, source, read, settings, lambda rows: decide_rules(rows, config.filter), BLOCK)
 
 
 def _dedup(args: Arguments, config: CurateConfig, files: list[str], target: Files, stack: ExitStack) -> Report:
@@ -144,7 +144,7 @@ def _decontaminate(args: Arguments, config: CurateConfig, files: list[str], targ
         found = index.copies([row.problem for row in rows])
         return [keep(row) if why is None else drop(row, *why[:2]) for row, why in zip(rows, found, strict=True)]
 
-    return decide_rows("decontaminate", target, source, read, settings, decide)
+    return decide_rows("decontaminate", target, source, read, settings, decide, BLOCK)
 
 
 def _nothing(parser: argparse.ArgumentParser) -> None:

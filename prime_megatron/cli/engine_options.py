@@ -50,7 +50,11 @@ def add_grading_options(parser: argparse.ArgumentParser) -> None:
     """How answers are scored."""
     group = parser.add_argument_group("grading")
     group.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="math and code processes (one per core)"
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="math and code processes (default: one per core)",
     )
     group.add_argument("--grade-timeout-s", type=float, default=VerifyOptions.timeout_s, metavar="S", help="per answer")
     group.add_argument(

@@ -29,6 +29,7 @@ VERBS = {
     "score": "give a PRM's rewards for given responses",
     "best-of-n": "choose among samples by PRM, majority and chance, and compare",
     "process-bench": "find first wrong steps on ProcessBench, by a PRM or by asking a model",
+    "report": "show runs as one HTML page: curves, rewards token by token",
     "slurm": "write a SLURM job script for a config",
     "validate": "check a config and show what it means; starts nothing",
     "verify": "score answers offline, JSON lines in, JSON lines out",

@@ -78,7 +78,12 @@ def run(args: argparse.Namespace) -> int:
         check_custom(train.verify.custom)
         check_objective(train)
         print(dump_yaml(train), end="")
-        first = [_layout(train.parallel, world_size), _batch(train), *describe_custom(train.verify.custom)]
+        first = [
+            _layout(train.parallel, world_size),
+            _batch(train),
+            *_draws(train),
+            *describe_custom(train.verify.custom),
+        ]
         comments = chain(first, _memory(train, world_size, args.device_memory))
     for line in comments:
         print(f"# {line}")
@@ -111,6 +116,15 @@ def _rows(config: StageConfig) -> list[str]:
     held = f"; loss and perplexity on {measured} before the first step{when} and after the last one" if measured else ""
     learned = "every answer" if data.answers == "all" else "the last answer"
     return [f"{length} of {config.batch_size} rows, {learned} of a chat learned{held}"]
+
+
+def _draws(config: TrainConfig) -> list[str]:
+    """How prompts are drawn, where it is not every one once an epoch."""
+    if config.data.draw != "teaching":
+        return []
+    teaching = config.data.teaching
+    rest = f"; one that is solved or hopeless rests {teaching.rest_steps} steps" if teaching.rest_steps else ""
+    return [f"prompts: drawn by p (1 - p) of their past accuracy p, at least {teaching.floor}{rest}"]
 
 
 def _batch(config: TrainConfig) -> str:

@@ -161,7 +161,8 @@ def scored_rows(
     for number, line in lines:
         row = parse_row(line, name, number)
         truths = truths_of(row["ground_truth"])
-        answer = Answer(row["ability"], row["response"], truths[0], other_truths=tuple(truths[1:]))
+        more = {key: row[key] for key in MORE_KEYS if key in row}
+        answer = Answer(row["ability"], row["response"], truths[0], other_truths=tuple(truths[1:]), **more)
         try:
             problem = verifiers.truth_problem(answer.ability, answer.ground_truth)
             if problem is not None and verifiers.runs_programs(answer.ability):

@@ -10,6 +10,7 @@ from prime_megatron.config.dotted import split
 from prime_megatron.config.layout import Backend, check_parallel
 from prime_megatron.config.reward_path import check_reward_path
 from prime_megatron.config.roles import needs_prm, policy_folder_of, why_no_prm
+from prime_megatron.config.rollout import TeachingConfig
 from prime_megatron.config.run import TrainConfig
 from prime_megatron.config.schedule import check_optimizer
 from prime_megatron.config.warn import WARNINGS
@@ -38,6 +39,7 @@ def check_train_config(
     data_size = check_parallel(config.parallel, world_size, backend)
     _check_run(config)
     _check_held_out_prm(config)
+    _check_draw(config)
     _check_rollout(config, world_size)
     _check_verify(config)
     check_algorithm(config)
@@ -67,6 +69,18 @@ def _check_held_out_prm(config: TrainConfig) -> None:
         raise InputError("eval.prm_every: there is nothing to measure on; set eval.prm_rows, or eval.prm_every to 0")
     if config.eval.prm_rows and not needs_prm(config):
         raise InputError(f"eval.prm_rows: this run has no PRM ({why_no_prm(config)}); leave them out")
+
+
+def _check_draw(config: TrainConfig) -> None:
+    data = config.data
+    if data.draw != "teaching":
+        if data.teaching != TeachingConfig():
+            raise InputError("data.teaching: is read by data.draw teaching only; set data.draw, or leave it out")
+        return
+    if not data.shuffle:
+        raise InputError("data.shuffle: false is the order of the files, and data.draw teaching draws; set one of them")
+    if config.rollout.engine == "replay":
+        raise InputError("data.draw: teaching draws prompts, and a recording has its own; set it to epochs")
 
 
 def _check_rollout(config: TrainConfig, world_size: int) -> None:

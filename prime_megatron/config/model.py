@@ -53,6 +53,18 @@ class TrainedModel(Section):
     """Optimizer steps per batch."""
 
 
+class Layers(StrEnum):
+    """Whose modules a decoder layer is made of."""
+
+    auto = "auto"
+    """Transformer Engine's where they import on a GPU and have been run with this release of megatron-core
+    (docs/compatibility.md); else ours."""
+    te = "te"
+    """Transformer Engine's; refused where they do not import."""
+    local = "local"
+    """Megatron-core's local ones with our norm, attention and linear layers."""
+
+
 class ModelsConfig(Section):
     """The models of a run, as HF folders."""
 
@@ -73,6 +85,10 @@ class ModelsConfig(Section):
     """Let transformers run code from the model folder (tokenizer and config only)."""
     logprob_impl: Free[Literal["auto", "triton", "torch", "naive"]] = "auto"
     """Implementation of the log-prob head."""
+    layers: Free[Layers] = Layers.auto
+    """Whose layers every model has: te, Transformer Engine's (refused where they do not import); local, ours; auto,
+    Transformer Engine's only on a GPU, with versions that docs/compatibility.md lists as run. The start-up log says
+    which and why."""
 
 
 class Offload(StrEnum):

@@ -29,6 +29,17 @@ class ChatSection(Section):
         return self.template_kwargs, self.control_tokens
 
 
+class TeachingConfig(Section):
+    """How data.draw teaching chooses prompts: in proportion to p (1 - p), p a prompt's past accuracy."""
+
+    floor: float = Field(default=0.05, gt=0.0, le=0.25)
+    """Least weight of a prompt, beside p (1 - p), which is at most 0.25."""
+    memory: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Weight of the earlier accuracy when a prompt is answered again: p = memory p + (1 - memory) mean outcome."""
+    rest_steps: NonNegativeInt = 0
+    """A prompt whose last responses were all right, or all wrong, is not drawn for so many steps."""
+
+
 class DataConfig(ChatSection):
     """Prompts in the Eurus-2-RL schema: JSONL or parquet, packed by gzip or not."""
 
@@ -42,6 +53,11 @@ class DataConfig(ChatSection):
     """Prepended as a system message when the row has none."""
     shuffle: bool = True
     """Shuffle every epoch, seeded by run.seed."""
+    draw: Literal["epochs", "teaching"] = "epochs"
+    """epochs: every prompt once an epoch; teaching: by how much a prompt teaches (data.teaching), as its own responses
+    have shown; before them its row's `difficulty` says it, and a prompt of which nothing is known counts as p = 0.5."""
+    teaching: TeachingConfig = TeachingConfig()
+    """Of draw teaching."""
     bad_truth: Literal["refuse", "skip"] = "refuse"
     """A row whose ground truth cannot be scored (code: broken JSON, no tests, unequal counts; math: blank, nan, words
     in place of an answer, a value that is not equal to itself; exact: blank): end, naming the first such rows, or skip
@@ -174,6 +190,9 @@ class VerifyConfig(Section):
     """Processes per node that grade answers which need symbolic mathematics, and as many that run programs."""
     timeout_s: Free[Seconds] = 5.0
     """Wall limit of one answer; past it the outcome is 0 and counted."""
+    action_form: Free[bool] = False
+    """Count the responses that keep the form of named actions (docs/curate.md) as rollout/action_form; no outcome
+    depends on it."""
     code: CodeConfig = CodeConfig()
     """How generated programs are run and scored."""
     custom: dict[str, str] = Field(default={})

@@ -100,11 +100,12 @@ class TrainLogConfig(LogConfig):
     """Steps between writes of rollouts to samples.jsonl, which has the answers of every evaluation, too; 0: no
     samples.jsonl."""
     samples_per_step: PositiveInt | None = None
-    """Responses of the batch written per such step; none: all."""
+    """Responses of the batch written per such step: those of whole prompts, siblings together, until there are so many;
+    none: all."""
     rejected_per_step: NonNegativeInt = 8
     """Responses to prompts that the filter dropped, written per such step: one of each prompt."""
     held_out_per_eval: PositiveInt | None = None
-    """Held-out answers written per evaluation, and as many of the samples for pass@k; none: all."""
+    """Held-out answers written per evaluation, and as many of the samples for pass@k, whole prompts; none: all."""
 
 
 class CheckpointConfig(Section):

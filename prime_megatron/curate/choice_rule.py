@@ -15,13 +15,15 @@ Mark = tuple[int, int, str]
 _LETTERS = "ABCDEFGH"
 _DRESS = re.compile(
     r"\\(?:mathrm|mathbf|textbf|textrm|textit|textsf|text|mathsf|mathit|bf|rm|it|boldsymbol|bold|hbox|mbox|qquad|quad|hspace\{[^{}]*\}"
-    r"|hskip\s*\S+|left|right|big|Big|item|displaystyle|enspace|thinspace|[ ,;:!])(?![a-zA-Z])|[${}~*_]|\\(?=\()"
+    r"|hskip\s*\S+|left|right|big|Big|item|displaystyle|enspace|thinspace|[ ,;:!])(?![a-zA-Z])"
+    r"|[${}~*_]|\\(?=\()|</?(?:b|i|u|em|strong)>"
 )
+_CIRCLED = {ord(circle): f"({letter})" for circle, letter in zip("ⒶⒷⒸⒹⒺⒻⒼⒽ", "ABCDEFGH", strict=True)}
 _PICTURE = re.compile(r"\[asy\].*?(?:\[/asy\]|\Z)|\\begin\{(asy|tikzpicture)\}.*?(?:\\end\{\1\}|\Z)", re.DOTALL)
 _NEWLINES = re.compile(r"\\\\|\\newline\b|<br\s*/?>|\\par\b")
 # Each finds a letter in one form; the lookbehinds keep function values f(A), initials and longer names out.
 _FORMS = {
-    "(A)": re.compile(r"(?<![A-Za-z0-9)'’\\])\s?\(\s*([A-H])\s*[.:]?\s*\)"),
+    "(A)": re.compile(r"(?<![A-Za-z)'’\\])\s?\(\s*([A-H])\s*[.:]?\s*\)"),
     "A)": re.compile(r"(?<![A-Za-z0-9(\\'’])([A-H])\s*\)"),
     "A.": re.compile(r"(?<![A-Za-z0-9(\\'’.^])([A-H])\s*[.、．](?!\d*\.[A-Z])"),
     "A:": re.compile(r"(?<![A-Za-z0-9(\\'’.^])([A-H])\s*[:：](?!=)"),
@@ -41,6 +43,7 @@ _NAMED = re.compile(
     r"machines?|workers?|group|groups|section|part|car|cars|train|trains|ship|factory|pipe|pipes|store|company|brand|plan|school)\s*$",
     re.IGNORECASE,
 )
+_OPTION = re.compile(r"\b(?:option|choice|answer)\s*$", re.IGNORECASE)
 _OWN = re.compile(
     r"\b(?:points?|vert(?:ex|ices)|angles?|sets?|events?|matri(?:x|ces)|circles?|lines?|planes?)\s*$", re.IGNORECASE
 )
@@ -76,7 +79,7 @@ def options_of(text: str) -> dict[str, str]:
 
 def _choices(text: str, least: int) -> tuple[str, list[Mark], str] | None:
     """(form, the marks of the choices, the text that they stand in)."""
-    plain = unicodedata.normalize("NFKC", text)
+    plain = unicodedata.normalize("NFKC", text.translate(_CIRCLED))
     large = "A" in plain and "B" in plain
     small = ("a)" in plain or "a." in plain) and ("d)" in plain or "d." in plain)
     if not large and not small:
@@ -105,16 +108,18 @@ def _in_order(text: str, form: str, marks: list[Mark], least: int) -> list[Mark]
         chain = [marks[first]]
         for mark in marks[first + 1 :]:
             wanted = _LETTERS[len(chain)] if len(chain) < len(_LETTERS) else ""
-            if mark[2] == wanted and _has_text(text[chain[-1][1] : mark[0]]) and _may_follow(text, form, mark[0]):
+            if mark[2] == wanted and _has_text(text[chain[-1][1] : mark[0]], form) and _may_follow(text, form, mark[0]):
                 chain.append(mark)
-        if len(chain) >= least and _has_text(text[chain[-1][1] :]):
+        if len(chain) >= least and _has_text(text[chain[-1][1] :], form):
             return chain
     return []
 
 
-def _has_text(between: str) -> bool:
+def _has_text(between: str, form: str) -> bool:
     """Whether an option stands there: not nothing, as in the ratio A:B:C, and no operator, as between (A) and (B)."""
     words = between.strip(" \t\n,;.&|")
+    if form == "(A)":
+        words = words.removeprefix(":").strip()
     return (
         bool(words)
         and re.fullmatch(r"(?:\\?(?:cup|cap|times|cdot|to|in|and|or|vs)|[-+*/=<>×·∪∩→,]|[=:].{0,3})\s*", words) is None
@@ -122,8 +127,10 @@ def _has_text(between: str) -> bool:
 
 
 def _may_begin(text: str, form: str, start: int) -> bool:
-    before = text[:start]
+    before = _OPTION.sub("", text[:start])
     if form == "A)" and _open_brackets(before):
+        return False
+    if form == "(A)" and before[-1:].isdigit():  # a product
         return False
     if form in ("A.", "A:", "A)", "A "):
         line = before.rpartition("\n")[2]

@@ -37,7 +37,8 @@ _PATTERNS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         # An image itself, in Markdown, HTML, LaTeX, Asymptote or TikZ.
-        r"!\[[^\]\n]*\]\([^)\n]*\)|<image\b|<img\b|\\includegraphics|\[asy\]|\\begin\{(?:asy|tikzpicture|picture)\}",
+        r"!\[[^\]\n]*\]\([^)\n]*\)|<image\b|\[(?:image|picture|figure|diagram)\b[^\[\]\n]{0,40}\]|"
+        r"<img\b|\\includegraphics|\[asy\]|\\begin\{(?:asy|tikzpicture|picture)\}",
         r"https?://\S+\.(?:png|jpe?g|gif|svg)\b|https?://cdn\.mathpix\.com",
         # Figure 3, Fig. 1a, figures 2 and 3, Figure (a), Figure $1$.
         rf"\b{_SEEN}(?![a-z])\s*[(\[$~\\{{ ]*(?:\d|[a-d](?![a-z])|[ivx]+\b(?!\s+\w+\s+out))",
@@ -76,7 +77,8 @@ _NO_FIGURE = re.compile(
     rf"|\b(?:the|an?|this|{_KIND})\s+(?:{_KIND}\s+)*figures?\s+(?:(?:that|which)\s+is\s+|is\s+)?{_MADE}\b"
     rf"|\b{_KIND}\s+figures?\b|\b(?:venn|tree|stem|box)\s+diagrams?\b(?!\s+(?:below|above|shown))"
     r"|\bdraw(?:s|n|ing)?\s+(?:an?|the)\s+(?:figure|diagram|picture|graph|sketch)\b"
-    r"|\bin the picture\s+of\s+health\b|\bbig(?:ger)? picture\b|\bgiven (?:by|the)\b",
+    r"|\bin the picture\s+of\s+health\b|\bbig(?:ger)? picture\b"
+    r"|\bgiven (?:by|the)\b(?!\s+(?:figure|diagram|picture|illustration|drawing)\b)",
     re.IGNORECASE,
 )
 

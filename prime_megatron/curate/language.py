@@ -50,8 +50,9 @@ def language_of(text: str) -> str | None:
     for script, count in scripts.items():
         if script and count > _SHARE * len(letters):
             return script
-    words = re.findall(r"[^\W\d_]+", plain)
-    counts = {language: sum(word in common for word in words) for language, common in _WORDS.items()}
+    # A word counts once: "4 come, 2 come, 9 come" is no Italian.
+    words = set(re.findall(r"[^\W\d_]+", plain))
+    counts = {language: len(words & common) for language, common in _WORDS.items()}
     best = max(counts, key=lambda language: (counts[language], language == "en"))
     others = max((count for language, count in counts.items() if language != best), default=0)
     return best if counts[best] >= 2 and counts[best] > others and counts[best] > 0.1 * len(words) else None

@@ -16,6 +16,8 @@ _SHOW_THAT = (
     r"(?<![\w-])(?:show|demonstrate|deduce|establish|verify|justify|argue)"
     r"(?:\s+(?:by\s+induction|rigorously|also|now|then|first|further|directly|carefully))?,?\s+that(?![\w-])"
 )
+# At the start of a sentence: elsewhere prices show $5.
+_SHOW_IT = r"(?:\A|[.!?;:]\s|\n)\s*(?:show|demonstrate)\s*[:,]?\s*(?:why\b|\$|\\\()"
 _WRITE_A_PROOF = (
     r"(?<![\w-])(?:give|write|find|provide|present|supply|construct|sketch|complete|state and)\s+"
     r"(?:(?:an?|the|your|another|two|three|complete|full|short|formal|rigorous|direct|simple|indirect|different"
@@ -26,17 +28,19 @@ _PROOF = (
     r"|(?<![\w-])proof\s+(?:that|is required|of the (?:statement|claim|fact|following|theorem|inequality|identity))\b"
     r"|(?<![\w-])q\.?\s?e\.?\s?d\b"
 )
-_PATTERNS = tuple(re.compile(pattern, re.IGNORECASE) for pattern in (_PROVE, _SHOW_THAT, _WRITE_A_PROOF, _PROOF))
-# Others' findings: the data show that ..., scientists clearly demonstrate that ...
+_PATTERNS = tuple(
+    re.compile(pattern, re.IGNORECASE) for pattern in (_PROVE, _SHOW_THAT, _SHOW_IT, _WRITE_A_PROOF, _PROOF)
+)
+# Others' findings: the data show that ..., tests prove that ...; and the show that she saw.
 _OTHERS = re.compile(
     r"\b(?:data|records?|stud(?:y|ies)|surveys?|results?|statistics|experiments?|research(?:ers)?|figures|polls?|tests?"
-    r"|experience|reports?|they|we|i|scientists?|economists?|who|which|measurements?|observations?|tables?)\s+"
+    r"|experience|reports?|they|we|i|the|a|tv|talk|scientists?|economists?|who|which|measurements?|observations?|tables?)\s+"
     r"(?:\w+ly\s+|can\s+|could\s+|did\s+|will\s+)?$",
     re.IGNORECASE,
 )
 
 
-_HINTS = ("prove", "that", "proof", "q.e.d", "qed", "q. e")
+_HINTS = ("prove", "that", "show", "demonstrate", "proof", "q.e.d", "qed", "q. e")
 """One of these is in every text that a pattern could find anything in."""
 
 
@@ -47,7 +51,8 @@ def proof(text: str) -> str | None:
         return None
     for pattern in _PATTERNS:
         for found in pattern.finditer(text):
-            told = found[0].lower().endswith("that") and _OTHERS.search(text[: found.start()])
+            said = (found[0], text[found.start() : found.end() + len(" that")])
+            told = any(one.lower().endswith(" that") for one in said) and _OTHERS.search(text[: found.start()])
             if not told:
                 return f"says {' '.join(found[0].split())[:60]!r}"
     return None

@@ -10,6 +10,7 @@ OUT is written last: where it is, all is there.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import resource
@@ -82,6 +83,12 @@ class Files:
         read = next((file for file in inputs if Path(file).resolve() in own), None)
         if read is not None:
             raise InputError(f"--output {self.output}: the stage would write over {read}, which it reads")
+
+    def forget_parts(self) -> None:
+        """Delete what an attempt that was killed while it wrote the three files left beside them."""
+        for path in (self.output, self.dropped, self.report):
+            for part in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                part.unlink()
 
     def clear(self) -> None:
         """Forget what an earlier stage wrote here, finished or not."""
@@ -228,6 +235,7 @@ def finish(
         told: hears of every decision once, in order.
     """
     tally, kept = Tally(), files.blocks / _KEPT
+    files.forget_parts()
     # OUT takes its name when all else is there; rows that it cannot hold leave nothing behind.
     with whole_file(files.output) as out, whole_file(files.dropped) as dropped:
         lines = out if files.output.suffix == ".jsonl" else kept.open("wb")

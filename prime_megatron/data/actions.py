@@ -51,6 +51,11 @@ def read_steps(response: str) -> list[Step]:
     return steps
 
 
+def keeps_form(response: str) -> bool:
+    """Whether nothing breaks the form."""
+    return form_problem(response) is None
+
+
 def form_problem(response: str) -> tuple[str, str] | None:
     """(rule, why) of the first thing that breaks the form; None: it is kept."""
     steps, first = read_steps(response), _HEAD.search(response)

@@ -18,7 +18,17 @@ from prime_megatron.data.messages import Message, kind_of, read_messages, read_t
 from prime_megatron.errors import InputError
 
 IDS = ("id", "uid")
-PROMPT_COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info", "system", "tools", *IDS)
+PROMPT_COLUMNS = (
+    "data_source",
+    "prompt",
+    "ability",
+    "reward_model",
+    "extra_info",
+    "system",
+    "tools",
+    "difficulty",
+    *IDS,
+)
 SFT_COLUMNS = ("messages", "prompt", "response", "system", "tools", *IDS)
 
 Parsed = TypeVar("Parsed")
@@ -42,6 +52,8 @@ class PromptRow:
     """Further ground truths: an answer that equals any of them is right."""
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     """For the chat template."""
+    difficulty: float | None = None
+    """Share of earlier attempts that were wrong, 0 to 1, as `curate attempts` finds it; None: not known."""
 
     @property
     def truths(self) -> tuple[str, ...]:
@@ -131,7 +143,10 @@ def prompt_rows(
             raise InputError(f"{origin}: extra_info must be an object, got {kind_of(extra)}")
         ability = _text(row, "ability", origin)
         tools = read_tools(row["tools"], origin) if row.get("tools") else ()
-        yield PromptRow(messages, ability, truth, source or "", origin, _json_values(extra or {}), tuple(others), tools)
+        extra = _json_values(extra or {})
+        yield PromptRow(
+            messages, ability, truth, source or "", origin, extra, tuple(others), tools, _difficulty(row, origin)
+        )
 
     return _each(paths, parse, PROMPT_COLUMNS, remarks or Remarks())
 
@@ -244,6 +259,17 @@ def _truths(value: Any, origin: str) -> list[str]:
     if not texts:
         raise InputError(f"{origin}: no ground truth; set reward_model.ground_truth")
     return list(dict.fromkeys(texts))
+
+
+def _difficulty(row: dict[str, Any], origin: str) -> float | None:
+    value = row.get("difficulty")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise InputError(
+            f"{origin}: difficulty must be a number from 0 to 1, the share of wrong attempts, got {value!r}"
+        )
+    return float(value)
 
 
 def _need(row: dict[str, Any], key: str, origin: str) -> Any:

@@ -1,15 +1,17 @@
-"""The order in which rows are drawn: shuffled per epoch, resumable to the row, the same on every rank."""
+"""Rows of the data as a stream of what a step takes, resumable to the row, the same on every rank."""
 
 from __future__ import annotations
 
 import hashlib
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+from prime_megatron.config.rollout import TeachingConfig
 from prime_megatron.data.encode import Skip, encode_prompt, encode_sft
+from prime_megatron.data.order import EpochOrder, Order
 from prime_megatron.data.rows import PromptRow, SftRow
+from prime_megatron.data.teaching import TeachingOrder
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.data.told import Telling
 from prime_megatron.errors import InputError
@@ -28,7 +30,7 @@ Item = TypeVar("Item")
 
 
 class RowStream(Generic[RowType, Item]):
-    """Items made from rows, endlessly or for some epochs; rows that `encode` gives a Skip for are left out."""
+    """Items made from rows in an order; rows that `encode` gives a Skip for are left out."""
 
     def __init__(
         self,
@@ -36,37 +38,28 @@ class RowStream(Generic[RowType, Item]):
         encode: Callable[[RowType, str, int], Item | Skip],
         *,
         content: Callable[[RowType], object],
-        seed: int,
-        shuffle: bool,
+        order: Order,
         limit: str,
-        epochs: int = 0,
     ) -> None:
         """
         Args:
             rows: all rows, in file order.
             encode: (row, uid, draw) to an item, or why it is none.
             content: what tells a row from another, by its repr.
-            seed: of the order.
-            shuffle: a new order every epoch; false: file order.
+            order: which row comes next.
             limit: the key of the longest row, with its value, as "data.max_tokens 60".
-            epochs: the stream ends after so many; 0: never.
         """
         assert rows
         self._rows, self._encode, self._content = rows, encode, content
-        self._seed = seed
-        self._shuffle = shuffle
+        self._order = order
         self._limit = limit
-        self._epochs = epochs
-        self._epoch = 0
-        self._position = 0
         self._draw = 0
-        self._order = self._permutation(0)
         self._digest: str | None = None
 
     @property
     def epoch(self) -> int:
-        """Epochs that are over."""
-        return self._epoch
+        """Passes over the data that are over."""
+        return self._order.epoch
 
     @property
     def num_rows(self) -> int:
@@ -90,71 +83,62 @@ class RowStream(Generic[RowType, Item]):
         """Raise InputError where every row is skipped."""
         check_usable(self._rows, lambda row: self._encode(row, "", 0), self._limit)
 
+    def begin(self, step: int) -> None:
+        """A step asks for its items."""
+        self._order.begin(step)
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """What came of items that this step took; the same on every rank."""
+        self._order.observe(groups)
+
+    def figures(self) -> dict[str, float]:
+        """Metrics of the order's own."""
+        return self._order.figures()
+
     def take(self, num_items: int) -> list[Item]:
-        """The next items; goes on into the next epoch where one ends. Fewer where the stream ends.
+        """The next items, fewer where the order ends.
 
         Raises:
             InputError: every row of the data is skipped.
         """
         items: list[Item] = []
         skipped_in_a_row = 0
-        while len(items) < num_items:
-            if self._position == len(self._rows):
-                if self._epoch + 1 == self._epochs:
-                    break
-                self._epoch += 1
-                self._position = 0
-                self._order = self._permutation(self._epoch)
-            index = self._order[self._position]
-            item = self._encode(self._rows[index], f"{self._epoch}-{index}", self._draw)
-            self._position += 1
+        while len(items) < num_items and (place := self._order.next()) is not None:
+            item = self._encode(self._rows[place.index], f"{place.visit}-{place.index}", self._draw)
             self._draw += 1
             if not isinstance(item, Skip):
                 items.append(item)
                 skipped_in_a_row = 0
                 continue
+            self._order.skip(place.index)
             skipped_in_a_row += 1
             if skipped_in_a_row >= 2 * len(self._rows):
                 self.check_usable()
+        if num_items and not items:
+            self.check_usable()
         return items
 
-    def state(self) -> dict[str, int | bool | str]:
+    def state(self) -> dict[str, Any]:
         """Where the stream stands, JSON-ready."""
-        return {
-            "epoch": self._epoch,
-            "position": self._position,
-            "draw": self._draw,
-            "num_rows": len(self._rows),
-            "seed": self._seed,
-            "shuffle": self._shuffle,
-            "data_sha256": self._data_digest(),
-        }
+        return {**self._order.state(), "draw": self._draw, **self._identity()}
 
-    def restore(self, state: dict[str, int | bool | str]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state` was taken.
 
         Raises:
-            InputError: the data, the seed or the shuffling is not that of the state.
+            InputError: the data, the seed or the order is not that of the state.
         """
-        for key, mine in self.state().items():
-            if key in ("epoch", "position", "draw"):
-                continue
+        for key, mine in self._identity().items():
             if state[key] != mine:
                 raise InputError(
                     f"cannot resume the data stream: {key} is {mine} now and was {state[key]} when saved; "
                     "resume with the same data files, run.seed and data.shuffle"
                 )
-        self._epoch = int(state["epoch"])
-        self._position = int(state["position"])
         self._draw = int(state["draw"])
-        self._order = self._permutation(self._epoch)
+        self._order.restore(state)
 
-    def _permutation(self, epoch: int) -> Sequence[int]:
-        if not self._shuffle:
-            return range(len(self._rows))
-        order = list(range(len(self._rows)))
-        random.Random(f"{self._seed}/{epoch}").shuffle(order)
-        return order
+    def _identity(self) -> dict[str, int | bool | str]:
+        return {"num_rows": len(self._rows), **self._order.settings, "data_sha256": self._data_digest()}
 
     def _data_digest(self) -> str:
         if self._digest is None:
@@ -191,7 +175,8 @@ def check_usable(rows: Iterable[RowType], encode: Callable[[RowType], Item | Ski
 class PromptStream(RowStream[PromptRow, Prompt]):
     """Tokenized training prompts; those over `max_prompt_tokens` are skipped.
 
-    uid is "epoch-row"; draw is the position in the stream since the start of the run, skipped rows counted.
+    uid is "visit-row", visits counted from 0; draw is the position in the stream since the start of the run, skipped
+    rows counted.
     """
 
     def __init__(
@@ -203,13 +188,22 @@ class PromptStream(RowStream[PromptRow, Prompt]):
         seed: int,
         shuffle: bool = True,
         telling: Telling | None = None,
+        teaching: TeachingConfig | None = None,
     ) -> None:
+        """teaching: how rows are drawn by what they teach; None: every row once an epoch."""
+
+        def content(row: PromptRow) -> object:
+            plain = (row.messages, row.tools, row.truths)
+            return plain if teaching is None else (*plain, row.difficulty)
+
+        order: Order = EpochOrder(len(rows), seed=seed, shuffle=shuffle)
+        if teaching is not None:
+            order = TeachingOrder([row.difficulty for row in rows], teaching, seed=seed)
         super().__init__(
             rows,
             lambda row, uid, draw: encode_prompt(row, tokenizer, uid, draw, max_prompt_tokens, telling),
-            content=lambda row: (row.messages, row.tools, row.truths),
-            seed=seed,
-            shuffle=shuffle,
+            content=content,
+            order=order,
             limit=f"data.max_prompt_tokens {max_prompt_tokens}",
         )
 
@@ -231,10 +225,8 @@ class SftStream(RowStream[SftRow, Group]):
             rows,
             lambda row, uid, draw: encode_sft(row, tokenizer, uid, draw, max_tokens),
             content=lambda row: (row.messages, row.tools, ()),
-            seed=seed,
-            shuffle=shuffle,
+            order=EpochOrder(len(rows), seed=seed, shuffle=shuffle, epochs=epochs),
             limit=f"data.max_tokens {max_tokens}",
-            epochs=epochs,
         )
 
 

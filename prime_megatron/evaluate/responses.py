@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prime_megatron.data.encode import Skip
 from prime_megatron.data.messages import Message
+from prime_megatron.data.order import EpochOrder
 from prime_megatron.data.stream import RowStream
 from prime_megatron.data.tokenizer import Tokenizer
 from prime_megatron.errors import InputError
@@ -211,8 +212,7 @@ class ResponseStream(RowStream[Siblings, Group]):
             groups,
             lambda siblings, uid, draw: encode_group(encoder, siblings, uid, draw) or Skip.too_long,
             content=lambda siblings: [response.row for response in siblings.responses],
-            seed=seed,
-            shuffle=True,
+            order=EpochOrder(len(groups), seed=seed, shuffle=True),
             limit=f"data.max_tokens {encoder.max_tokens}",
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prime_megatron.config import OptimizerConfig, ParallelConfig
+from prime_megatron.config.model import Layers
 from prime_megatron.mcore.context import LocalTokens
 from prime_megatron.mcore.head import predict_values
 from prime_megatron.mcore.host_memory import HostPool
@@ -38,6 +39,7 @@ class Critic(Role):
         dtype: torch.dtype,
         optimizer: OptimizerConfig,
         total_updates: int,
+        layers: Layers = Layers.auto,
         pool: HostPool | None = None,
     ) -> None:
         super().__init__(
@@ -48,6 +50,7 @@ class Critic(Role):
             dtype=dtype,
             optimizer=optimizer,
             total_updates=total_updates,
+            layers=layers,
             value_head=True,
             pool=pool,
         )

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from prime_megatron.config import OptimizerConfig, ParallelConfig
+from prime_megatron.config.model import Layers
 from prime_megatron.families import FamilyConfig
 from prime_megatron.mcore.context import LocalTokens
 from prime_megatron.mcore.fake_calls import Answers, balanced_routing
@@ -81,7 +82,9 @@ class FakeRole:
         value_head: bool,
     ) -> None:
         self.family, self.topology = family, topology
-        self.chunks: list[Any] = build_model(family, topology, parallel, dtype, wrap_ddp=trained, value_head=value_head)
+        self.chunks: list[Any] = build_model(
+            family, topology, parallel, dtype, wrap_ddp=trained, value_head=value_head, layers=Layers.local
+        )
         self.optimizer = Optimizer(self.chunks, OptimizerConfig(), parallel, dtype, 1) if trained else None
 
     def make_state(self) -> None:

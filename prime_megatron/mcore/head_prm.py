@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prime_megatron.config import OptimizerConfig, ParallelConfig
+from prime_megatron.config.model import Layers
 from prime_megatron.mcore.context import LocalTokens, localize_beginnings
 from prime_megatron.mcore.head import predict_values
 from prime_megatron.mcore.host_memory import HostPool
@@ -51,6 +52,7 @@ class HeadPrm(Role):
         dtype: torch.dtype,
         optimizer: OptimizerConfig | None,
         total_updates: int,
+        layers: Layers = Layers.auto,
         pool: HostPool | None = None,
     ) -> None:
         super().__init__(
@@ -61,6 +63,7 @@ class HeadPrm(Role):
             dtype=dtype,
             optimizer=optimizer,
             total_updates=total_updates,
+            layers=layers,
             value_head=True,
             pool=pool,
         )

@@ -15,7 +15,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from torch import Tensor
 
-from prime_megatron.config.model import ParallelConfig
+from prime_megatron.config.model import Layers, ParallelConfig
 from prime_megatron.device import current_device, on_gpu
 from prime_megatron.families import FamilyConfig
 from prime_megatron.families.megatron_layout import check_layout, padded_vocab
@@ -23,7 +23,7 @@ from prime_megatron.families.rope import attention_factor, inverse_frequencies
 from prime_megatron.mcore.cpu.norm import RMSNorm
 from prime_megatron.mcore.cpu.rotary import rotary_table
 from prime_megatron.mcore.packed import Packed
-from prime_megatron.mcore.spec import has_transformer_engine, layer_spec
+from prime_megatron.mcore.spec import layer_spec, takes_te
 from prime_megatron.mcore.transformer_config import transformer_config
 from prime_megatron.mcore.versions import experts_are_marked
 from prime_megatron.parallel.topology import Topology
@@ -35,7 +35,8 @@ class HiddenStatesModel(GPTModel):
     """A GPTModel chunk whose last stage returns the hidden states after the final norm, [T, 1, H].
 
     With sequence parallelism that is this tensor-parallel rank's part of the sequence, [T / tensor, 1, H].
-    ``family`` describes the model, ``stage_layers`` is parallel.pipeline_layers. ``value_head.weight`` [1, H] is
+    ``family`` describes the model, ``stage_layers`` is parallel.pipeline_layers, ``te`` says that ``config`` and the
+    spec are of Transformer Engine's layers. ``value_head.weight`` [1, H] is
     the critic's output (on the last stage of a model built with it), the same on every tensor-parallel rank:
     its gradient is right where the hidden states are gathered before it is applied.
     """
@@ -47,12 +48,13 @@ class HiddenStatesModel(GPTModel):
         family: FamilyConfig,
         stage_layers: tuple[int, ...] | None,
         value_head: bool,
+        te: bool,
         **kwargs: Any,
     ) -> None:
         super().__init__(config=config, **kwargs)
         self.family = family
         self.stage_layers = stage_layers
-        self.transformer_engine = has_transformer_engine()
+        self.transformer_engine = te
         if hasattr(self, "rotary_pos_emb"):
             # Upstream scales frequencies with fixed constants; ours come from the model's config.
             self.rotary_pos_emb.inv_freq = inverse_frequencies(family).to(self.rotary_pos_emb.inv_freq.device)
@@ -122,14 +124,15 @@ def build_model(
     wrap_ddp: bool,
     ddp: DistributedDataParallelConfig | None = None,
     value_head: bool = False,
+    layers: Layers = Layers.auto,
 ) -> list[Any]:
     """This rank's model chunks, one per virtual pipeline stage, weights not yet set (load_hf fills them).
 
     wrap_ddp: wrap each in megatron's DistributedDataParallel (options ``ddp``; none: ddp_config(...)).
-    Raises InputError where the model does not split over the sizes.
+    Raises InputError where the model does not split over the sizes, or the layers are not to be had here.
     """
     check_layout(family, parallel, topology.sizes)
-    te = has_transformer_engine()
+    te = takes_te(layers)
     config = transformer_config(family, parallel, topology.sizes, dtype, te=te)
     config.finalize_model_grads_func = None
     chunks = [
@@ -186,6 +189,7 @@ def _chunk(
         family=family,
         stage_layers=stage_layers,
         value_head=value_head,
+        te=te,
         transformer_layer_spec=spec,
         vocab_size=padded_vocab(family.vocab, topology.sizes.tensor),
         max_sequence_length=family.max_positions,

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from prime_megatron.algo.token_loss import TokenLoss
 from prime_megatron.config import OptimizerConfig, ParallelConfig
+from prime_megatron.config.model import Layers
 from prime_megatron.device import current_device
 from prime_megatron.families import FamilyConfig
-from prime_megatron.families.megatron_layout import shard_map
 from prime_megatron.families.read import read_config
 from prime_megatron.mcore.context import LocalTokens, localize
 from prime_megatron.mcore.head import Head, learn_next, predict_next, target_logits
@@ -24,8 +24,7 @@ from prime_megatron.mcore.model import build_model, unwrap
 from prime_megatron.mcore.offload import GRADIENTS, OPTIMIZER, PARAMETERS, HostCopy
 from prime_megatron.mcore.optimizer import Optimizer, UpdateResult
 from prime_megatron.mcore.schedule import Consume, run_pipeline
-from prime_megatron.mcore.spec import has_transformer_engine
-from prime_megatron.mcore.weights import export_hf, load_hf
+from prime_megatron.mcore.weights import export_hf, load_hf, slices_at
 from prime_megatron.parallel.shards import ShardSlice
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.types import LogProbs, MiniBatch, PackedSequences
@@ -73,13 +72,15 @@ class Role:
         optimizer: None for a frozen role.
         total_updates: optimizer steps of the whole run (decaying schedules).
         logprob_impl: implementation of the log-prob head.
+        layers: whose layers it has.
         value_head: predict values instead of tokens (``critic.Critic``).
         pool: where its copy in host memory is, should it be moved (``memory``); None: a pool of its own.
 
     A role that is away from the device raises RoleAway wherever it would be read.
 
     Raises:
-        InputError: the folder is missing, of an unknown family, or its tensors disagree with its config.
+        InputError: the folder is missing, of an unknown family, or its tensors disagree with its config; or the layers
+            are not to be had here.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Role:
         optimizer: OptimizerConfig | None,
         total_updates: int = 1,
         logprob_impl: str = "auto",
+        layers: Layers = Layers.auto,
         value_head: bool = False,
         pool: HostPool | None = None,
     ) -> None:
@@ -103,8 +105,9 @@ class Role:
         self.family: FamilyConfig = read_config(folder, value_head=value_head)
         self.logprob_impl = logprob_impl
         self.chunks: list[nn.Module] = build_model(
-            self.family, topology, parallel, dtype, wrap_ddp=optimizer is not None, value_head=value_head
-        )
+            self.family, topology, parallel, dtype,
+            wrap_ddp=optimizer is not None, value_head=value_head, layers=layers,
+        )  # fmt: skip
         load_hf(self.chunks, folder, topology)
         self.optimizer = (
             Optimizer(self.chunks, optimizer, parallel, dtype, total_updates) if optimizer is not None else None
@@ -196,15 +199,7 @@ class Role:
 
     def pieces(self, rank: int) -> list[ShardSlice]:
         """Which part of which Hugging Face tensor any rank of the world holds in its parameters."""
-        sizes = self.topology.sizes
-        return shard_map(
-            self.family,
-            sizes,
-            sizes.coordinates(rank),
-            self.parallel.pipeline_layers,
-            value_head=unwrap(self.chunks[0]).has_value_head,
-            transformer_engine=has_transformer_engine(),
-        )
+        return slices_at(unwrap(self.chunks[0]), self.topology, self.topology.sizes.coordinates(rank))
 
     @torch.no_grad()
     def copy_from(self, other: Role) -> None:

@@ -1,10 +1,11 @@
-"""Layer specs: Transformer Engine's where it is installed, ours where not."""
+"""Layer specs: Transformer Engine's where it imports and was run with this release of megatron-core, ours where not."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -15,22 +16,47 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 
+from prime_megatron.config.model import Layers
+from prime_megatron.errors import InputError
 from prime_megatron.families import FamilyConfig
 from prime_megatron.mcore.cpu.attention import PackedAttention, varlen_backend
 from prime_megatron.mcore.cpu.linear import ColumnLinear, RowLinear
 from prime_megatron.mcore.cpu.norm import RMSNorm
 from prime_megatron.mcore.cpu.swiglu import SwiGLU
-from prime_megatron.mcore.versions import mlp_submodules
+from prime_megatron.mcore.versions import TE_RUN, installed, mlp_submodules
 
 
-def has_transformer_engine() -> bool:
-    """Whether layers are Transformer Engine's: there is a CUDA device, and its PyTorch part imports."""
-    return _missing_for_engine() is None
+def takes_te(layers: Layers) -> bool:
+    """Whether models get Transformer Engine's layers here. Raises InputError: they are asked for and do not import."""
+    return _te_or_why_not(layers) is None
+
+
+def _te_or_why_not(layers: Layers) -> str | None:
+    """None: Transformer Engine's. Else why ours. Raises InputError as ``takes_te``."""
+    if layers is Layers.local:
+        return "models.layers local"
+    missing = _missing_for_te()
+    if layers is Layers.te and missing is not None:
+        raise InputError(f"models.layers: te is not to be had here ({missing}); set it to auto or local")
+    if layers is Layers.auto and missing is None:
+        pair = (_te_version(), str(installed()))
+        if pair not in TE_RUN:
+            return (
+                f"Transformer Engine {pair[0]} has not been run with megatron-core {pair[1]}; models.layers te takes it"
+            )
+    return missing
+
+
+def _te_version() -> str:
+    try:
+        return version("transformer-engine")
+    except PackageNotFoundError:
+        return "of unknown version"
 
 
 @functools.cache
-def _missing_for_engine() -> str | None:
-    """Why layers are not Transformer Engine's. Its core alone, as in the engines' environments, is not enough."""
+def _missing_for_te() -> str | None:
+    """Why Transformer Engine's layers cannot be. Its core alone, as in the engines' environments, is not enough."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     try:
@@ -41,14 +67,15 @@ def _missing_for_engine() -> str | None:
     return None
 
 
-def describe_layers(dtype: torch.dtype) -> str:
-    """The layers and attention that build_model chooses here and why, for the start-up log."""
-    missing = _missing_for_engine()
-    if missing is None:
-        return "layers: Transformer Engine; attention: Transformer Engine"
+def describe_layers(layers: Layers, dtype: torch.dtype) -> str:
+    """The layers and attention that build_model chooses here and why, for the start-up log. Raises as ``takes_te``."""
+    why = _te_or_why_not(layers)
+    if why is None:
+        reason = "models.layers te" if layers is Layers.te else "run with this megatron-core"
+        return f"layers: Transformer Engine {_te_version()} ({reason}); attention: Transformer Engine"
     loop = not torch.cuda.is_available() or dtype is torch.float32
     attention = "sdpa loop" if loop else varlen_backend()
-    return f"layers: megatron-core local with our RMSNorm ({missing}); attention: {attention}"
+    return f"layers: megatron-core local with our RMSNorm ({why}); attention: {attention}"
 
 
 class OtherBiasAttention(SelfAttention):

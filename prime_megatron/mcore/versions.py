@@ -18,6 +18,9 @@ from prime_megatron.errors import InputError
 
 TESTED = {"0.16.1": ("3.11",), "0.19.2": ("3.12", "3.13")}
 """Release -> the Pythons whose requirements name it (requirements/run.txt)."""
+TE_RUN: frozenset[tuple[str, str]] = frozenset()
+"""(Transformer Engine, megatron-core) whose layers have run on a GPU, which is what models.layers auto takes. A pair
+gets here once ``tools/gpu_check.py`` ended well with both: it holds these layers against ours, and trains with them."""
 UNTESTED_VARIABLE = "PRIME_MEGATRON_UNTESTED_MCORE"
 _DEPRECATIONS = {
     "models.gpt.gpt_model": "GPTModel IS DEPRECATED",

@@ -1,5 +1,7 @@
 """samples.jsonl: what was generated, with truth, verdict and reason; of the batch also the credit per token.
 
+With each token's end in the text, a reader needs no tokenizer: token t is response[token_ends[t - 1] : token_ends[t]].
+
 A row is of one `kind`: "trained" (in the step's batch), "rejected" (the filter dropped its prompt), "held_out" (the
 greedy answer of an evaluation), "held_out_sampled" (a sample for its pass@k).
 
@@ -10,11 +12,12 @@ the file. So every rank picks the responses (`SamplesLog.choose`), gives its own
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from prime_megatron.config import TrainLogConfig
 from prime_megatron.metrics.jsonl import JsonlFile, format_line
@@ -25,12 +28,14 @@ SAMPLES_FILE = "samples.jsonl"
 
 @dataclass(frozen=True)
 class Credit:
-    """What one response earned; the lists have one entry per response token."""
+    """What one response earned, see `SampleRow`."""
 
     draw: int
     """The prompt's position in the stream."""
     sample: int
     """Index among the siblings, 0 .. K - 1."""
+    prm_probability: float | None = None
+    step_ends: tuple[int, ...] = ()
     process_rewards: tuple[float, ...] = ()
     returns: tuple[float, ...] = ()
     advantages: tuple[float, ...] = ()
@@ -38,7 +43,7 @@ class Credit:
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One response as samples.jsonl shows it; the lists have one entry per response token."""
+    """One response as samples.jsonl shows it; the lists, step_ends aside, have one entry per response token."""
 
     kind: str
     """"trained", "rejected", "held_out" or "held_out_sampled"."""
@@ -59,31 +64,45 @@ class SampleRow:
     prompt: str
     response: str | None
     token_ids: tuple[int, ...]
+    token_ends: tuple[int, ...] | None
+    """Where in the response each token ends, in characters (``data.token_ends``)."""
     finish: str
     outcome: float
     verdict: str
     reason: str | None
+    prm_probability: float | None
+    """The PRM's probability of outcome 1, before its update (prm/ce's p); None where no PRM judged the response."""
+    step_ends: tuple[int, ...]
+    """The steps' last tokens, from 0, with prm.granularity step; else the last one. Empty but for trained ones."""
     process_rewards: tuple[float, ...]
     """As `returns` and `advantages`: empty but for trained ones."""
     returns: tuple[float, ...]
     advantages: tuple[float, ...]
 
 
-def credits_of(batch: RolloutBatch, advantages: Advantages, chosen: Sequence[Group]) -> list[Credit]:
-    """The credit of those of the chosen responses that are in this data-parallel rank's batch."""
+def credits_of(
+    batch: RolloutBatch, advantages: Advantages, chosen: Sequence[Group], prm_probability_N: Tensor | None
+) -> list[Credit]:
+    """The credit of those of the chosen responses that are in this data-parallel rank's batch.
+
+    prm_probability_N: of every response of the batch, [N]; None without a PRM.
+    """
     rewards = advantages.process_rewards_T.tolist()
     returns = advantages.returns_T.tolist()
     values = advantages.advantages_T.tolist()
-    wanted = {group.prompt.draw: len(group.samples) for group in chosen}
-    ends = iter(batch.cu_seqlens.tolist()[1:])
+    wanted = {group.prompt.draw for group in chosen}
+    closes = batch.step_end_T.tolist()
+    probabilities = [None] * batch.outcome_N.numel() if prm_probability_N is None else prm_probability_N.tolist()
+    places = iter(zip(batch.cu_seqlens.tolist()[1:], probabilities, strict=True))
     found: list[Credit] = []
     for group in batch.groups:
-        for index, (sample, end) in enumerate(zip(group.samples, ends)):
+        for index, (sample, (end, probability)) in enumerate(zip(group.samples, places)):
             span = slice(end - len(sample.token_ids), end)
-            if index < wanted.get(group.prompt.draw, 0):
+            if group.prompt.draw in wanted:
+                steps = tuple(place for place, closed in enumerate(closes[span]) if closed)
                 own = tuple(rewards[span]), tuple(returns[span]), tuple(values[span])
-                found.append(Credit(group.prompt.draw, index, *own))
-    assert next(ends, None) is None, "more sequences in the batch than samples in its groups"
+                found.append(Credit(group.prompt.draw, index, probability, steps, *own))
+    assert next(places, None) is None, "more sequences in the batch than samples in its groups"
     return found
 
 
@@ -130,10 +149,13 @@ def _row(kind: str, said: str | None, group: Group, sample: Sample, credit: Cred
         prompt=prompt.text,
         response=sample.text,
         token_ids=sample.token_ids,
+        token_ends=sample.token_ends,
         finish=sample.finish,
         outcome=sample.outcome,
         verdict=sample.verdict,
         reason=sample.reason,
+        prm_probability=credit.prm_probability,
+        step_ends=credit.step_ends,
         process_rewards=credit.process_rewards,
         returns=credit.returns,
         advantages=credit.advantages,
@@ -157,11 +179,11 @@ class SamplesLog:
         return self._config.samples_every > 0
 
     def choose(self, groups: Iterable[Group]) -> list[Group]:
-        """What is written of a batch: by prompt and sample, at most log.samples_per_step; the last one is cut."""
+        """What is written of a batch: whole groups, by prompt, until there are log.samples_per_step responses."""
         return _first(groups, self._config.samples_per_step)
 
     def choose_held_out(self, groups: Iterable[Group]) -> list[Group]:
-        """What is written of an evaluation: as `choose`, at most log.held_out_per_eval."""
+        """What is written of an evaluation: as `choose`, with log.held_out_per_eval."""
         return _first(groups, self._config.held_out_per_eval)
 
     def choose_rejected(self, rejected: Iterable[tuple[Group, str]]) -> list[tuple[Group, str]]:
@@ -196,15 +218,14 @@ class SamplesLog:
 
 
 def _first(groups: Iterable[Group], most: int | None) -> list[Group]:
-    """The first responses, by prompt and sample; None: all."""
+    """The first groups, by prompt, until they have so many responses; None: all."""
     chosen: list[Group] = []
-    left = most
+    count = 0
     for group in sorted(groups, key=lambda group: group.prompt.draw):
-        if left is not None and left < len(group.samples):
-            group = dataclasses.replace(group, samples=group.samples[:left])
-        if group.samples:
-            chosen.append(group)
-        left = left and left - len(group.samples)
+        if most is not None and count >= most:
+            break
+        chosen.append(group)
+        count += len(group.samples)
     return chosen
 
 

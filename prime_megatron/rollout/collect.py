@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,15 @@ from prime_megatron.verify import FAILURES, VERDICTS
 class Prompts(Protocol):
     """A resumable stream of prompts, the same on every rank."""
 
+    def begin(self, step: int) -> None:
+        """A step asks for its prompts."""
+        ...
+
     def take(self, count: int) -> list[Prompt]: ...
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        """What came of prompts that were taken."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class Collector:
         kept, generated, tally = list(fresh), [], FilterTally()
         rejected: list[tuple[Group, FilterReason]] = []
         rounds = 0
+        self.prompts.begin(step)
         while len(kept) < config.prompts_per_step:
             if rounds == config.filter.max_rounds:
                 if config.filter.on_starved == "smaller_batch" and kept:
@@ -111,6 +120,7 @@ class Collector:
             missing, most = config.prompts_per_step - len(kept), 4 * config.prompts_per_step
             wanted = prompts_to_request(missing, tally, config.oversample, most)
             groups = self.generator.groups(self.prompts.take(wanted), self._draw(step), self.stop)
+            self.prompts.observe(groups)
             rounds += 1
             for group in groups:
                 verdict = keep_group(group, config.filter)

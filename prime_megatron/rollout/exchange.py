@@ -2,10 +2,11 @@
 
 A response is decoded once, for its verification, by the rank that speaks for the replica that made it. That rank keeps
 text and reason. To all ranks go token ids, log-probs, finish, outcome and verdict: what training, filtering and metrics
-read. It travels as one flat buffer from each speaking rank, with these parts in this order (C responses, T tokens):
+read, and whether the text keeps a form, where a metric asks for it. It travels as one flat buffer from each speaking
+rank, with these parts in this order (C responses, T tokens):
 
     outcomes  float64 [C]
-    heads     int64   [C, 4]   prompt index, number of tokens, finish, verdict
+    heads     int64   [C, 4]   prompt index, number of tokens, finish with form, verdict
     tokens    int32   [T]
     logprobs  float32 [T]
 """
@@ -13,7 +14,8 @@ read. It travels as one flat buffer from each speaking rank, with these parts in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +27,8 @@ from prime_megatron.parallel.collectives import gather_bytes, gather_to_first
 from prime_megatron.types import Group, Sample
 from prime_megatron.verify import VERDICTS
 
-FINISHES = ("stop", "length")
+ENDS = tuple(itertools.product(("stop", "length"), (None, False, True)))
+"""Finish, and `Sample.in_form`."""
 _HEADS = 4
 _BYTES_PER_RESPONSE = 8 + 8 * _HEADS
 _BYTES_PER_TOKEN = 4 + 4
@@ -66,21 +69,24 @@ def count(mine: Sequence[Response]) -> tuple[int, int]:
     return len(mine), sum(len(response.sample.token_ids) for response in mine)
 
 
-def with_texts(groups: Sequence[Group]) -> list[Group]:
+def with_texts(
+    groups: Sequence[Group], token_ends: Callable[[Sequence[int], str], Sequence[int]] | None = None
+) -> list[Group]:
     """The groups with the text and reason of every sample on the first rank; as they are on the others.
 
+    token_ends: where each token ends in the text; asked by the rank that has the text. None: the samples are without.
     Collective over the world; every rank gives the same groups.
     """
     mine = [
-        (g, s, sample.text, sample.reason)
+        (g, s, sample.text, sample.reason, token_ends and tuple(token_ends(sample.token_ids, sample.text)))
         for g, group in enumerate(groups)
         for s, sample in enumerate(group.samples)
         if sample.text is not None
     ]
     samples = [list(group.samples) for group in groups]
     for part in gather_to_first(mine):
-        for g, s, text, reason in part:
-            samples[g][s] = dataclasses.replace(samples[g][s], text=text, reason=reason)
+        for g, s, text, reason, ends in part:
+            samples[g][s] = dataclasses.replace(samples[g][s], text=text, reason=reason, token_ends=ends)
     return [dataclasses.replace(group, samples=tuple(own)) for group, own in zip(groups, samples, strict=True)]
 
 
@@ -100,7 +106,7 @@ def _packed(responses: Sequence[Response]) -> Tensor:
         (
             response.prompt,
             len(response.sample.token_ids),
-            FINISHES.index(response.sample.finish),
+            ENDS.index((response.sample.finish, response.sample.in_form)),
             VERDICTS.index(response.sample.verdict),
         )
         for response in responses
@@ -122,7 +128,7 @@ def _unpacked(part: Tensor, responses: int, version: int) -> list[Response]:
     made: list[Response] = []
     start = 0
     lists = tokens.view(torch.int32).tolist(), logprobs.view(torch.float32).tolist()
-    for outcome, (prompt, length, finish, verdict) in zip(
+    for outcome, (prompt, length, end, verdict) in zip(
         outcomes.view(torch.float64).tolist(), heads.view(torch.int64).view(-1, _HEADS).tolist(), strict=True
     ):
         span = slice(start, start + length)
@@ -130,10 +136,11 @@ def _unpacked(part: Tensor, responses: int, version: int) -> list[Response]:
         sample = Sample(
             token_ids=tuple(lists[0][span]),
             logprobs=tuple(lists[1][span]),
-            finish=FINISHES[finish],
+            finish=ENDS[end][0],
             version=version,
             outcome=outcome,
             verdict=VERDICTS[verdict],
+            in_form=ENDS[end][1],
         )
         made.append(Response(prompt, sample))
     return made

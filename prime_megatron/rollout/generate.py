@@ -90,6 +90,7 @@ class Generator:
         verifiers: outcome rewards.
         tokenizer: turns responses into text for the verifier.
         publish_again: gives the engines the weights that they had, after one has lost them; collective.
+        in_form: whether a response's text keeps a form that is counted; None: none is.
     """
 
     def __init__(
@@ -99,12 +100,14 @@ class Generator:
         verifiers: Scorer,
         tokenizer: PreTrainedTokenizerBase,
         publish_again: Callable[[], None],
+        in_form: Callable[[str], bool] | None = None,
     ) -> None:
         self.engine = engine
         self.publish_again = publish_again
         self.leads = leads
         self.verifiers = verifiers
         self.tokenizer = tokenizer
+        self.in_form = in_form
         self._waited_s = 0.0
 
     def take_waited_s(self) -> float:
@@ -179,7 +182,7 @@ class Generator:
             return []
         start_s = time.perf_counter()
         responses = [
-            Response(index, _sample(so_far.decoded[request.key], self.engine.version))
+            Response(index, self._sample(so_far.decoded[request.key]))
             for index, _, requests in asked
             for request in requests
         ]
@@ -188,6 +191,22 @@ class Generator:
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _sample(self, decoded: _Decoded) -> Sample:
+        """Waits for the verdict."""
+        verdict = decoded.verdict.result()
+        completion = decoded.completion
+        return Sample(
+            token_ids=completion.token_ids,
+            logprobs=completion.logprobs,
+            finish=completion.finish,
+            version=self.engine.version,
+            text=decoded.text,
+            outcome=verdict.score,
+            verdict=verdict.verdict,
+            reason=verdict.reason,
+            in_form=None if self.in_form is None else self.in_form(decoded.text),
+        )
 
 
 def _requests(prompt: Prompt, draw: Draw) -> list[Request]:
@@ -208,19 +227,3 @@ def _calls(by_prompt: Sequence[list[Request]], block: int | None) -> Iterator[li
     size = block or max(1, len(by_prompt))
     for first in range(0, len(by_prompt), size):
         yield [request for requests in by_prompt[first : first + size] for request in requests]
-
-
-def _sample(decoded: _Decoded, version: int) -> Sample:
-    """Waits for the verdict."""
-    verdict = decoded.verdict.result()
-    completion = decoded.completion
-    return Sample(
-        token_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        finish=completion.finish,
-        version=version,
-        text=decoded.text,
-        outcome=verdict.score,
-        verdict=verdict.verdict,
-        reason=verdict.reason,
-    )

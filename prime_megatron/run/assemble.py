@@ -14,6 +14,7 @@ from prime_megatron.checkpoint.run import Checkpoints
 from prime_megatron.config import Granularity, StageConfig, TrainConfig
 from prime_megatron.config.reward_path import describe_reward_path
 from prime_megatron.config.roles import has_told_teacher
+from prime_megatron.data.actions import keeps_form
 from prime_megatron.evaluate.held_out import Evaluator, HeldOut, held_out_sets, suite_sets
 from prime_megatron.mcore.host_memory import HostPool
 from prime_megatron.mcore.initialize import start_megatron, stop_megatron
@@ -127,7 +128,8 @@ class Assembly:
         colocation = Colocation(engine, sync, roles.policy, self.residency)
         # One rank of each engine replica reports its answers.
         leads = self.topology.rank % config.rollout.tensor == 0
-        generator = Generator(engine, leads, self.verifiers, inputs.tokenizer, colocation.publish_again)
+        in_form = keeps_form if config.verify.action_form else None
+        generator = Generator(engine, leads, self.verifiers, inputs.tokenizer, colocation.publish_again, in_form)
         reporter = self.reporter(generator, colocation, engine)
         for line in self.description():
             reporter.log.message(line)
@@ -205,7 +207,7 @@ class Assembly:
     def description(self) -> list[str]:
         """What a run says of itself at its start: engine, layers, reward path, rewards of the user's own."""
         config = self.config
-        layers = describe_layers(DTYPES[config.models.dtype])
+        layers = describe_layers(config.models.layers, DTYPES[config.models.dtype])
         custom = describe_custom(config.verify.custom)
         return [describe_engine(config), layers, describe_reward_path(config), *custom, *self.inputs.tokenizer.told]
 
@@ -223,10 +225,8 @@ class Assembly:
             run_config=config.model_dump(mode="json"),
             slurm_comment=config.launch.slurm_comment,
         )
-        for line in inputs.warnings:
+        for line in filter(None, (*inputs.warnings, reference_warning(config))):
             log.warn(line)
-        if (other := reference_warning(config)) is not None:
-            log.warn(other)
         self.tracing = Tracing(config.log, output, topology, log.message)
         return Reporter(
             config=config,

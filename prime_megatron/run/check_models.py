@@ -8,6 +8,7 @@ from pathlib import Path
 from prime_megatron.config import ParallelConfig, StageConfig, TrainConfig
 from prime_megatron.config.check import policy_folder_of
 from prime_megatron.config.check_stage import stage_folders
+from prime_megatron.config.model import Layers
 from prime_megatron.errors import InputError
 from prime_megatron.families.base import FamilyConfig
 from prime_megatron.families.read import read_config
@@ -109,6 +110,10 @@ def _check_kernels(config: TrainConfig) -> None:
                 "models.logprob_impl: triton needs a GPU, and there is none here; set it to auto, or "
                 "launch.device_memory where the run has one"
             )
+    if config.models.layers is Layers.te and config.launch.device_memory is None:
+        from prime_megatron.mcore.spec import takes_te
+
+        takes_te(config.models.layers)
 
 
 def _check_engine(config: TrainConfig, folder: str) -> None:

@@ -101,6 +101,7 @@ def read_inputs(config: TrainConfig, verifiers: Verifiers, topology: Topology) -
         seed=config.run.seed,
         shuffle=config.data.shuffle,
         telling=Telling.of(config),
+        teaching=config.data.teaching if config.data.draw == "teaching" else None,
     )
     found = survey(prompts, topology)
     lines = [

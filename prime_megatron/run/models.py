@@ -85,6 +85,7 @@ def _build(config: TrainConfig, topology: Topology, model: Model, pool: HostPool
             dtype=dtype,
             optimizer=optimizer,
             total_updates=updates,
+            layers=config.models.layers,
             pool=pool,
         )
     if model.role == "critic":
@@ -96,6 +97,7 @@ def _build(config: TrainConfig, topology: Topology, model: Model, pool: HostPool
             dtype=dtype,
             optimizer=optimizer,
             total_updates=updates,
+            layers=config.models.layers,
             pool=pool,
         )
     return Role(
@@ -107,5 +109,6 @@ def _build(config: TrainConfig, topology: Topology, model: Model, pool: HostPool
         optimizer=optimizer,
         total_updates=updates,
         logprob_impl=config.models.logprob_impl,
+        layers=config.models.layers,
         pool=pool,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,28 +13,26 @@ from typing import Any
 from prime_megatron.algo.reduction import Reduction
 from prime_megatron.config import TrainConfig
 from prime_megatron.errors import RunError
-from prime_megatron.evaluate.held_out import Evaluation, Evaluator
+from prime_megatron.evaluate.held_out import Evaluator
 from prime_megatron.metrics import (
     Clock,
     MetricsLog,
     SamplesLog,
     Summary,
-    credits_of,
-    held_out_rows,
     print_summary,
-    rejected_rows,
-    sample_rows,
     write_summary,
 )
 from prime_megatron.metrics.memory import memory_table
 from prime_megatron.metrics.summary import SUMMARY_FILE
-from prime_megatron.parallel.collectives import OverRanks, gather_all, gather_to_first, together
+from prime_megatron.parallel.collectives import OverRanks, gather_all, together
 from prime_megatron.parallel.topology import Topology
 from prime_megatron.rollout.exchange import with_texts
 from prime_megatron.rollout.recording import Recorder
 from prime_megatron.run.alarms import Alarms
 from prime_megatron.run.inputs import Inputs
+from prime_megatron.run.learned import Learned
 from prime_megatron.run.progress import PRM_WINDOW, Progress
+from prime_megatron.run.sample_writer import SampleWriter
 from prime_megatron.run.speed import Speed
 from prime_megatron.run.truncation import truncation_alarm
 from prime_megatron.run.verification import Verification, verify_speed
@@ -67,6 +66,7 @@ class Reporter:
     verification: Callable[[], Verification]
     """What this rank's verifiers did, and how long its generation waited for them, since it was last asked."""
     progress: Progress = field(default_factory=Progress)
+    learned: Learned = field(default_factory=Learned)
     _memory_told: bool = False
     _alarms: Alarms = field(init=False)
     _restarts_before: int = 0
@@ -81,6 +81,7 @@ class Reporter:
         """Progress and clock totals, JSON values."""
         return {
             "progress": asdict(self.progress),
+            "learned": self.learned.state(),
             "stage_s": self.clock.total_s,
             "wall_s": self.clock.total_wall_s,
         }
@@ -88,6 +89,8 @@ class Reporter:
     def restore(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         self.progress = Progress(**state["progress"])
+        if "learned" in state:  # checkpoints of earlier versions have none
+            self.learned.restore(state["learned"])
         self._restarts_before = self.progress.num_restarts
         self.clock.restore(state["stage_s"], state["wall_s"])
 
@@ -122,6 +125,7 @@ class Reporter:
         figures: dict[str, float] = {}
         if record is not None:
             figures |= step_figures(record, self._reduce, self.config)
+            self.learned.add(record.collected.groups)
             figures |= self._data_figures()
             self.progress.num_tokens += int(figures["step/tokens"])
             if "prm/accuracy" in figures:
@@ -143,7 +147,7 @@ class Reporter:
                     self.progress.accuracy_before = evaluation.headline
                 self.progress.accuracy_after = evaluation.headline
             figures |= evaluation.figures
-            self._write_held_out(index, evaluation)
+            self._writer.write_held_out(index, evaluation)
             self.progress.owe(figures, self.samples.num_bytes, evaluated=True)
         self.progress.evaluated |= {name: value for name, value in figures.items() if name.startswith("eval/")}
         self.progress.num_restarts = self._restarts_before + sum(gather_all(self.restarts()))
@@ -186,6 +190,10 @@ class Reporter:
         write_summary(output, summary)
         print_summary(summary)
 
+    @cached_property
+    def _writer(self) -> SampleWriter:
+        return SampleWriter(self.samples, self.config, self.topology, self.inputs.tokenizer, self._writing)
+
     @property
     def _reduce(self) -> Reduction:
         return OverRanks(self.topology.data)
@@ -195,16 +203,7 @@ class Reporter:
         if self.config.rollout.record is not None:
             with self._writing():
                 self.recorder.write(index, with_texts(groups))
-        if not self.samples.wants(index):
-            return
-        chosen = self.samples.choose(groups)
-        mine = credits_of(record.batch.rollout, record.advantages, chosen) if self.topology.leads_model else []
-        credits = gather_to_first(mine)
-        chosen = with_texts(chosen)
-        if self.topology.rank == 0:
-            with self._writing():
-                self.samples.write(index, sample_rows(chosen, [credit for part in credits for credit in part]))
-        self.write_rejected(index, record.collected.rejected)
+        self._writer.write_batch(index, record)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -215,21 +214,8 @@ class Reporter:
             self._unwritten = str(error)
 
     def write_rejected(self, index: int, rejected: Sequence[tuple[Group, str]]) -> None:
-        """Some of the responses to prompts that the filter dropped in this step, which may starve. Collective."""
-        if not self.samples.on:
-            return
-        chosen = self.samples.choose_rejected(rejected)
-        groups = with_texts([group for group, _ in chosen])
-        with self._writing():
-            self.samples.write(index, rejected_rows(list(zip(groups, [said for _, said in chosen], strict=True))))
-
-    def _write_held_out(self, index: int, evaluation: Evaluation) -> None:
-        if not self.samples.on:
-            return
-        for kind, answered in (("held_out", evaluation.greedy), ("held_out_sampled", evaluation.sampled)):
-            rows = held_out_rows(kind, with_texts(self.samples.choose_held_out(answered)))
-            with self._writing():
-                self.samples.write(index, rows)
+        """Some of the responses to prompts that the filter dropped in this step, which starves. Collective."""
+        self._writer.write_rejected(index, rejected)
 
     def _data_figures(self) -> dict[str, float]:
         inputs = self.inputs
@@ -238,6 +224,8 @@ class Reporter:
             "data/rows": inputs.survey.num_rows - inputs.survey.num_skipped,
             "data/skipped_prompts": inputs.survey.num_skipped,
             "data/left_out_rows": inputs.num_left_out,
+            **inputs.prompts.figures(),
+            **self.learned.figures(),
         }
 
     def _alarm(self, index: int, record: StepRecord, figures: dict[str, float]) -> None:

@@ -10,8 +10,8 @@ from prime_megatron.checkpoint.layout import CHECKPOINTS, leftovers, step_of
 from prime_megatron.run.lock import LOCK_FILE
 
 _FILES = re.compile(
-    r"(metrics|memory|samples|events)\.jsonl|(summary|status)\.json(\.tmp)?|(wandb|mlflow_run)_id\.txt|engine-\d+\.log"
-    r"|\.prime-megatron-done"
+    r"(metrics|memory|samples|events)\.jsonl|(summary|status)\.json(\.tmp)?|(wandb|mlflow_run)_id\.txt|report\.html"
+    r"|engine-\d+\.log|\.prime-megatron-done"
 )
 _FOLDERS = re.compile(
     r"policy|prm|critic|model|wandb|mlflow|trace|stalls|prime-engine-\w+|\.(policy|prm|critic|model)\.partial"

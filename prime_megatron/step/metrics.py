@@ -21,6 +21,7 @@ from prime_megatron.algo.statistics import (
     Statistics,
     advantage_statistics,
     importance_statistics,
+    prm_probability,
     prm_statistics,
     response_statistics,
 )
@@ -77,22 +78,47 @@ class StepRecord:
         return torch.where(first, own_T, self.scores.old_logprobs_T)
 
 
+@dataclass(frozen=True)
+class PrmJudgement:
+    """The PRM on this rank's responses before its update: the logit of success is beta * Q + intercept."""
+
+    q_N: Tensor
+    beta: float
+    intercept_N: Tensor | None
+
+    @property
+    def probability_N(self) -> Tensor:
+        """Of outcome 1, float64 [N]."""
+        return prm_probability(self.q_N, self.beta, self.intercept_N)
+
+
+def prm_judgement(record: StepRecord, config: TrainConfig) -> PrmJudgement | None:
+    """None where no PRM judged the step (outcomes alone, a teacher).
+
+    From the update's own forward, or the scores where there was no update (or one after them).
+    """
+    batch, scores, prm = record.batch.rollout, record.scores, config.prm
+    if scores.prm_logprobs_T is not None:
+        before_T = record.prm.logprobs.logprobs_T if isinstance(record.prm, TrainResult) else scores.prm_logprobs_T
+        assert scores.ref_logprobs_T is not None
+        q_N = log_ratios(batch, before_T, scores.ref_logprobs_T, prm.loss)
+        return PrmJudgement(q_N, prm.beta, intercepts(batch.outcome_N, batch.group_N, prm))
+    if scores.head_logits_T is not None:
+        logits_T = record.prm.logits_T if isinstance(record.prm, HeadResult) else scores.head_logits_T
+        return PrmJudgement(response_logits(logits_T, batch), 1.0, None)
+    return None
+
+
 def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> dict[str, float]:
     """The step's metrics, the same on every rank. Collective over the data-parallel ranks."""
     batch, scores = record.batch.rollout, record.scores
     statistics = response_statistics(batch).merged(advantage_statistics(batch, record.advantages))
     statistics = statistics.merged(_engine_gap(record))
-    if scores.prm_logprobs_T is not None:
-        # Before the update: the update's own forward, or the scores where there was no update (or one after them).
-        before_T = record.prm.logprobs.logprobs_T if isinstance(record.prm, TrainResult) else scores.prm_logprobs_T
-        assert scores.ref_logprobs_T is not None
-        prm = config.prm
-        q_N = log_ratios(batch, before_T, scores.ref_logprobs_T, prm.loss)
-        intercept_N = intercepts(batch.outcome_N, batch.group_N, prm)
-        statistics = statistics.merged(prm_statistics(q_N, batch.outcome_N, batch.group_N, prm.beta, intercept_N))
-        statistics = statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
-    elif scores.head_logits_T is not None:
-        statistics = statistics.merged(_head_statistics(record, scores.head_logits_T))
+    if (judged := prm_judgement(record, config)) is not None:
+        q_N, outcome_N = judged.q_N, batch.outcome_N
+        statistics = statistics.merged(
+            prm_statistics(q_N, outcome_N, batch.group_N, judged.beta, judged.intercept_N)
+        ).merged(prm_sums(q_N, outcome_N, batch.groups, record.collected.groups))
     rewards_T = record.advantages.process_rewards_T
     if scores.judged:
         statistics = statistics.merged(reward_statistics(batch, rewards_T, scores.ref_logprobs_T))
@@ -120,15 +146,6 @@ def step_figures(record: StepRecord, reduce: Reduction, config: TrainConfig) -> 
     if record.critic is not None:
         figures |= _update("critic", record.critic)
     return {key: float(value) for key, value in figures.items()}
-
-
-def _head_statistics(record: StepRecord, scored_T: Tensor) -> Statistics:
-    """Sums on how well a PRM with a head tells the outcomes, before its update. scored_T: its logits in the reward."""
-    batch = record.batch.rollout
-    logits_T = record.prm.logits_T if isinstance(record.prm, HeadResult) else scored_T
-    q_N = response_logits(logits_T, batch)
-    statistics = prm_statistics(q_N, batch.outcome_N, batch.group_N, 1.0)
-    return statistics.merged(prm_sums(q_N, batch.outcome_N, batch.groups, record.collected.groups))
 
 
 def _learned(record: StepRecord) -> Statistics:
@@ -170,18 +187,24 @@ def _collected(collected: Collected) -> dict[str, float]:
     tally = collected.tally
     outcomes = [outcome for group in collected.generated for outcome in group.outcomes]
     failures = collected.verifier_failures
-    return {
-        "rollout/outcome": sum(outcomes) / max(len(outcomes), 1),
-        "rollout/pass_rate": tally.pass_rate,
-        "rollout/too_easy": tally.too_easy,
-        "rollout/too_hard": tally.too_hard,
-        "rollout/truncated_groups": tally.truncated,
-        "rollout/rounds": collected.rounds,
-        "rollout/carried_in": collected.carried_in,
-        "rollout/expired": collected.expired,
-        "rollout/missing": collected.missing,
-        "rollout/verifier_errors": sum(failures.values()),
-    } | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
+    forms = [sample.in_form for group in collected.generated for sample in group.samples if sample.in_form is not None]
+    counted = {"rollout/action_form": sum(forms) / len(forms)} if forms else {}
+    return (
+        counted
+        | {
+            "rollout/outcome": sum(outcomes) / max(len(outcomes), 1),
+            "rollout/pass_rate": tally.pass_rate,
+            "rollout/too_easy": tally.too_easy,
+            "rollout/too_hard": tally.too_hard,
+            "rollout/truncated_groups": tally.truncated,
+            "rollout/rounds": collected.rounds,
+            "rollout/carried_in": collected.carried_in,
+            "rollout/expired": collected.expired,
+            "rollout/missing": collected.missing,
+            "rollout/verifier_errors": sum(failures.values()),
+        }
+        | {f"rollout/verifier_{kind}": count for kind, count in failures.items()}
+    )
 
 
 def _update(role: str, result: Learning) -> dict[str, float]:

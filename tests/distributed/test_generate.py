@@ -73,6 +73,11 @@ class Words:
         return self.decoded[-1]
 
 
+def in_form(text: str) -> bool:
+    """Responses to prompts 2 and 4, of one rank, and the second to prompt 1, of the other."""
+    return text[0] in "24" or text == "11 7"
+
+
 def generate() -> dict[str, Any]:
     engine, verifiers, words = Fragile(dist.get_rank()), Counting(), Words()
     published = []
@@ -82,7 +87,7 @@ def generate() -> dict[str, Any]:
         dist.barrier()  # collective, on every rank
         engine.version = 4
 
-    generator = Generator(engine, True, verifiers, words, publish_again)  # type: ignore[arg-type]
+    generator = Generator(engine, True, verifiers, words, publish_again, in_form)  # type: ignore[arg-type]
     prompts = [Prompt(f"0-{draw}", draw, (1, 2), "math", "x") for draw in range(NUM_PROMPTS)]
     groups = generator.groups(prompts, Draw(0, 1, 0, Sampling(3), NUM_SAMPLES))
     return {
@@ -93,6 +98,7 @@ def generate() -> dict[str, Any]:
             for group in groups
             for sample in group.samples
         ],
+        "in_form": [[sample.in_form for sample in group.samples] for group in groups],
         "gathered": [[(sample.text, sample.reason) for sample in group.samples] for group in with_texts(groups)],
         "decoded": words.decoded,
         "answers": sorted(verifiers.answers),
@@ -126,6 +132,7 @@ def test_ranks_tell_each_other_numbers_and_keep_the_text() -> None:
             for draw in range(NUM_PROMPTS)
             for sample in range(NUM_SAMPLES)
         ]
+        assert result["in_form"] == [[False, False], [False, True], [True, True], [False, False], [True, True]]
     whole = [[words_of(draw, sample) for sample in range(NUM_SAMPLES)] for draw in range(NUM_PROMPTS)]
     for rank, result in enumerate(results):
         expected = [row if draw % 2 == rank else [None] * NUM_SAMPLES for draw, row in enumerate(whole)]

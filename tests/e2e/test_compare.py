@@ -9,6 +9,7 @@ import pytest
 from examples.starred import make_task as starred
 from tools.compare_work.arms import BY_NAME
 from tools.compare_work.one_run import Study, run
+from tools.compare_work.page import write_page
 from tools.compare_work.record import Record, Records, RunSpec
 
 
@@ -50,4 +51,7 @@ def test_two_arms_end_as_records(study: Study, tmp_path: Path) -> None:
         assert record.ended_early == ""
         assert record.localisation.advantage_cosine is None, "an untrained model has no line right"
     assert local.config != truth.config
-    assert list((study.folder).iterdir()) == [], "what is recorded leaves no folder"
+    kept = {path.parent.name for path in study.folder.rglob("metrics.jsonl")}
+    assert kept == {"local_credit", "truth"} and [path.name for path in study.folder.iterdir()] == ["last"]
+    write_page(study.folder)
+    assert "truth" in (study.folder / "report.html").read_text(encoding="utf-8")

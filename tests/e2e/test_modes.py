@@ -69,6 +69,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[di
     graded = {"verify": {"custom": {"math": "examples.custom_reward.rewards:wanted_characters"}}}
     generated = {"rollout": {"engine": "embedded", "replay": None}, **evaluated, **graded}
     generated["parallel"] = {"offload": "phases"}
+    generated = merge(generated, {"data": {"draw": "teaching"}, "verify": {"action_form": True}})
     modes = {
         **MODES,
         "policy-reference": MODES["policy-reference"] | labelled,

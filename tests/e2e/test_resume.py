@@ -11,13 +11,15 @@ from tests.support.resume_runs import assert_same, at, outcome, stopped_at, toy,
 from tests.support.runs import differences
 
 LAYOUTS: dict[str, dict[str, Any]] = {"dp2": {}, "pp2": {"pipeline": 2}, "tp2": {"tensor": 2}}
+DRAWN = {"draw": "teaching", "teaching": {"rest_steps": 1}}
+"""Of dp2: prompts by what they teach."""
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def straight(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, dict[str, Any]]:
     """Four steps in one go, saved after each: (settings, folder, outcome)."""
     folder = tmp_path_factory.mktemp(request.param)
-    config = toy(folder, parallel=LAYOUTS[request.param])
+    config = toy(folder, parallel=LAYOUTS[request.param], data=DRAWN if request.param == "dp2" else {})
     assert train(config, 2) == {0}
     result = outcome(folder / "straight")
     assert [row["step"] for row in result["metrics"]] == [0, 1, 2, 3, 4]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.support import models as mcore_models
 from tests.support.ranks import run_ranks
 from tests.support.runs import read_lines
 from tests.support.toy import make_model, make_tokenizer
@@ -34,7 +35,9 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "pp2": (2, {"pipeline": 2}, {"max_tokens": 64}),
     "cp2": (2, {"context": 2}, {}),
     "dp2": (2, {}, {"max_tokens": 64}),
+    "ep2": (2, {"expert": 2}, {"max_tokens": 64}),
 }
+"""Processes, layout, packing."""
 
 
 def write(path: Path, chats: list[list[tuple[str, str]]]) -> str:
@@ -112,6 +115,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "run": {"output_dir": str(folder), "steps": STEPS},
         "model": make_model(folder / "model", hidden=32, layers=2),
+        "experts": experts(folder / "experts"),
         "dtype": "float32",
         "data": {
             "train": [write(folder / "rows.jsonl", CHATS)],
@@ -124,6 +128,13 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
+def experts(folder: Path) -> str:
+    """A small mixture of experts with the toy's tokenizer."""
+    mcore_models.make_model(folder, "qwen3_moe", num_hidden_layers=2)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
 EXAMPLES = {"last": 4, "all": 2 + 3 + 1 + 1}
 """Rows of the chats as they are learned: all of them make a step."""
 
@@ -131,8 +142,11 @@ EXAMPLES = {"last": 4, "all": 2 + 3 + 1 + 1}
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_losses_are_those_of_transformers(task: dict[str, Any], name: str, tmp_path: Path) -> None:
     world, parallel, packing = LAYOUTS[name]
+    base = {key: value for key, value in task.items() if key != "experts"}
+    model = task["experts" if "expert" in parallel else "model"]
     runs = {
-        answers: task
+        answers: base
+        | {"model": model}
         | {"run": {"output_dir": str(tmp_path / answers), "steps": STEPS}}
         | {"data": task["data"] | {"answers": answers}, "batch_size": count}
         | {"parallel": parallel, "packing": packing}
@@ -140,10 +154,10 @@ def test_losses_are_those_of_transformers(task: dict[str, Any], name: str, tmp_p
     }
     assert run_ranks(sft_rank, world, json.dumps(list(runs.values())), timeout_s=200.0) == [[0, 0]] * world
     for answers, config in runs.items():
-        rows, (losses, measured) = read_lines(config, "metrics.jsonl"), oracle(task["model"], answers)
+        rows, (losses, measured) = read_lines(config, "metrics.jsonl"), oracle(model, answers)
         assert [row["step"] for row in rows] == [0, 1, 2, 3]
         assert [row["sft/loss"] for row in rows[1:]] == pytest.approx(losses, abs=1e-5)
         assert [row["eval/loss"] for row in rows] == pytest.approx(measured, abs=1e-5)
         assert [row["eval/perplexity"] for row in rows] == pytest.approx([math.exp(x) for x in measured], rel=1e-5)
         assert all(row["speed/utilisation"] > 0 and row["time/step_s"] > 0 for row in rows[1:])
-    assert oracle(task["model"], "last")[0] != pytest.approx(oracle(task["model"], "all")[0], abs=1e-3)
+    assert oracle(model, "last")[0] != pytest.approx(oracle(model, "all")[0], abs=1e-3)

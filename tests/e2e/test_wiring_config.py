@@ -72,6 +72,7 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         {
             "rollout": {"record": str(folder / "raw.jsonl"), "oversample": 2.0, "filter": {"lower": 0.0, "upper": 1.0}},
             "log": {"tensorboard": True},
+            "data": {"draw": "teaching"},
             "eval": make_suite(folder / "suite"),
             "checkpoint": {"every": 1, "save_final": True, "export_final": True},
         },

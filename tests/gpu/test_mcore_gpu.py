@@ -25,13 +25,14 @@ def started() -> Iterator[Any]:
     stop_megatron()
 
 
-def _build(folder: Path, topology: Any, dtype: torch.dtype) -> Any:
-    from prime_megatron.config.model import ParallelConfig
+def _build(folder: Path, topology: Any, dtype: torch.dtype, layers: str = "local") -> Any:
+    from prime_megatron.config.model import Layers, ParallelConfig
     from prime_megatron.families.read import read_config
     from prime_megatron.mcore.model import build_model
     from prime_megatron.mcore.weights import load_hf
 
-    chunks = build_model(read_config(folder), topology, ParallelConfig(), dtype, wrap_ddp=False)
+    options: dict[str, Any] = {"wrap_ddp": False, "layers": Layers(layers)}
+    chunks = build_model(read_config(folder), topology, ParallelConfig(), dtype, **options)
     load_hf(chunks, folder, topology)
     return chunks[0]
 
@@ -66,6 +67,7 @@ def test_float32_against_transformers(started: Any, tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", ["qwen2", "mistral_window"])
 def test_bfloat16_attention_and_gradients(started: Any, tmp_path: Path, name: str) -> None:
     """The variable-length kernel against the loop over sequences, values and gradients."""
+    from prime_megatron.config.model import Layers
     from prime_megatron.mcore import spec
     from prime_megatron.mcore.cpu import attention
 
@@ -83,7 +85,23 @@ def test_bfloat16_attention_and_gradients(started: Any, tmp_path: Path, name: st
     (hidden, gradient), (hidden_loop, gradient_loop) = results
     assert (hidden - hidden_loop).abs().max() <= 0.05 * hidden_loop.abs().max()
     assert (gradient - gradient_loop).norm() <= 0.03 * gradient_loop.norm()
-    print(json.dumps({"describe": spec.describe_layers(torch.bfloat16)}))
+    print(json.dumps({"describe": spec.describe_layers(Layers.auto, torch.bfloat16)}))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama3_tied", "qwen3", "mistral_window", "qwen3_moe"])
+def test_transformer_engine_against_ours(started: Any, tmp_path: Path, name: str) -> None:
+    """Hidden states and a gradient of its layers; where it is installed."""
+    pytest.importorskip("transformer_engine.pytorch", exc_type=ImportError)
+    mcore_models.make_model(tmp_path / "m", name, hidden_size=128, head_dim=32, intermediate_size=192)
+    results = []
+    for layers in ("te", "local"):
+        model = _build(tmp_path / "m", started, torch.bfloat16, layers)
+        hidden = _hidden(model, started)
+        hidden.float().square().mean().backward()
+        results.append((hidden.float(), model.decoder.layers[0].self_attention.linear_qkv.weight.grad.float()))
+    (hidden, gradient), (hidden_ours, gradient_ours) = results
+    assert (hidden - hidden_ours).norm() <= 0.03 * hidden_ours.norm()
+    assert (gradient - gradient_ours).norm() <= 0.05 * gradient_ours.norm()
 
 
 def test_export_from_the_gpu(started: Any, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def run_with(python: str, jobs: list[Job], file: Path) -> str:
     """Train jobs with an interpreter; returns its release of megatron-core."""
     file.write_text(json.dumps(jobs))
     command = [python, "-m", "tests.support.release_runs", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=plain_environment(), capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=ROOT, env=plain_environment(), capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.splitlines()[-1]
 

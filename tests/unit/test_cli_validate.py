@@ -169,6 +169,16 @@ def test_the_option_wins_over_the_key(config: str, capsys: pytest.CaptureFixture
     )
 
 
+def test_how_prompts_are_drawn_is_said(config: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["validate", config]) == 0
+    assert "# prompts:" not in capsys.readouterr().out
+    assert main(["validate", config, "data.draw=teaching", "data.teaching.rest_steps=20"]) == 0
+    assert (
+        "# prompts: drawn by p (1 - p) of their past accuracy p, at least 0.05; one that is solved or hopeless rests "
+        "20 steps\n"
+    ) in capsys.readouterr().out
+
+
 def test_what_a_supervised_run_learns_and_measures_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "sft.yaml"
     path.write_text(SFT.replace("MODEL", str(tmp_path / "absent")))

@@ -26,6 +26,12 @@ def test_a_changed_pin_makes_it_differ(tmp_path: Path, monkeypatch: pytest.Monke
     assert "vllm 0.34.0" in compatibility.document()
 
 
+def test_a_pair_that_has_run_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "| 2.20.2 | 0.19.2 |" not in compatibility.document()
+    monkeypatch.setattr(compatibility, "TE_RUN", {("2.20.2", "0.19.2")})
+    assert "| 2.20.2 | 0.19.2 |" in compatibility.document() and compatibility.NOT_RUN not in compatibility.document()
+
+
 def test_every_python_is_there_with_its_release() -> None:
     lines = [line.split(" | ") for line in compatibility.table().splitlines()[2:]]
     release_of = {python: release for release, pythons in TESTED.items() for python in pythons}

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from prime_megatron.config import SftConfig, TrainConfig
 from prime_megatron.config.check import check_parallel, check_train_config, needs_prm
@@ -377,6 +378,20 @@ def test_supervised_settings_that_contradict_each_other(sections, words):
     with pytest.raises(InputError, match=words) as refused:
         check_stage_config(SftConfig.model_validate_json(json.dumps(values)))
     assert "\n" not in str(refused.value)
+
+
+def test_what_prompts_are_drawn_by_has_one_meaning():
+    check_train_config(train_config('data.draw="teaching"', "data.teaching.floor=0.25", "data.teaching.rest_steps=9"))
+    assert "data.teaching: is read by data.draw teaching only" in refusal("data.teaching.rest_steps=9")
+    assert "data.shuffle: false" in refusal('data.draw="teaching"', "data.shuffle=false")
+    replay = ('rollout.engine="replay"', 'rollout.replay="r.jsonl"')
+    assert "data.draw: teaching draws prompts" in refusal('data.draw="teaching"', *replay)
+
+
+@pytest.mark.parametrize("setting", ["floor=0", "floor=0.3", "memory=1", "memory=-0.1", "rest_steps=-1"])
+def test_bounds_of_teaching(setting):
+    with pytest.raises(ValidationError):
+        train_config(f"data.teaching.{setting}")
 
 
 def test_triton_needs_a_gpu():

@@ -79,6 +79,7 @@ def test_every_key_of_a_dumped_config_is_known_with_its_default() -> None:
         ("models.dtype", "fixed"),
         ("rollout.dtype", "free"),
         ("models.logprob_impl", "free"),
+        ("models.layers", "free"),
         ("verify.timeout_s", "free"),
         ("parallel.tensor", "free"),
         ("parallel.distributed_optimizer", "fixed"),

@@ -21,6 +21,7 @@ Find the area of the figure.|![](http://x/y.png) Find x.|What is the area of the
 as shown in the figure on the right|The diagram shows a rectangle.|In diagram 2, find x.|In Figure $1$, AB=3.
 Using the following picture, compute x.|Consider the drawing above.|The three figures below are alike.
 the adjacent figure|The accompanying graph shows y=f(x).|<image> What is x?|as shown.
+Given the figure, find x.|[IMAGE] Find x.
 The figure consists of four squares.|A, B lie as depicted in the image below.|\includegraphics{a} Find x.
 """
 NO_FIGURES = r"""
@@ -37,7 +38,7 @@ She figured that each cake cost $1.|A map has a scale of 1:100.
 PROOFS = """
 Prove that 2+2=4.|prove the inequality|Show that x>0.|Show, that x>0.|Give a proof of the theorem.|Prove: a=b
 Disprove it.|Prove or disprove.|Find x, with proof.|Find all n. Prove your answer.|Demonstrate that f is even.
-Show by induction that n>0.|PROVE THAT n>0|Provide a rigorous proof.
+Show $x>0$.|Let x=2. Show why x>0.|Show by induction that n>0.|PROVE THAT n>0|Provide a rigorous proof.
 """
 NO_PROOFS = """
 How can she improve her score?|The bank approves loans.|waterproof bags cost $3
@@ -45,6 +46,7 @@ It was proven that 5 is prime. How many?|Fermat proved that. Find n.|She provide
 Data show that 30% of people smoke.|A proverb has 10 words.|80 proof alcohol|He wants to prove himself.
 records show that the train is late|He will proofread 12 pages.|an improvement of 5%
 She will show the pictures that she took.|The table shows that 5 apples are left.|an approved list|disapprove
+The show that she saw took 2 hours.|Tests prove that 3 of 5 pass.|The tags show $5.
 a fireproof safe|The theorem's proof uses 5 lemmas. How many?|Studies clearly show that 3 of 5 sleep.
 """
 CHOICES = r"""
@@ -56,6 +58,9 @@ Then x is ( )@A、1 B、2 C、3 D、4|The value is [A] 1 [B] 2 [C] 3|x is A．1 
 The value is $\text{(A)}\ 1 \text{(B)}\ 2 \text{(C)}\ 3$
 $(\mathrm {A}) \ 3 \qquad (\mathrm {B}) \ 4 \qquad (\mathrm {C})\ 5$|\textbf{A.} 1 \textbf{B.} 2 \textbf{C.} 3
 What is 2+2? (a) 1 (b) 2 (c) 3 (d) 4|Choose:@A - red@B - blue@C - green|**A.** 3@**B.** 4@**C.** 5
+2+2? (A)3(B)4(C)5(D)6|2+2? (A): 3 (B): 4 (C): 5
+2+2? <b>A</b>) 3 <b>B</b>) 4 <b>C</b>) 5|2+2? Ⓐ 3 Ⓑ 4 Ⓒ 5
+What is 2+2? Option A: 3, Option B: 4, Option C: 5|2+2? A） 3 B） 4 C） 5|2+2? (A.) 3 (B.) 4 (C.) 5
 The answer is A.1 B.2 C.3 D.4|Compute: A:1 B:2 C:3|Which?@(A) yes@(B) no@(C) maybe
 """
 NO_CHOICES = r"""
@@ -66,7 +71,7 @@ A man walks from A. Then he goes to B. Then he goes to C. How far?|f(A) f(B) f(C
 (a) Find x. (b) Find y when x is 3? (c) Find z. (d) Find w.|Given point A. Through point B. And point C.
 A: B: C = 2: 3: 4|(A) and (B) are sets|Students share $10 so that A : B = 2 : 3 and B : C = 4 : 5.
 Let $A = (1,2)$, $B = (3,4)$ and $C = (5,6)$.|Ask A. Smith, B. Jones and C. Brown.|(1) 3 (2) 4 (3) 5
-What is $(A+B)(B+C)(C+A)$?|sets with $n(A)=3$ and $n(B)=4$, $n(C)=5$
+What is 3(A) + 4(B) + 5(C) in all?|What is $(A+B)(B+C)(C+A)$?|sets with $n(A)=3$ and $n(B)=4$, $n(C)=5$
 [asy] label("A", A); @ A 3@ B 4@ C 5 [/asy] Find x.
 """
 
@@ -91,6 +96,7 @@ def test_languages_by_words_and_script() -> None:
         "How many apples are there?": "en", "¿Cuántos números hay en la lista?": "es", "$x+1$": None,
         "Compute $x$.": None, "Wie viele Zahlen sind in der Liste?": "de", "三角形ABCの面積を求めよ": "ja",
         "Pedro González has 5 apples and Ω is a set.": "en",
+        "A shelf holds 3 books: 4 come, 5 come, 2 come, 1 come. How many books does it hold now?": "en",
     }  # fmt: skip
     assert {text: language_of(text) for text in told} == told
 

@@ -193,6 +193,16 @@ def test_several_truths_and_numbers_are_truths(tmp_path):
     assert [row.truths for row in read_prompt_rows([path])] == [("4",), ("0.5",), ("1/2", "0.5"), ("7",), ("-3",)]
 
 
+def test_difficulty_is_read_and_checked(tmp_path):
+    values = [{"difficulty": value} for value in (0.25, 1, None)]
+    path = jsonl(tmp_path / "d.jsonl", *(changed(**value) for value in values), changed())
+    assert [row.difficulty for row in read_prompt_rows([path])] == [0.25, 1.0, None, None]
+    for bad in (-0.1, 1.5, "hard", True, [1]):
+        path = jsonl(tmp_path / "bad.jsonl", changed(), changed(difficulty=bad))
+        with pytest.raises(InputError, match=r"bad\.jsonl, row 2: difficulty must be a number from 0 to 1"):
+            read_prompt_rows([path])
+
+
 def test_a_prompt_may_be_text_and_a_system_column_comes_before_it(tmp_path):
     path = jsonl(
         tmp_path / "a.jsonl",

@@ -18,12 +18,16 @@ YAML = (path for path in EXAMPLES.rglob("*.yaml") if not path.name.endswith(".re
 CONFIGS = sorted(path for path in YAML if "models:" in path.read_text())
 GPUS = re.compile(r"\b(\d+) nodes? of (\d+) GPUs? with (\d+) GB")
 GPU_EXAMPLES = {
+    "eurus2/prime.yaml",
     "qwen2.5_math_7b/prime.yaml",
     "qwen2.5_7b_one_gpu/prime.yaml",
     "qwen2.5_72b/prime.yaml",
     "qwen3_30b_a3b/prime.yaml",
     "slurm/run.yaml",
 }
+
+MADE = {"runs/eurus2_sft/model": "Eurus-2-7B-SFT"}
+"""Folders that another example makes, and the model that lies there."""
 
 
 def header_of(path: Path) -> str:
@@ -36,7 +40,8 @@ def with_models(path: Path, where: Path) -> list[str]:
     """Overrides that put folders with just config.json in the place of the example's models."""
     models = load_train_config(str(path), []).models
     given = {"models.policy.path": models.policy.path, "models.prm.path": models.prm.path}
-    return [f"{key}={make_folder(where, Path(folder).name)}" for key, folder in given.items() if folder is not None]
+    names = {key: MADE.get(folder, Path(folder).name) for key, folder in given.items() if folder is not None}
+    return [f"{key}={make_folder(where, name)}" for key, name in names.items()]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(EXAMPLES).as_posix())

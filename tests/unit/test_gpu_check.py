@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from prime_megatron.config.load import load_train_config
-from tools import gpu_check
+from prime_megatron.rollout.recording import read_recording
+from tests.support.toy import make_prompts
+from tools import gpu_check, replay_task
 from tools.gpu_check import Part, last_line
 
 
@@ -43,9 +45,24 @@ def test_every_part_is_told_however_it_ends(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_steps_are_configs_that_load(tmp_path: Path) -> None:
-    runs = [part for part in gpu_check.parts(tmp_path) if part.name.startswith("steps ")]
-    assert runs
+    runs = [part for part in gpu_check.parts(tmp_path) if "prime_megatron" in part.command]
+    assert {"steps embedded", "replay 1.5B"} <= {part.name for part in runs}
     for part in runs:
         words = [word for word in part.command if "=" in word]
         config = load_train_config(str(gpu_check.ROOT / "examples" / "quickstart" / "prime.yaml"), words)
-        assert config.run.steps == 3 and config.models.dtype == "bfloat16"
+        assert config.run.steps in (2, 3) and config.models.dtype == "bfloat16" and config.eval.every == 0
+
+
+def test_the_replayed_steps_train(tmp_path: Path) -> None:
+    """The parts of 1.5 billion parameters, at a toy's size on a CPU."""
+    size = replay_task.Size(
+        hidden=32, ffn=48, layers=2, heads=2, kv_heads=1, vocab=256, prompt=5, shortest=4, longest=9
+    )
+    replay_task.write_model(tmp_path / "large" / "model", size)
+    replay_task.write_recording(tmp_path / "large" / "recording.jsonl", size)
+    assert {len(groups) for groups in read_recording(str(tmp_path / "large" / "recording.jsonl")).values()} == {16}
+    (tmp_path / "task").mkdir()
+    make_prompts(tmp_path / "task" / "train.jsonl")
+    (part,) = (part for part in gpu_check.parts(tmp_path) if part.name == "replay 1.5B")
+    done = gpu_check.run_part(part)
+    assert done.ended == "ok" and done.figure.startswith("step 2/2"), done

@@ -40,13 +40,15 @@ ALLOWED = {
     "generate": {"rollout", "verify", "data"} | BASE,
     "evaluate": {"generate", "rollout", "verify", "data", "algo", "parallel"} | BASE,
 }
-ALLOWED["run"] = {part for part in ALLOWED if part != "convert"}
+ALLOWED["report"] = {"metrics", "strict_json", "errors"}
+ALLOWED["run"] = {part for part in ALLOWED if part not in ("convert", "report")}
 ALLOWED["curate"] = {"evaluate", "generate", "rollout", "verify", "data"} | BASE
 ALLOWED["rehearse"] = {"run"} | ALLOWED["run"]
 ALLOWED["trainer"] = ALLOWED["sft"] = ALLOWED["prm"] = {"run"} | ALLOWED["run"]
 ALLOWED["slurm"] = {"config", "errors", "checkpoint.layout", "run.lock", "run.output_dir"}
 ALLOWED["watch"] = {"metrics", "run.lock", "run.output_dir", "checkpoint.layout"} | BASE
-ALLOWED["cli"] = {"slurm", "watch", "curate", "trainer", "sft", "prm", "convert", "rehearse"} | ALLOWED["trainer"]
+ALLOWED["cli"] = {"slurm", "watch", "report", "curate", "trainer", "sft", "prm", "convert", "rehearse"}
+ALLOWED["cli"] |= ALLOWED["trainer"]
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["__init__"] = set()
 
@@ -61,6 +63,7 @@ CONFINED = {
     "tensorboard": "metrics",
     "wandb": "metrics",
     "mlflow": "metrics",
+    "matplotlib": "report",
 }
 # Pure Python on plain data: testable and readable without torch.
 WITHOUT_TORCH = (

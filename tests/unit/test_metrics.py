@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
@@ -399,6 +398,8 @@ def batch_of(groups: tuple[Group, ...]) -> tuple[RolloutBatch, Advantages]:
             bounds.append(len(tokens))
     count = len(bounds) - 1
     index_T = torch.arange(len(tokens), dtype=torch.float32)
+    step_end_T = torch.tensor(tokens) == 1
+    step_end_T[torch.tensor(bounds[1:]) - 1] = True
     mask_T = torch.tensor(mask)
     batch = RolloutBatch(
         tokens_T=torch.tensor(tokens),
@@ -409,7 +410,7 @@ def batch_of(groups: tuple[Group, ...]) -> tuple[RolloutBatch, Advantages]:
         truncated_N=torch.zeros(count, dtype=torch.bool),
         version_N=torch.zeros(count, dtype=torch.int64),
         engine_logprobs_T=torch.zeros(len(tokens)),
-        step_end_T=torch.zeros(len(tokens), dtype=torch.bool),
+        step_end_T=step_end_T,
         num_tokens=sum(mask),
         num_sequences=count,
         groups=groups,
@@ -431,7 +432,7 @@ def group_of(draw: int, responses: list[tuple[int, ...]]) -> Group:
 
 def test_sample_rows_take_each_response_its_own_tokens() -> None:
     groups = group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])
-    rows = sample_rows(groups, credits_of(*batch_of(groups), groups))
+    rows = sample_rows(groups, credits_of(*batch_of(groups), groups, torch.tensor([0.25, 0.5, 0.75])))
     # tokens: 5 6 7 8 | 5 6 9 | 5 6 1 2 3
     assert [row.process_rewards for row in rows] == [(2.0, 3.0), (6.0,), (9.0, 10.0, 11.0)]
     assert [row.returns for row in rows] == [(20.0, 30.0), (60.0,), (90.0, 100.0, 110.0)]
@@ -443,22 +444,26 @@ def test_sample_rows_take_each_response_its_own_tokens() -> None:
     ]
     assert (rows[1].outcome, rows[1].version, rows[1].prompt, rows[1].response) == (1.0, 7, "prompt 4", "r1")
     assert {row.data_source for row in rows} == {"set"}
+    assert [row.prm_probability for row in rows] == [0.25, 0.5, 0.75]
+    assert [row.step_ends for row in rows] == [(1,), (0,), (0, 2)]
 
 
 def test_credit_is_given_for_the_chosen_responses_of_this_rank() -> None:
     here, elsewhere = (group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])), group_of(3, [(1,)])
     batch = batch_of(here)
-    cut = dataclasses.replace(here[0], samples=here[0].samples[:1])
-    assert [(credit.draw, credit.sample) for credit in credits_of(*batch, [elsewhere, cut])] == [(4, 0)]
-    assert credits_of(*batch, []) == []
-    assert len(credits_of(*batch, here)) == 3
+    found = credits_of(*batch, [elsewhere, here[0]], None)
+    assert [(credit.draw, credit.sample, credit.prm_probability) for credit in found] == [(4, 0, None), (4, 1, None)]
+    assert credits_of(*batch, [], None) == []
+    assert len(credits_of(*batch, here, None)) == 3
 
 
 def test_samples_log_orders_limits_and_restores(tmp_path: Path) -> None:
     groups = group_of(4, [(7, 8), (9,)]), group_of(2, [(1, 2, 3)])
     limited = open_samples_log(tmp_path, TrainLogConfig(samples_per_step=2), rank=1)
-    rows = sample_rows(limited.choose(groups), credits_of(*batch_of(groups), groups))
-    assert [(group.prompt.draw, len(group.samples)) for group in limited.choose(groups)] == [(2, 1), (4, 1)]
+    rows = sample_rows(limited.choose(groups), credits_of(*batch_of(groups), groups, None))
+    assert [(group.prompt.draw, len(group.samples)) for group in limited.choose(groups)] == [(2, 1), (4, 2)]
+    one = open_samples_log(tmp_path, TrainLogConfig(samples_per_step=1), rank=1)
+    assert [group.prompt.draw for group in one.choose(groups)] == [2]
     everything = open_samples_log(tmp_path, TrainLogConfig(), rank=1)
     assert [(group.prompt.draw, len(group.samples)) for group in everything.choose(groups)] == [(2, 1), (4, 2)]
     log = open_samples_log(tmp_path, TrainLogConfig(samples_every=2, samples_per_step=2), rank=0)
@@ -467,10 +472,12 @@ def test_samples_log_orders_limits_and_restores(tmp_path: Path) -> None:
     log.write(2, rows)
     log.write(4, rows)
     log.restore(3)
-    log.write(4, rows[1:])
+    log.write(4, rows[2:])
     log.close()
     found = read_jsonl(tmp_path / "samples.jsonl")
-    assert [(row["step"], row["uid"], row["sample"]) for row in found] == [(2, "0-2", 0), (2, "0-4", 0), (4, "0-4", 0)]
+    assert [(row["step"], row["uid"], row["sample"]) for row in found] == [
+        (2, "0-2", 0), (2, "0-4", 0), (2, "0-4", 1), (4, "0-4", 1),
+    ]  # fmt: skip
     assert found[0]["process_rewards"] == [9.0, 10.0, 11.0]
 
 

@@ -108,6 +108,12 @@ class Stream:
     def __init__(self) -> None:
         self.drawn = 0
 
+    def begin(self, step: int) -> None:
+        pass
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        pass
+
     def take(self, count: int) -> list[Prompt]:
         self.drawn += count
         return [Prompt(f"0-{self.drawn - i}", self.drawn - i, (1,), "math", "x") for i in range(count)]

@@ -31,6 +31,12 @@ class Endless:
     def __init__(self) -> None:
         self.draw = 0
 
+    def begin(self, step: int) -> None:
+        pass
+
+    def observe(self, groups: Sequence[Group]) -> None:
+        pass
+
     def take(self, count: int) -> list[Prompt]:
         self.draw += count
         return [Prompt(f"0-{n}", n, (1,), "math", "4") for n in range(self.draw - count, self.draw)]

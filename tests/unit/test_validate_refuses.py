@@ -114,9 +114,10 @@ def test_weights_that_would_be_unpickled_are_not_read(
     assert "Traceback" not in capsys.readouterr().err and not (tmp_path / "ran").exists()
 
 
-def test_triton_needs_a_gpu(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_triton_and_transformer_engine_need_a_gpu(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "models.logprob_impl: triton needs a GPU" in refusal(whole, capsys, "models.logprob_impl=triton")
-    gpus = ["models.logprob_impl=triton", "launch.device_memory=80GiB"]
+    assert "models.layers: te is not to be had here (no CUDA device)" in refusal(whole, capsys, "models.layers=te")
+    gpus = ["models.logprob_impl=triton", "models.layers=te", "launch.device_memory=80GiB"]
     assert main(["validate", str(whole / "run.json"), *gpus]) == 0
 
 

@@ -18,6 +18,7 @@ from prime_megatron.errors import ExitCode
 from prime_megatron.metrics.jsonl import read_jsonl
 from tools.compare_work.arms import BY_NAME
 from tools.compare_work.localise import localisation
+from tools.compare_work.page import KEPT, keep
 from tools.compare_work.process import run_words
 from tools.compare_work.record import Localisation, Record, RunSpec
 
@@ -77,7 +78,7 @@ def commit() -> str:
 
 
 def run(study: Study, spec: RunSpec, start: str) -> Record:
-    """Run it and read what it wrote; its folder is removed.
+    """Run it and read what it wrote; its folder is removed, but for what a report of its arm's last run needs.
 
     Raises:
         RunFailed: it ended neither after its last step nor by an end of its own (a starved batch).
@@ -99,6 +100,7 @@ def run(study: Study, spec: RunSpec, start: str) -> Record:
         load=os.getloadavg()[1], **_curves(rows, spec.steps), stage_s=_stages(rows),
         localisation=_localisation(folder, overrides), ended_early=early,
     )  # fmt: skip
+    keep(folder, study.folder / KEPT / spec.arm)
     shutil.rmtree(folder)
     log.unlink()
     return record
