@@ -83,18 +83,17 @@ def test_micro_batches_communication_engine_and_verification_are_there(rank: int
 
 
 def test_one_clock_for_both_ranks(spans: Spans) -> None:
-    """What one stage sends the other receives: no receipt ends before its message was begun, and stages overlap."""
+    """In these stages each rank waits for something of the other's, so they are in them at the same time."""
     for first, second in zip(spans[0, "stage"], spans[1, "stage"], strict=True):
         assert first["name"] == second["name"]
-        assert first["ts"] < second["ts"] + second["dur"] and second["ts"] < first["ts"] + first["dur"]
+        if first["name"] in ("rollout", "score", "prm", "policy"):
+            assert first["ts"] < second["ts"] + second["dur"] and second["ts"] < first["ts"] + first["dur"]
 
 
 def test_operators_lie_beside_it(traced: Path) -> None:
     for rank in (0, 1):
-        with gzip.open(traced / "trace" / f"operators-{rank:05d}.json.gz") as file:
-            profile = json.load(file)
-        operators = {event.get("name") for event in profile["traceEvents"]}
-        assert {"aten::mm", "[memory]"} <= operators
+        profile = gzip.decompress((traced / "trace" / f"operators-{rank:05d}.json.gz").read_bytes())
+        assert b'"aten::mm"' in profile and b'"[memory]"' in profile
 
 
 def test_the_run_says_where_it_is_and_what_bound_each_step(traced: Path) -> None:
