@@ -183,13 +183,13 @@ def asked_for(output_dir: Path, config: LogConfig, *, name: str, run_config: Map
         InputError: a package is not installed; names the key and the command that installs it.
     """
     found: list[Tracker] = []
+    offline, server = config.offline, config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if config.tensorboard:
         found.append(TensorBoard(output_dir / TENSORBOARD_DIR))
     if config.wandb_project is not None:
-        found.append(Wandb(output_dir, config.wandb_project, name, run_config, offline=config.offline))
+        found.append(Wandb(output_dir, config.wandb_project, name, run_config, offline=offline))
     if config.mlflow_experiment is not None:
-        uri = None if config.offline else config.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
-        found.append(Mlflow(output_dir, config.mlflow_experiment, name, run_config, uri=uri))
+        found.append(Mlflow(output_dir, config.mlflow_experiment, name, run_config, uri=None if offline else server))
     return found
 
 

@@ -19,7 +19,7 @@ def reporter(engine: Any, rows: list[dict[str, float]]) -> Reporter:
     log = SimpleNamespace(log=lambda step, figures: rows.append(figures))
     times = SimpleNamespace(wall_s=0.0, stage_s={}, metrics=dict)
     clock = SimpleNamespace(lap=lambda: times, total_s={}, total_wall_s=0.0, restore=lambda stage_s, wall_s: None)
-    fields = dict.fromkeys(("topology", "plan", "family", "recorder", "inputs"))
+    fields = dict.fromkeys(("topology", "plan", "speed", "recorder", "inputs"))
     return Reporter(
         config=SimpleNamespace(run=SimpleNamespace(steps=1)),
         evaluator=SimpleNamespace(due=lambda index, steps: False),

@@ -28,7 +28,7 @@ def write_down_decodes(folder: Path) -> None:
 
 def test_each_response_is_decoded_once_over_all_ranks(tmp_path: Path) -> None:
     record = tmp_path / "groups.jsonl"
-    config = toy(tmp_path, run={"steps": 2}, rollout={"record": str(record)}, log={"samples_per_step": 3})
+    config = toy(tmp_path, run={"steps": 2}, rollout={"record": str(record)}, log={"samples_per_step": 4})
     assert train(config, 2, fault=functools.partial(write_down_decodes, tmp_path)) == {0}
 
     output = tmp_path / "straight"
@@ -47,7 +47,7 @@ def test_each_response_is_decoded_once_over_all_ranks(tmp_path: Path) -> None:
         for sample in group["samples"]:
             assert sample["text"] == tokenizer.decode(sample["token_ids"]) and sample["reason"]
     rows = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 1, 1, 2, 2, 2]
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
     for row in rows:
         assert row["response"] == tokenizer.decode(row["token_ids"]) and row["reason"]
         assert row["data_source"] == "toy" and len(row["advantages"]) == len(row["token_ids"])

@@ -115,7 +115,12 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     prm = prm_config(folder, prm={"beta": 0.5, "loss": "bon_rm"}, eval_every=2)
     (folder / "prm.yaml").write_text(yaml.safe_dump(prm))
     prefixes = prm_config(folder, run={"output_dir": str(folder / "prefixes"), "steps": 1})
-    both = [prm, merge(prefixes, {"prm": {"loss": "prefix_value", "difficulty_weights": True}})]
+    both = [
+        prm,
+        merge(
+            prefixes, {"prm": {"loss": "prefix_value", "difficulty_weights": True}, "optimizer": {"warmup_steps": 0}}
+        ),
+    ]
     texts = (json.dumps(value) for value in ([live, starving], replayed, sft, both))
     ((*found,),) = run_ranks(trace, 1, str(folder), *texts, timeout_s=280.0)
     return set(found)
