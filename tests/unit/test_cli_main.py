@@ -21,7 +21,7 @@ from prime_megatron.errors import InputError, RunError
         (["trian", "x.yaml"], "error: unknown verb 'trian'; did you mean train?"),
         (
             ["zzz"],
-            "error: unknown verb 'zzz'; choose one of train, sft, watch, curate, generate, evaluate, compare, prm, score",
+            "error: unknown verb 'zzz'; choose one of train, sft, watch, curate, generate, evaluate, compare, prm",
         ),
     ],
 )
