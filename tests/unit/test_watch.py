@@ -216,6 +216,8 @@ def terminal(run: Path) -> Iterator[tuple[subprocess.Popen, int]]:
     process = subprocess.Popen(
         [sys.executable, "-m", "prime_megatron", "watch", str(run), "--every", "0.2"],
         stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, env=os.environ | {"TERM": "xterm"},
+        # A suite that runs in the background of a shell inherits that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     os.close(theirs)
     yield process, ours
