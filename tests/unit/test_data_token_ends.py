@@ -71,6 +71,9 @@ def test_any_tokens_have_ends_that_never_fall(make) -> None:  # type: ignore[no-
         ends = ends_of(ids, text)
         assert ends == sorted(ends) and len(ends) == len(ids) and ends[-1] == len(text)
         assert ends[-3:] == oracle(hf, ids, text)[-3:]
+        bytes_alone = ids[: -len(tail)]
+        text = hf.decode(bytes_alone, skip_special_tokens=True)
+        assert ends_of(bytes_alone, text)[-1] == len(text)
 
 
 def test_a_cut_text_and_no_tokens() -> None:

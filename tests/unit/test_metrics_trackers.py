@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from prime_megatron.config.run import LogConfig
 from prime_megatron.metrics.background import BackgroundSink
-from prime_megatron.metrics.trackers import Mlflow
+from prime_megatron.metrics.trackers import Mlflow, asked_for
 
 
 class Notebook:
@@ -115,3 +116,17 @@ def test_mlflow_on_a_dead_server_is_a_warning(tmp_path: Path, monkeypatch: pytes
     assert warned[0].startswith("MLflow: MlflowException: ") and "127.0.0.1" in warned[0]
     assert warned[1].startswith("MLflow lacks 1 of 1 steps")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_offline_sends_nothing_to_the_server_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for offline, names in ((True, True), (False, False)):
+        log = LogConfig(tensorboard=False, mlflow_experiment="e", offline=offline)
+        (tracker,) = asked_for(tmp_path / str(offline), log, name="n", run_config={})
+        if offline:
+            tracker.log(1, {"a": 1.0})
+            tracker.close()
+        assert (tmp_path / str(offline) / "mlflow" / "mlflow.db").exists() == names
